@@ -1,0 +1,148 @@
+"""Every error this project raises on purpose, in one tree.
+
+* FibError
+  x RequestError            the request cannot be served as asked (exit status 2)
+    + UnknownModelError     no such model; carries the nearest names
+    + ParallelismError      a TP/EP/page size that the model cannot be cut by
+    + PathError             a path or name that would leave the workspace
+    + LockedError           another run holds what this one needs
+    + MissingDependencyError  a package, extra or tool is not installed
+  x FormatError             a document does not say what its format demands
+    + ConfigError           a model config with missing, contradictory or absurd fields
+    + DocumentTooLargeError a document over the size that is read at all
+  x SourceError             a source of facts cannot be read
+    + OfflineError          it needs the network, and there is none (or it is not allowed)
+    + GatedError            it needs a licence acceptance or a token
+    + GitError              a git command failed
+  x StorageError            the disk refused: read-only, full, or not permitted
+  x ChildError              isolated code did not come to an end of its own
+    + ChildTimeoutError     it ran past its time limit
+    + ChildMemoryError      it asked for more memory than it may have
+    + ChildCrashedError     it died, or broke the protocol
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ChildCrashedError",
+    "ChildError",
+    "ChildMemoryError",
+    "ChildTimeoutError",
+    "ConfigError",
+    "DocumentTooLargeError",
+    "FibError",
+    "FormatError",
+    "GatedError",
+    "GitError",
+    "LockedError",
+    "MissingDependencyError",
+    "OfflineError",
+    "ParallelismError",
+    "PathError",
+    "RequestError",
+    "SourceError",
+    "StorageError",
+    "UnknownModelError",
+]
+
+
+class FibError(Exception):
+    """Say what went wrong, where, and what to do next."""
+
+    def __init__(self, what: str, *, where: str | None = None, todo: str | None = None) -> None:
+        self.what = what
+        self.where = where
+        """The document, path, URL or field the error is about."""
+        self.todo = todo
+        """What the reader can do about it, as an imperative."""
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        place = f" (in {self.where})" if self.where else ""
+        advice = f"; {self.todo}" if self.todo else ""
+        return f"{self.what}{place}{advice}"
+
+
+class RequestError(FibError):
+    """The request cannot be served as asked."""
+
+
+class UnknownModelError(RequestError):
+    """No source knows the model's name."""
+
+    def __init__(self, name: str, nearest: tuple[str, ...] = ()) -> None:
+        self.name = name
+        self.nearest = nearest
+        known = f"did you mean {', '.join(nearest)}? " if nearest else ""
+        super().__init__(
+            f"unknown model {name!r}",
+            todo=f"{known}pass a known name, a Hugging Face repository (org/name) or --config FILE",
+        )
+
+
+class ParallelismError(RequestError):
+    """A TP, EP or page size that the model cannot be cut by."""
+
+
+class PathError(RequestError):
+    """A path or name that would leave the workspace."""
+
+
+class LockedError(RequestError):
+    """Another run holds what this one needs."""
+
+
+class MissingDependencyError(RequestError):
+    """A package, extra or tool is not installed."""
+
+    def __init__(self, package: str, *, purpose: str, install: str) -> None:
+        self.package = package
+        super().__init__(f"{package} is not installed, and {purpose} needs it", todo=f"run: {install}")
+
+
+class FormatError(FibError):
+    """A document does not say what its format demands."""
+
+
+class ConfigError(FormatError):
+    """A model config with missing, contradictory or absurd fields."""
+
+
+class DocumentTooLargeError(FormatError):
+    """A document over the size that is read at all."""
+
+
+class SourceError(FibError):
+    """A source of facts cannot be read."""
+
+
+class OfflineError(SourceError):
+    """The source needs the network, and there is none or it is not allowed."""
+
+
+class GatedError(SourceError):
+    """The source needs a licence acceptance or a token."""
+
+
+class GitError(SourceError):
+    """A git command failed."""
+
+
+class StorageError(FibError):
+    """The disk refused: read-only, full, or not permitted."""
+
+
+class ChildError(FibError):
+    """Isolated code did not come to an end of its own."""
+
+
+class ChildTimeoutError(ChildError):
+    """Isolated code ran past its time limit."""
+
+
+class ChildMemoryError(ChildError):
+    """Isolated code asked for more memory than it may have."""
+
+
+class ChildCrashedError(ChildError):
+    """Isolated code died, or broke the protocol."""
