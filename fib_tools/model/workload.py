@@ -1,0 +1,54 @@
+"""A Workload: one set of axis lengths and inputs to run a Definition with."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fib_tools.model.base import Model, NonEmpty, NonNegative, to_document
+from fib_tools.model.canonical import content_hash
+
+__all__ = ["InputSpec", "RandomInput", "SafetensorsInput", "ScalarInput", "Workload", "workload_uuid"]
+
+_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://huggingface.co/datasets/flashinfer-ai/flashinfer-trace")
+
+
+class RandomInput(Model):
+    """A tensor that the evaluator fills with seeded random values."""
+
+    type: Literal["random"] = "random"
+
+
+class ScalarInput(Model):
+    """A scalar with a fixed value."""
+
+    type: Literal["scalar"] = "scalar"
+    value: int | float | bool
+
+
+class SafetensorsInput(Model):
+    """A tensor kept in a blob of the dataset."""
+
+    type: Literal["safetensors"] = "safetensors"
+    path: NonEmpty
+    """Relative to the dataset's root."""
+    tensor_key: NonEmpty
+
+
+InputSpec = Annotated[RandomInput | ScalarInput | SafetensorsInput, Field(discriminator="type")]
+
+
+class Workload(Model):
+    """Lengths for every var axis and a source for every input."""
+
+    axes: dict[NonEmpty, NonNegative]
+    inputs: dict[NonEmpty, InputSpec]
+    uuid: NonEmpty
+
+
+def workload_uuid(definition: str, axes: dict[str, int], inputs: dict[str, InputSpec]) -> str:
+    """Derive a workload's uuid from its content, so that the same workload never stands twice under two ids."""
+    content = {"definition": definition, "axes": axes, "inputs": to_document(inputs)}
+    return str(uuid.uuid5(_NAMESPACE, content_hash(content)))

@@ -1,0 +1,141 @@
+"""What one kernel type knows about itself, and the small words its file is written in.
+
+Each file of this package describes one op_type: the parameter classes of its kernel types, how they become a
+Definition, which FlashInfer API and template arguments they have, and how valid inputs are made.
+The registry finds the files by itself, so a new op_type is one new file.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, TypeVar
+
+from fib_tools.model.base import Model
+from fib_tools.model.definition import AxisConst, AxisVar, Definition, DType, TensorSpec
+
+__all__ = [
+    "InputRule",
+    "KernelType",
+    "MetaTensor",
+    "OpType",
+    "Parameters",
+    "TemplateCall",
+    "const",
+    "scalar",
+    "source",
+    "tensor",
+    "var",
+]
+
+
+class Parameters(Model):
+    """The parameters of a kernel type: everything that makes two of its kernels different."""
+
+    silent: ClassVar[Mapping[str, Any]] = {}
+    """Parameters that the published names leave out, with the value that such a name means.
+
+    Two kernels that differ only in these compete for one name; `qualifier` tells them apart.
+    """
+
+    def qualifier(self) -> str:
+        """Spell the silent parameters that differ from what the plain name means, such as `eps1e-05`."""
+        parts = [f"{name}{getattr(self, name)}" for name, plain in self.silent.items() if getattr(self, name) != plain]
+        return "_".join(part.replace("_", "").replace(" ", "") for part in parts)
+
+
+P = TypeVar("P", bound=Parameters)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MetaTensor:
+    """A tensor of a template call: shape and torch dtype name, no storage."""
+
+    shape: tuple[int, ...]
+    dtype: str = "bfloat16"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TemplateCall:
+    """How to call FlashInfer's trace template of an API, so that it describes this kernel."""
+
+    fi_api: str
+    arguments: Mapping[str, Any]
+    """By parameter name: MetaTensor, tuple of MetaTensor, or a plain value."""
+    selector: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments that a dispatcher chooses the template by, such as `routing_method_type`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KernelType(Generic[P]):
+    """A family of kernels that differ in parameters only."""
+
+    id: str
+    """Unique over all op_types, such as `gqa_paged_decode`."""
+    op_type: str
+    """The folder of its Definitions."""
+    summary: str
+    """One line that says what it computes."""
+    parameters: type[P]
+    define: Callable[[P], Definition]
+    """Build the Definition under the dataset's canonical name, without model, tp or status tags."""
+    fi_api: str | None = None
+    """The FlashInfer API that computes it; None when FlashInfer has none."""
+    template: Callable[[P], TemplateCall] | None = None
+    """None when the API has no trace template, or none that can describe this kernel."""
+    sglang_symbols: tuple[str, ...] = ()
+    """What SGLang calls for it, dotted, such as `sgl_kernel.rmsnorm`."""
+
+    def build(self, parameters: Mapping[str, Any]) -> Definition:
+        """Build the Definition from plain parameter values."""
+        return self.define(self.parameters.model_validate(dict(parameters)))
+
+
+InputRule = Callable[["Any"], Any]
+"""Make one input: takes an `InputRequest` (see `inputs.py`), gives a tensor or a scalar."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpType:
+    """One op_type: its kernel types, and how the inputs of its Definitions, ours or others', are made."""
+
+    name: str
+    kernels: tuple[KernelType[Any], ...]
+    input_rules: Mapping[str, InputRule] = field(default_factory=dict)
+    """By input name, before the rules that hold for every op_type."""
+    axis_sizes: Mapping[str, int] = field(default_factory=dict)
+    """Small lengths of var axes for a trial run, by axis name, before the general ones."""
+
+
+def const(value: int, description: str) -> AxisConst:
+    """Declare a const axis."""
+    return AxisConst(value=value, description=description)
+
+
+def var(description: str) -> AxisVar:
+    """Declare a var axis."""
+    return AxisVar(description=description)
+
+
+def tensor(dtype: str, axes: str, description: str) -> TensorSpec:
+    """Declare a tensor; `axes` are axis names with spaces between, empty for a 0-d tensor."""
+    return TensorSpec(shape=axes.split(), dtype=DType(dtype), description=description)
+
+
+def scalar(dtype: str, description: str) -> TensorSpec:
+    """Declare a scalar input."""
+    return TensorSpec(shape=None, dtype=DType(dtype), description=description)
+
+
+def source(body: str, **constants: object) -> str:
+    """Put a reference together: imports, constants of the model as module constants, then the body with `def run`."""
+    text = textwrap.dedent(body).strip() + "\n"
+    imports = ["import torch"]
+    if "math." in text:
+        imports.insert(0, "import math")
+    if "F." in text:
+        imports.append("import torch.nn.functional as F")
+    header = [f"{name} = {value!r}" for name, value in constants.items()]
+    blocks = ["\n".join(imports), *(["\n".join(header)] if header else []), text]
+    return "\n\n".join(blocks[:-1]) + "\n\n\n" + blocks[-1]
