@@ -44,7 +44,7 @@ def indptr(totals: tuple[str, ...], *, covers: str | None = None) -> InputRule:
         axis = next((name for name in totals if name in request.axes), None)
         total = request.axes[axis] if axis else 4 * parts
         least = None
-        if covers in request.made:
+        if covers is not None and covers in request.made:
             per_page = request.axes.get("page_size", 1) if axis == "num_kv_indices" else 1
             lengths = request.made[covers].diff().tolist()
             least = [-(-length // per_page) for length in lengths]
