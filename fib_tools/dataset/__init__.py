@@ -1,0 +1,3 @@
+"""The dataset on disk: where each document lives, and the only code that writes there."""
+
+from __future__ import annotations

@@ -1,0 +1,100 @@
+"""Where each document of a dataset lives, and what a path means.
+
+definitions/<op_type>/<definition>.json
+workloads/<op_type>/<definition>.jsonl
+solutions/<author>/<op_type>/<definition>/<solution>.json
+traces/<author>/<op_type>/<definition>.jsonl        (before 2026: traces/<op_type>/<definition>.jsonl)
+blob/workloads/<op_type>/<definition>/<file>.safetensors
+tests/references/test_<definition>.py
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import PurePosixPath
+
+from fib_tools.host.paths import check_component
+
+__all__ = ["Kind", "Location", "find_location", "format_location"]
+
+
+class Kind(str, Enum):
+    """What a file of the dataset holds."""
+
+    DEFINITION = "definition"
+    WORKLOADS = "workloads"
+    SOLUTION = "solution"
+    TRACES = "traces"
+    BLOB = "blob"
+    TEST = "test"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Location:
+    """A place in the dataset: `str()` gives its path relative to the root."""
+
+    kind: Kind
+    definition: str
+    op_type: str = ""
+    author: str = ""
+    """Of a solution or of traces; empty for traces in the old layout."""
+    file: str = ""
+    """The solution's name, or the blob's file name."""
+
+    def __str__(self) -> str:
+        return format_location(self)
+
+
+def format_location(location: Location) -> str:
+    """Write a location as a path relative to the dataset's root.
+
+    Raises:
+        PathError: when one of its names cannot be a file name.
+    """
+    parts = _parts(location)
+    for part in parts:
+        check_component(part)
+    return "/".join(parts)
+
+
+def _parts(at: Location) -> tuple[str, ...]:
+    if at.kind is Kind.DEFINITION:
+        return "definitions", at.op_type, f"{at.definition}.json"
+    if at.kind is Kind.WORKLOADS:
+        return "workloads", at.op_type, f"{at.definition}.jsonl"
+    if at.kind is Kind.SOLUTION:
+        return "solutions", at.author, at.op_type, at.definition, f"{at.file}.json"
+    if at.kind is Kind.TRACES:
+        author = (at.author,) if at.author else ()
+        return "traces", *author, at.op_type, f"{at.definition}.jsonl"
+    if at.kind is Kind.BLOB:
+        return "blob", "workloads", at.op_type, at.definition, at.file
+    return "tests", "references", f"test_{at.definition}.py"
+
+
+def find_location(path: str | PurePosixPath) -> Location | None:
+    """Say what a path relative to the root holds; None when it is not a place of the layout."""
+    parts = PurePosixPath(path).parts
+    match parts:
+        case ("definitions", op_type, file) if file.endswith(".json"):
+            return Location(kind=Kind.DEFINITION, op_type=op_type, definition=file.removesuffix(".json"))
+        case ("workloads", op_type, file) if file.endswith(".jsonl"):
+            return Location(kind=Kind.WORKLOADS, op_type=op_type, definition=file.removesuffix(".jsonl"))
+        case ("solutions", author, op_type, definition, file) if file.endswith(".json"):
+            return Location(
+                kind=Kind.SOLUTION,
+                author=author,
+                op_type=op_type,
+                definition=definition,
+                file=file.removesuffix(".json"),
+            )
+        case ("traces", author, op_type, file) if file.endswith(".jsonl"):
+            return Location(kind=Kind.TRACES, author=author, op_type=op_type, definition=file.removesuffix(".jsonl"))
+        case ("traces", op_type, file) if file.endswith(".jsonl"):
+            return Location(kind=Kind.TRACES, op_type=op_type, definition=file.removesuffix(".jsonl"))
+        case ("blob", "workloads", op_type, definition, file):
+            return Location(kind=Kind.BLOB, op_type=op_type, definition=definition, file=file)
+        case ("tests", "references", file) if file.startswith("test_") and file.endswith(".py"):
+            return Location(kind=Kind.TEST, definition=file.removeprefix("test_").removesuffix(".py"))
+    return None
