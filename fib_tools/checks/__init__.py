@@ -1,0 +1,3 @@
+"""The rules a dataset must keep, one family a file."""
+
+from __future__ import annotations

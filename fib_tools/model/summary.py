@@ -1,0 +1,37 @@
+"""What a person sees of a result: lines and tables as plain values, so that no face decides what matters."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from fib_tools.model.base import Model
+
+__all__ = ["Result", "Summary", "Table"]
+
+
+class Table(Model):
+    """Rows under column headings."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+class Summary(Model):
+    """Tables, and the lines under them; the last line says what came of it, and where it is."""
+
+    tables: tuple[Table, ...] = ()
+    lines: tuple[str, ...] = Field(default_factory=tuple)
+
+
+class Result(Model):
+    """What an operation returns: a document for machines, with a summary for people."""
+
+    @property
+    def has_errors(self) -> bool:
+        """Tell whether the data has errors, which makes the command's exit status 1."""
+        return False
+
+    def summary(self) -> Summary:
+        """Say what a person wants to know of it."""
+        return Summary()

@@ -1,0 +1,63 @@
+"""Where a run works, and how it tells of its progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fib_tools.dataset.store import Dataset
+from fib_tools.host.files import storage_errors
+from fib_tools.host.paths import check_component
+
+__all__ = ["Context", "Progress", "Workspace", "be_silent"]
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is (0: unknown)."""
+
+
+def be_silent(_step: str, _done: int, _total: int) -> None:
+    """Report no progress."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workspace:
+    """The folder that holds clones, the dataset, manifests and jobs; nothing is written outside it."""
+
+    root: Path
+
+    @property
+    def dataset_root(self) -> Path:
+        """The dataset's folder, a clone of flashinfer-trace or a fresh one."""
+        return self.root / "flashinfer-trace"
+
+    def find_clone(self, name: str) -> Path | None:
+        """Find the clone of a repository, such as `sglang`."""
+        folder = self.root / check_component(name)
+        return folder if (folder / ".git").exists() else None
+
+    def create(self) -> None:
+        """Make the folder.
+
+        Raises:
+            StorageError: when the disk refuses.
+        """
+        with storage_errors(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Context:
+    """What every operation is given beside its own parameters."""
+
+    workspace: Workspace
+    offline: bool = False
+    """Nothing may reach for the network."""
+    progress: Progress = be_silent
+    dataset_override: Path | None = None
+    """A dataset elsewhere than in the workspace."""
+
+    @property
+    def dataset(self) -> Dataset:
+        """The dataset this run reads and writes."""
+        return Dataset(self.dataset_override or self.workspace.dataset_root)
