@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fib_tools.dataset.layout import Kind, Location, find_location
 from fib_tools.errors import FormatError, PathError, RequestError
-from fib_tools.host.files import read_limited, sweep_temporaries, write_atomically
+from fib_tools.host.files import read_limited, storage_errors, sweep_temporaries, write_atomically
 from fib_tools.host.paths import confine
 from fib_tools.model.base import read_lenient
 from fib_tools.model.canonical import canonical_bytes, format_line, load_json
@@ -133,8 +133,13 @@ class Dataset:
             if definition.tags == standing.tags:
                 return Written.UNCHANGED
         existed = path.exists()
+        _make_folder(path.parent)
         write_atomically(path, canonical_bytes(definition))
         return Written.UPDATED if existed else Written.CREATED
+
+    def stage(self, definition: Definition) -> None:
+        """Write a Definition that passed the gate."""
+        self.write_definition(definition)
 
     def write_workloads(self, op_type: str, traces: list[Trace]) -> Written:
         """Write a Definition's workload file: one line a Workload, in order of uuid."""
@@ -148,6 +153,7 @@ class Dataset:
         existed = path.exists()
         if existed and self.read(str(at)) == data:
             return Written.UNCHANGED
+        _make_folder(path.parent)
         write_atomically(path, data)
         return Written.UPDATED if existed else Written.CREATED
 
@@ -156,6 +162,11 @@ class Dataset:
         for folder in sorted((self.root / "definitions").glob("*")):
             if folder.is_dir() and not folder.is_symlink():
                 sweep_temporaries(folder)
+
+
+def _make_folder(folder: Path) -> None:
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def count_documents(files: Iterator[StoredFile]) -> dict[str, int]:

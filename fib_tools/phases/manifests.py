@@ -13,7 +13,15 @@ from fib_tools.model.canonical import canonical_bytes, content_hash, load_json
 from fib_tools.model.manifest import DefineStatus, Manifest, ManifestKernel
 from fib_tools.phases.context import Workspace
 
-__all__ = ["find_manifest", "kernel_key", "list_manifests", "manifest_name", "merge_manifests", "save_manifest"]
+__all__ = [
+    "find_manifest",
+    "kernel_key",
+    "list_manifests",
+    "manifest_model",
+    "manifest_name",
+    "merge_manifests",
+    "save_manifest",
+]
 
 _LIMIT = 32 << 20
 _NAME = re.compile(r"onboard_(?P<model>.+)_(?P<date>\d{4}-\d{2}-\d{2})\.json")
@@ -28,6 +36,11 @@ def list_manifests(workspace: Workspace) -> tuple[str, ...]:
     """List the manifest files of a workspace, oldest first."""
     names = (path.name for path in workspace.root.glob("onboard_*.json"))
     return tuple(sorted((name for name in names if _NAME.fullmatch(name)), key=_day_and_model))
+
+
+def manifest_model(name: str) -> str:
+    """Read the model's slug off the name of a manifest file."""
+    return _day_and_model(name)[1]
 
 
 def _day_and_model(name: str) -> tuple[str, str]:

@@ -1,0 +1,151 @@
+"""The command line: one command for each of OPERATIONS; results to stdout, progress and errors to stderr.
+
+Exit status: 0 done, 1 the data has errors, 2 the request cannot be served, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from cyclopts import App, CycloptsError, Parameter
+from pydantic.fields import FieldInfo
+from rich.console import Console
+
+from fib_tools import __version__
+from fib_tools.errors import FibError
+from fib_tools.host.env import read_settings, redact
+from fib_tools.model.base import to_document
+from fib_tools.model.canonical import canonical_bytes
+from fib_tools.model.summary import Result
+from fib_tools.operations import OPERATIONS, Operation
+from fib_tools.phases.context import Context, Workspace
+from fib_tools.render import print_error, print_summary, show_progress
+
+__all__ = ["build_app", "main"]
+
+_SHARED: dict[str, Any] = {
+    "workspace": Annotated[Path | None, Parameter(help="Folder for clones, dataset and manifests. [default: tmp]")],
+    "dataset": Annotated[Path | None, Parameter(help="Dataset folder. [default: WORKSPACE/flashinfer-trace]")],
+    "offline": Annotated[bool, Parameter(help="Never reach for the network.", negative="")],
+    "json": Annotated[bool, Parameter(help="Print the result as JSON.", negative="")],
+    "quiet": Annotated[bool, Parameter(help="Show no progress.", negative="")],
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    console = Console(stderr=True)
+    app = build_app()
+    try:
+        status = app(list(sys.argv[1:] if arguments is None else arguments), exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        console.print(str(error), style="red", markup=False)
+        console.print("next: fib --help", markup=False)
+        return 2
+    except KeyboardInterrupt:
+        console.print("interrupted; what was finished is kept, run the same command again to go on", markup=False)
+        return 130
+    return status if isinstance(status, int) else 0
+
+
+def build_app() -> App:
+    """Build the command line from OPERATIONS."""
+    app = App(
+        name="fib",
+        help="Turn a newly released LLM into verified, benchmarked GPU kernel definitions for FlashInfer-Bench.",
+        version=__version__,
+        help_epilogue="Begin with: fib onboard kimi-k2",
+        result_action="return_value",
+        suppress_keyboard_interrupt=False,
+    )
+    for operation in OPERATIONS:
+        app.command(_command(operation), name=operation.verb)
+    return app
+
+
+def _command(operation: Operation) -> Callable[..., int]:
+    def command(*positional: Any, **options: Any) -> int:
+        shared = {name: options.pop(name, None) for name in _SHARED}
+        return _run(operation, positional, options, shared)
+
+    hints = get_type_hints(operation.function, include_extras=True)
+    own = list(inspect.signature(operation.function).parameters.values())[1:]
+    parameters = [item.replace(annotation=_option(hints[item.name], item)) for item in own]
+    shared = [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=None if "None" in str(kind) else False, annotation=kind
+        )
+        for name, kind in _SHARED.items()
+    ]
+    command.__signature__ = inspect.Signature([*parameters, *shared], return_annotation=int)  # type: ignore[attr-defined]
+    command.__annotations__ = {item.name: item.annotation for item in [*parameters, *shared]}
+    command.__doc__ = inspect.getdoc(operation.function)
+    command.__name__ = operation.verb
+    return command
+
+
+def _option(hint: Any, parameter: inspect.Parameter) -> Any:
+    """Turn a documented parameter into an option; lists are written with commas between."""
+    kind, *metadata = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+    field = next((item for item in metadata if isinstance(item, FieldInfo)), None)
+    text = field.description if field else None
+    if kind is bool:
+        return Annotated[kind, Parameter(help=text, negative="" if parameter.default is False else None)]
+    item = _item_type(kind)
+    if item is not None:
+        return Annotated[kind, Parameter(help=text, converter=_split_into(item), n_tokens=1, accepts_keys=False)]
+    return Annotated[kind, Parameter(help=text)]
+
+
+def _item_type(kind: Any) -> type | None:
+    for option in get_args(kind) or (kind,):
+        if get_origin(option) is tuple:
+            return get_args(option)[0]  # type: ignore[no-any-return]
+    return get_args(kind)[0] if get_origin(kind) is tuple else None
+
+
+def _split_into(item: type) -> Callable[..., tuple[Any, ...]]:
+    def convert(_kind: Any, tokens: Sequence[Any]) -> tuple[Any, ...]:
+        return tuple(item(piece.strip()) for token in tokens for piece in token.value.split(",") if piece.strip())
+
+    return convert
+
+
+def _run(operation: Operation, positional: Sequence[Any], options: dict[str, Any], shared: dict[str, Any]) -> int:
+    settings = read_settings()
+    errors = Console(stderr=True, no_color=settings.no_color or None)
+    root = shared["workspace"] or settings.workspace or Path("tmp")
+    try:
+        with show_progress(errors, quiet=bool(shared["quiet"])) as progress:
+            context = Context(
+                workspace=Workspace(root=root),
+                offline=bool(shared["offline"]) or settings.offline,
+                progress=progress,
+                dataset_override=shared["dataset"],
+            )
+            result = operation.function(context, *positional, **options)
+    except FibError as error:
+        _report_error(error, errors, as_json=bool(shared["json"]))
+        return 2
+    _print_result(result, as_json=bool(shared["json"]))
+    return 1 if result.has_errors else 0
+
+
+def _print_result(result: Result, *, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(canonical_bytes(to_document(result)).decode())
+    else:
+        print_summary(result.summary(), Console(soft_wrap=False))
+
+
+def _report_error(error: FibError, console: Console, *, as_json: bool) -> None:
+    if as_json:
+        document = {"error": type(error).__name__, "what": error.what, "where": error.where, "next": error.todo}
+        sys.stdout.write(redact(json.dumps(document, indent=2)) + "\n")
+    else:
+        print_error(error, console)

@@ -1,0 +1,136 @@
+"""Phase 1, discover: which models are new in SGLang and in the cookbook, and which of them are onboarded."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fib_tools.errors import RequestError
+from fib_tools.host.git import list_added_files
+from fib_tools.model.summary import Result, Summary, Table
+from fib_tools.phases.context import Context
+from fib_tools.phases.manifests import list_manifests, manifest_model
+from fib_tools.sources.cookbook import ServingConfig, load_bundled_cookbook, load_cookbook
+from fib_tools.sources.registry import find_model
+
+__all__ = ["DiscoverResult", "Discovery", "discover_models"]
+
+_SINCE = re.compile(r"(\d{1,5})([dwm])")
+_DAYS = {"d": 1, "w": 7, "m": 30}
+_MODELS = "python/sglang/srt/models"
+_COOKBOOK_DATA = "data/models"
+
+
+class Discovery(Result):
+    """A model that could be onboarded."""
+
+    model: str
+    """A name that `fib onboard` takes; for a file of SGLang, the file."""
+    source: Literal["cookbook", "sglang"]
+    evidence: str
+    """Version, commit date or file."""
+    config_bundled: bool
+    onboarded: bool
+
+
+class DiscoverResult(Result):
+    """What is new, and how far back was looked."""
+
+    discoveries: tuple[Discovery, ...]
+    basis: tuple[str, ...]
+    """What was looked at, and what could not be."""
+
+    def summary(self) -> Summary:
+        """List what is new, then on what basis."""
+        rows = tuple(
+            (
+                entry.model,
+                entry.source,
+                entry.evidence,
+                "yes" if entry.config_bundled else "from the Hub",
+                "yes" if entry.onboarded else "no",
+            )
+            for entry in self.discoveries
+        )
+        columns = ("model", "source", "evidence", "config bundled", "onboarded")
+        table = Table(title="models", columns=columns, rows=rows)
+        return Summary(tables=(table,), lines=(*self.basis, f"{len(rows)} models; next: fib onboard MODEL"))
+
+
+def discover_models(
+    context: Context,
+    *,
+    since: Annotated[
+        str, Field(description="How far back to look in the clones' history: 30d, 6w, 2m.", pattern=r"^\d{1,5}[dwm]$")
+    ] = "30d",
+    hardware: Annotated[str | None, Field(description="Only cookbook entries for this GPU, such as H200.")] = None,
+) -> DiscoverResult:
+    """List models that are new in SGLang's history and in the sgl-cookbook.
+
+    Without clones the newest version of the bundled cookbook is listed, and said so.
+    """
+    days = _parse_since(since)
+    onboarded = {manifest_model(name) for name in list_manifests(context.workspace)}
+    entries, basis = _from_cookbook(context, days, hardware)
+    added, remark = _from_sglang(context, days)
+    discoveries = [*(_discovery(name, "cookbook", evidence, onboarded) for name, evidence in entries)]
+    discoveries += [_discovery(name, "sglang", evidence, onboarded) for name, evidence in added]
+    return DiscoverResult(discoveries=tuple(discoveries), basis=(basis, remark))
+
+
+def _parse_since(text: str) -> int:
+    match = _SINCE.fullmatch(text)
+    if match is None:
+        raise RequestError(f"--since {text!r} is no span of time", todo="write 30d, 6w or 2m")
+    return int(match[1]) * _DAYS[match[2]]
+
+
+def _discovery(name: str, source: Literal["cookbook", "sglang"], evidence: str, onboarded: set[str]) -> Discovery:
+    entry = find_model(name)
+    return Discovery(
+        model=name,
+        source=source,
+        evidence=evidence,
+        config_bundled=entry is not None and entry.config is not None,
+        onboarded=entry is not None and entry.slug in onboarded,
+    )
+
+
+def _from_cookbook(context: Context, days: int, hardware: str | None) -> tuple[list[tuple[str, str]], str]:
+    clone = context.workspace.find_clone("sgl-cookbook")
+    if clone is None:
+        cookbook = load_bundled_cookbook()
+        newest = max((config.sglang_version for config in cookbook.configs), key=_version_key, default="")
+        configs = [config for config in cookbook.configs if config.sglang_version == newest]
+        basis = f"cookbook: no clone, so the models of {newest} in the bundled digest ({cookbook.version})"
+    else:
+        cookbook = load_cookbook(clone)
+        recent = {file.path for file in list_added_files(clone, _COOKBOOK_DATA, since_days=days)}
+        configs = [config for config in cookbook.configs if config.source.partition(":")[2] in recent]
+        basis = f"cookbook: entries added in the last {days} days of the clone"
+    return _group(configs, hardware), basis
+
+
+def _group(configs: list[ServingConfig], hardware: str | None) -> list[tuple[str, str]]:
+    found: dict[str, list[ServingConfig]] = {}
+    for config in configs:
+        if config.is_nvidia and config.kind == "llm" and hardware in (None, config.hardware):
+            found.setdefault(config.repo_id, []).append(config)
+    return [
+        (repo_id, f"{group[0].sglang_version}: {', '.join(sorted({config.hardware for config in group}))}")
+        for repo_id, group in sorted(found.items())
+    ]
+
+
+def _version_key(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", text))
+
+
+def _from_sglang(context: Context, days: int) -> tuple[list[tuple[str, str]], str]:
+    clone = context.workspace.find_clone("sglang")
+    if clone is None:
+        return [], "sglang: no clone, so no history; run: fib clone --only sglang"
+    files = list_added_files(clone, _MODELS, since_days=days)
+    return [(file.path, file.date) for file in files], f"sglang: model files added in the last {days} days of the clone"

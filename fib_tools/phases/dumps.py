@@ -1,0 +1,94 @@
+"""Raw dumps of others through the same gate: normalised, recognised, executed, staged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fib_tools.errors import RequestError
+from fib_tools.gate.execute import open_sandbox
+from fib_tools.gate.gate import Candidate, admit
+from fib_tools.gate.normalise import Normalised, normalise
+from fib_tools.host.locks import hold
+from fib_tools.model.definition import Definition
+from fib_tools.model.tags import merge_tags
+from fib_tools.op_types.registry import get_kernel_type
+from fib_tools.phases.context import Context
+from fib_tools.phases.inventory import workspace_lock
+from fib_tools.phases.outcomes import DefineEntry, DefineResult, admission_entry, find_shared
+from fib_tools.sources.dumps import RawDump, load_raw_dumps
+
+__all__ = ["stage_dumps"]
+
+
+def stage_dumps(context: Context, folder: Path, *, model: str | None, dry_run: bool) -> DefineResult:
+    """Normalise every raw dump of a folder, and stage what passes the gate; one broken dump stops no other.
+
+    Raises:
+        RequestError: when the folder is not there or holds no JSON file.
+    """
+    if not folder.is_dir():
+        raise RequestError("there is no such folder", where=str(folder), todo="pass the folder that holds the dumps")
+    dumps = list(load_raw_dumps(folder))
+    if not dumps:
+        raise RequestError("no dump in it", where=str(folder), todo="pass FLASHINFER_TRACE_DUMP_DIR of the run")
+    raws = [dump for dump in dumps if isinstance(dump, RawDump)]
+    entries = [
+        DefineEntry(name=dump.path.stem, status="refused", reason=dump.reason)
+        for dump in dumps
+        if not isinstance(dump, RawDump)
+    ]
+    normalised = [normalise(raw.data, siblings=[other.data for other in raws], where=raw.path.name) for raw in raws]
+    entries += [
+        DefineEntry(name=raw.path.stem, status="refused", reason=item.refused or "", remarks=item.changes)
+        for raw, item in zip(raws, normalised, strict=True)
+        if item.definition is None
+    ]
+    good = [item for item in normalised if item.definition is not None]
+    if dry_run:
+        entries += [DefineEntry(name=_name(item), status="would define", remarks=item.changes) for item in good]
+    else:
+        with hold(workspace_lock(context), purpose=f"staging the dumps of {folder}"):
+            entries += _run_gate(context, good, model)
+    return DefineResult(
+        subject=str(folder),
+        dataset=str(context.dataset.root),
+        entries=tuple(entries),
+        shared=find_shared(context, {entry.name for entry in entries}),
+    )
+
+
+def _name(item: Normalised) -> str:
+    return item.definition.name if item.definition else ""
+
+
+def _run_gate(context: Context, items: list[Normalised], model: str | None) -> list[DefineEntry]:
+    standing, _ = context.dataset.load_definitions()
+    entries: list[DefineEntry] = []
+    changes: dict[int, Normalised] = {}
+    candidates: list[Candidate] = []
+    for item in items:
+        candidate = _candidate(item, model)
+        if candidate is not None:
+            changes[id(candidate)] = item
+            candidates.append(candidate)
+    with open_sandbox() as sandbox:
+        admissions = admit(candidates, index=standing, stage=context.dataset.stage, sandbox=sandbox)
+        for done, admission in enumerate(admissions, start=1):
+            context.progress(f"executing references: {admission.name}", done, len(candidates))
+            entries.append(admission_entry(context, admission, remarks=changes[id(admission.candidate)].changes))
+    return entries
+
+
+def _candidate(item: Normalised, model: str | None) -> Candidate | None:
+    if item.definition is None:
+        return None
+    tags = [f"model:{model}"] if model else []
+    definition: Definition = item.definition.model_copy(update={"tags": merge_tags(item.definition.tags, tags)})
+    return Candidate(definition=definition, qualifier=_qualifier(item))
+
+
+def _qualifier(item: Normalised) -> str:
+    if item.recognised is None:
+        return ""
+    kernel_type = get_kernel_type(item.recognised.kernel)
+    return kernel_type.parameters.model_validate(item.recognised.parameters).qualifier()

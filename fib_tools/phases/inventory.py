@@ -1,0 +1,121 @@
+"""Phase 1, discover, for one model: every kernel it needs, where each stands, and who says so."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from pathlib import Path
+
+from fib_tools.host.locks import hold
+from fib_tools.model.manifest import Manifest, ManifestKernel
+from fib_tools.model.summary import Result, Summary, Table
+from fib_tools.phases.classify import build_manifest
+from fib_tools.phases.context import Context
+from fib_tools.phases.manifests import find_manifest, manifest_name, merge_manifests, save_manifest
+from fib_tools.phases.request import (
+    ConfigOption,
+    EpOption,
+    HardwareOption,
+    ModelArgument,
+    ModelRequest,
+    OpTypesOption,
+    PageSizesOption,
+    RepoOption,
+    SglangPathOption,
+    TpOption,
+)
+from fib_tools.phases.survey import survey_model
+
+__all__ = ["InventoryResult", "refresh_manifest", "take_inventory", "workspace_lock"]
+
+
+class InventoryResult(Result):
+    """The manifest, and where it was written."""
+
+    path: str
+    manifest: Manifest
+
+    def summary(self) -> Summary:
+        """List the kernels, then what is open."""
+        manifest = self.manifest
+        columns = ("definition", "TP", "EP", "page", "stage", "dataset", "FlashInfer", "SGLang", "witnesses")
+        table = Table(
+            title=f"kernels of {manifest.repo_id or manifest.model}",
+            columns=columns,
+            rows=tuple(_row(kernel) for kernel in manifest.kernels),
+        )
+        lines = [f"serving: {point}" for point in manifest.serving]
+        lines += [f"refused: {entry.subject}: {entry.reason}" for entry in manifest.refused]
+        lines += [f"disagreement: {entry.subject}: {entry.chosen}" for entry in manifest.disagreements]
+        lines += [f"unexplained: {entry.operation} in {entry.module} {entry.detail}" for entry in manifest.unexplained]
+        lines += [f"note: {text}" for text in manifest.notes]
+        new = sum(kernel.phase1_status.value == "new" for kernel in manifest.kernels)
+        lines.append(f"{len(manifest.kernels)} kernels, {new} new to the dataset; manifest: {self.path}")
+        return Summary(tables=(table,), lines=tuple(lines))
+
+
+def _row(kernel: ManifestKernel) -> tuple[str, ...]:
+    sources = ", ".join(dict.fromkeys(witness.source.value for witness in kernel.witnesses))
+    template = " (template)" if kernel.fi_trace_template else ""
+    return (
+        kernel.definition or kernel.name,
+        ",".join(map(str, kernel.tp)),
+        ",".join(map(str, kernel.ep)),
+        ",".join(map(str, kernel.page_sizes)),
+        ",".join(kernel.stages),
+        kernel.phase1_status.value,
+        f"{kernel.fi_status.value}{template}",
+        kernel.sgl_status.value,
+        sources,
+    )
+
+
+def take_inventory(
+    context: Context,
+    model: ModelArgument,
+    *,
+    hf_repo_id: RepoOption = None,
+    config: ConfigOption = None,
+    tp_list: TpOption = None,
+    ep_list: EpOption = None,
+    page_sizes: PageSizesOption = None,
+    hardware: HardwareOption = None,
+    op_types: OpTypesOption = None,
+    sglang_path: SglangPathOption = None,
+) -> InventoryResult:
+    """List every kernel that a model needs, from its config and structure, with the witnesses of each.
+
+    Default: the NVIDIA configurations of the sgl-cookbook. Writes the model's manifest into the workspace.
+    """
+    request = ModelRequest(
+        model=model,
+        hf_repo_id=hf_repo_id,
+        config=config,
+        tp_list=tp_list,
+        ep_list=ep_list,
+        page_sizes=page_sizes,
+        hardware=hardware,
+        sglang_path=sglang_path,
+    )
+    context.workspace.create()
+    with hold(workspace_lock(context), purpose="an onboarding"):
+        path, manifest = refresh_manifest(context, request, op_types)
+    return InventoryResult(path=path, manifest=manifest)
+
+
+def workspace_lock(context: Context) -> Path:
+    """Name the lock that the writers of a workspace hold."""
+    return context.workspace.root / ".onboard.lock"
+
+
+def refresh_manifest(
+    context: Context, request: ModelRequest, op_types: tuple[str, ...] | None = None
+) -> tuple[str, Manifest]:
+    """Take the inventory and merge it into the model's manifest; the caller holds the workspace's lock."""
+    survey = survey_model(context, request)
+    standing, _ = context.dataset.load_definitions()
+    fresh = build_manifest(survey, standing, op_types)
+    found = find_manifest(context.workspace, fresh.model)
+    name = found[0] if found else manifest_name(fresh.model, datetime.now(timezone.utc).date())
+    manifest = merge_manifests(found[1], fresh) if found else fresh
+    save_manifest(context.workspace, name, manifest)
+    return str(context.workspace.root / name), manifest

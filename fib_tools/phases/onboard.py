@@ -1,0 +1,119 @@
+"""The pipeline: the phases in order over one manifest, each picking up where an earlier run ended."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from fib_tools.errors import RequestError
+from fib_tools.host.locks import hold
+from fib_tools.model.manifest import Manifest, SourceVersion
+from fib_tools.model.summary import Result, Summary, Table
+from fib_tools.phases.context import Context
+from fib_tools.phases.define import define_kernels
+from fib_tools.phases.inventory import InventoryResult, refresh_manifest, workspace_lock
+from fib_tools.phases.outcomes import DefineResult
+from fib_tools.phases.request import (
+    ConfigOption,
+    EpOption,
+    HardwareOption,
+    ModelArgument,
+    ModelRequest,
+    OpTypesOption,
+    PageSizesOption,
+    RepoOption,
+    SglangPathOption,
+    TpOption,
+)
+
+__all__ = ["OnboardResult", "onboard_model"]
+
+_AVAILABLE = (0, 1, 2)
+_LATER = {3: "collect (workloads need a GPU)", 4: "submit (pull requests)"}
+
+
+class OnboardResult(Result):
+    """What each phase came to."""
+
+    model: str
+    manifest_path: str
+    manifest: Manifest
+    sources: dict[str, SourceVersion]
+    defined: DefineResult | None = None
+    not_run: tuple[str, ...] = ()
+    """Phases that were asked for and are not part of this version."""
+
+    @property
+    def has_errors(self) -> bool:
+        """A refused kernel is an error."""
+        return self.defined is not None and self.defined.has_errors
+
+    def summary(self) -> Summary:
+        """Show the kernels, then what was defined and where it is."""
+        inventory = InventoryResult(path=self.manifest_path, manifest=self.manifest).summary()
+        sources = Table(
+            title="sources",
+            columns=("source", "origin", "version"),
+            rows=tuple((name, entry.origin, entry.version[:40]) for name, entry in self.sources.items()),
+        )
+        defined = self.defined.summary() if self.defined else Summary()
+        later = tuple(f"not run: phase {text}" for text in self.not_run)
+        return Summary(
+            tables=(sources, *inventory.tables, *defined.tables), lines=(*inventory.lines, *later, *defined.lines)
+        )
+
+
+def onboard_model(
+    context: Context,
+    model: ModelArgument,
+    *,
+    phases: Annotated[
+        tuple[int, ...], Field(description="0 refresh, 1 discover, 2 define; 3 collect and 4 submit come later.")
+    ] = (0, 1, 2),
+    hf_repo_id: RepoOption = None,
+    config: ConfigOption = None,
+    tp_list: TpOption = None,
+    ep_list: EpOption = None,
+    page_sizes: PageSizesOption = None,
+    hardware: HardwareOption = None,
+    op_types: OpTypesOption = None,
+    sglang_path: SglangPathOption = None,
+    skip_existing: Annotated[bool, Field(description="Leave kernels alone that were defined before.")] = True,
+    dry_run: Annotated[bool, Field(description="Say what would be defined; the dataset is not touched.")] = False,
+) -> OnboardResult:
+    """Onboard a model: every kernel Definition for the serving configurations people use, validated and executed.
+
+    Needs no GPU and no weights, and for known models no network. Run it again to go on after an interruption.
+    """
+    unknown = [phase for phase in phases if phase not in {*_AVAILABLE, *_LATER}]
+    if unknown or not phases:
+        raise RequestError(f"no phase {unknown[0] if unknown else ''!r}", todo="use phases of 0,1,2,3,4")
+    later = tuple(f"{phase} {_LATER[phase]}" for phase in phases if phase in _LATER)
+    if not set(phases) & set(_AVAILABLE):
+        raise RequestError(f"phase {later[0]} is not part of this version", todo="use --phases 0,1,2")
+    request = ModelRequest(
+        model=model,
+        hf_repo_id=hf_repo_id,
+        config=config,
+        tp_list=tp_list,
+        ep_list=ep_list,
+        page_sizes=page_sizes,
+        hardware=hardware,
+        sglang_path=sglang_path,
+    )
+    context.workspace.create()
+    with hold(workspace_lock(context), purpose=f"the onboarding of {model}"):
+        context.dataset.sweep()
+        path, manifest = refresh_manifest(context, request, op_types)
+        defined = None
+        if 2 in phases:
+            defined = define_kernels(context, (path, manifest), skip_existing=skip_existing, dry_run=dry_run)
+    return OnboardResult(
+        model=manifest.model,
+        manifest_path=path,
+        manifest=manifest,
+        sources=manifest.sources,
+        defined=defined,
+        not_run=later,
+    )

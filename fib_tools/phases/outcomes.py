@@ -1,0 +1,96 @@
+"""What the gate made of kernels and dumps, as the define phase reports it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Literal
+
+from pydantic import Field
+
+from fib_tools.gate.gate import Admission
+from fib_tools.model.definition import Definition
+from fib_tools.model.summary import Result, Summary, Table
+from fib_tools.model.tags import find_tag_values
+from fib_tools.phases.context import Context
+
+__all__ = ["DefineEntry", "DefineResult", "admission_entry", "find_shared"]
+
+
+class DefineEntry(Result):
+    """What became of one kernel or dump."""
+
+    name: str
+    """The name it is staged under, or was to be."""
+    op_type: str = ""
+    status: Literal["defined", "existing", "conflict", "refused", "would define"]
+    reason: str = ""
+    executed: bool | None = None
+    seconds: float | None = None
+    fi_name: str | None = None
+    remarks: tuple[str, ...] = ()
+    """Changes that the normaliser made, and contradictions that the gate saw."""
+
+
+class DefineResult(Result):
+    """What was defined, and what was not."""
+
+    subject: str
+    dataset: str
+    entries: tuple[DefineEntry, ...]
+    shared: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Definitions that several models use: name -> models."""
+
+    @property
+    def has_errors(self) -> bool:
+        """A kernel that the gate refused is an error."""
+        return any(entry.status == "refused" for entry in self.entries)
+
+    def summary(self) -> Summary:
+        """List what is not plainly defined, then the totals."""
+        odd = [
+            entry for entry in self.entries if entry.status in {"conflict", "refused", "would define"} or entry.remarks
+        ]
+        rows = tuple((entry.name, entry.status, entry.reason or "; ".join(entry.remarks)) for entry in odd)
+        tables = (Table(title="remarks", columns=("definition", "status", "reason"), rows=rows),) if rows else ()
+        shared = (f"{len(self.shared)} Definitions are shared with other models",) if self.shared else ()
+        return Summary(tables=tables, lines=(*shared, f"{self.subject}: {self.count_text()}", self.dataset))
+
+    def count_text(self) -> str:
+        """Count the entries by status, and the executed ones."""
+        counts: dict[str, int] = {}
+        for entry in self.entries:
+            counts[entry.status] = counts.get(entry.status, 0) + 1
+        executed = sum(bool(entry.executed) for entry in self.entries)
+        return ", ".join([*(f"{count} {status}" for status, count in counts.items()), f"{executed} executed"])
+
+
+def admission_entry(
+    context: Context, admission: Admission, *, fi_name: str | None = None, remarks: tuple[str, ...] = ()
+) -> DefineEntry:
+    """Report an admission; a Definition that stood there already gains the candidate's tags when it says the same."""
+    if admission.status == "existing" and admission.existing:
+        _add_tags(context, admission.existing, admission.candidate.definition)
+    execution = admission.execution
+    return DefineEntry(
+        name=admission.existing or admission.name,
+        op_type=admission.candidate.definition.op_type,
+        status="defined" if admission.status == "accepted" else admission.status,
+        reason="; ".join(finding.message for finding in admission.findings),
+        executed=execution.executed if execution else None,
+        seconds=round(execution.seconds, 4) if execution else None,
+        fi_name=fi_name,
+        remarks=remarks,
+    )
+
+
+def _add_tags(context: Context, existing: str, candidate: Definition) -> None:
+    standing = context.dataset.find_definition(existing)
+    if standing is not None and standing == candidate.model_copy(update={"tags": standing.tags}):
+        context.dataset.write_definition(candidate)
+
+
+def find_shared(context: Context, names: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """Find which of these Definitions carry the tags of several models."""
+    definitions, _ = context.dataset.load_definitions()
+    models = {name: find_tag_values(definitions[name].tags, "model") for name in names if name in definitions}
+    return {name: models[name] for name in sorted(models) if len(models[name]) > 1}

@@ -1,0 +1,69 @@
+"""The state of a workspace: clones, dataset, and how far each onboarding has come."""
+
+from __future__ import annotations
+
+from fib_tools.dataset.store import count_documents
+from fib_tools.model.manifest import DefineStatus
+from fib_tools.model.summary import Result, Summary, Table
+from fib_tools.phases.context import Context
+from fib_tools.phases.manifests import find_manifest, list_manifests, manifest_model
+
+__all__ = ["OnboardingStatus", "StatusResult", "show_status"]
+
+
+class OnboardingStatus(Result):
+    """How far one model has come."""
+
+    model: str
+    manifest: str
+    kernels: dict[str, int]
+    """Kernels by define status."""
+
+
+class StatusResult(Result):
+    """What a workspace holds."""
+
+    workspace: str
+    dataset: str
+    documents: dict[str, int]
+    clones: tuple[str, ...]
+    onboardings: tuple[OnboardingStatus, ...]
+
+    def summary(self) -> Summary:
+        """List the onboardings, then what else there is."""
+        rows = tuple((entry.model, *_counts(entry), entry.manifest) for entry in self.onboardings)
+        columns = ("model", *(status.value for status in DefineStatus), "manifest")
+        held = ", ".join(f"{count} {kind}" for kind, count in self.documents.items()) or "empty"
+        lines = (
+            f"dataset {self.dataset}: {held}",
+            f"clones: {', '.join(self.clones) or 'none (bundled facts are used)'}",
+        )
+        tables = (Table(title="onboardings", columns=columns, rows=rows),) if rows else ()
+        return Summary(tables=tables, lines=(*lines, *(() if rows else ("no onboarding yet; run: fib onboard MODEL",))))
+
+
+def _counts(entry: OnboardingStatus) -> tuple[str, ...]:
+    return tuple(str(entry.kernels.get(status.value, 0)) for status in DefineStatus)
+
+
+def show_status(context: Context) -> StatusResult:
+    """Show what the workspace holds and how far each onboarding has come."""
+    workspace = context.workspace
+    names = ("sglang", "flashinfer", "sgl-cookbook", "flashinfer-trace")
+    models = sorted({manifest_model(name) for name in list_manifests(workspace)})
+    return StatusResult(
+        workspace=str(workspace.root),
+        dataset=str(context.dataset.root),
+        documents=count_documents(context.dataset.files()),
+        clones=tuple(name for name in names if workspace.find_clone(name) is not None),
+        onboardings=tuple(_onboarding(context, model) for model in models),
+    )
+
+
+def _onboarding(context: Context, model: str) -> OnboardingStatus:
+    found = find_manifest(context.workspace, model)
+    name, kernels = (found[0], found[1].kernels) if found else ("", ())
+    counts: dict[str, int] = {}
+    for kernel in kernels:
+        counts[kernel.define_status.value] = counts.get(kernel.define_status.value, 0) + 1
+    return OnboardingStatus(model=model, manifest=name, kernels=counts)
