@@ -24,7 +24,7 @@ def definitions(draw: st.DrawFn) -> Definition:
     specs = st.builds(TensorSpec, shape=shapes, dtype=st.sampled_from(DType), description=descriptions)
     inputs = draw(st.dictionaries(names, specs, max_size=4))
     outputs = draw(st.dictionaries(names.filter(lambda name: name not in inputs), specs, max_size=4))
-    first = sorted(declared)[0]
+    first = min(declared)
     return Definition(
         name=draw(names),
         op_type=draw(names),
@@ -40,7 +40,10 @@ def definitions(draw: st.DrawFn) -> Definition:
 
 input_specs = (
     st.builds(RandomInput)
-    | st.builds(ScalarInput, value=st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False))
+    | st.builds(
+        ScalarInput,
+        value=st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False),
+    )
     | st.builds(SafetensorsInput, path=text, tensor_key=text)
 )
 workloads = st.builds(
@@ -70,7 +73,9 @@ def evaluations(draw: st.DrawFn) -> Evaluation:
     )
 
 
-traces = st.builds(Trace, definition=names, workload=workloads, solution=st.none() | text, evaluation=st.none() | evaluations())
+traces = st.builds(
+    Trace, definition=names, workload=workloads, solution=st.none() | text, evaluation=st.none() | evaluations()
+)
 
 
 @st.composite
@@ -86,5 +91,10 @@ def solutions(draw: st.DrawFn) -> Solution:
     )
     sources = [SourceFile(path=path, content=draw(text)) for path in paths]
     return Solution(
-        name=draw(names), definition=draw(names), author=draw(names), description=draw(descriptions), spec=spec, sources=sources
+        name=draw(names),
+        definition=draw(names),
+        author=draw(names),
+        description=draw(descriptions),
+        spec=spec,
+        sources=sources,
     )

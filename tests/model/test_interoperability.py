@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+import strategies
 from hypothesis import HealthCheck, given, settings
 
 from fib_tools.model.base import Model, read_lenient, to_document
@@ -17,8 +17,6 @@ from fib_tools.model.definition import Definition
 from fib_tools.model.solution import Solution
 from fib_tools.model.trace import Trace
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import strategies
 
 relaxed = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -27,7 +25,7 @@ relaxed = settings(max_examples=150, deadline=None, suppress_health_check=[Healt
 def peer() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import flashinfer_bench.data as data
+        from flashinfer_bench import data
     return data
 
 
@@ -35,7 +33,9 @@ def _same(ours: Model, theirs: Any) -> None:
     expected = json.loads(theirs.model_dump_json(exclude_unset=False))
     again = json.loads(type(theirs).model_validate_json(canonical_bytes(ours)).model_dump_json(exclude_unset=False))
     assert again == expected
-    read_back = read_lenient(type(ours), load_json(theirs.model_dump_json(exclude_unset=True), where="peer"), where="peer")
+    read_back = read_lenient(
+        type(ours), load_json(theirs.model_dump_json(exclude_unset=True), where="peer"), where="peer"
+    )
     assert canonical_bytes(read_back) == canonical_bytes(ours)
 
 

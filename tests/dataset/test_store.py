@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fib_tools.dataset.store import Dataset, Written, count_documents
+from fib_tools.errors import DocumentTooLargeError, FormatError, PathError, RequestError
+from fib_tools.model.canonical import canonical_bytes
+from fib_tools.model.trace import Trace
+from fib_tools.model.workload import Workload
+from fib_tools.op_types.registry import get_kernel_type
+
+NORM = get_kernel_type("rmsnorm").build({"hidden_size": 64})
+
+
+def workload(uuid: str) -> Trace:
+    return Trace(definition=NORM.name, workload=Workload(axes={"batch_size": 1}, inputs={}, uuid=uuid))
+
+
+def test_a_written_definition_is_read_back_and_a_second_write_changes_nothing(tmp_path: Path) -> None:
+    dataset = Dataset(tmp_path / "new")
+    assert dataset.write_definition(NORM) is Written.CREATED
+    before = (tmp_path / "new/definitions/rmsnorm/rmsnorm_h64.json").read_bytes()
+    assert before == canonical_bytes(NORM)
+    assert dataset.write_definition(NORM) is Written.UNCHANGED
+    assert dataset.find_definition(NORM.name) == NORM
+    assert dataset.find_definition("other") is None
+    assert dataset.load_definitions() == ({NORM.name: NORM}, ())
+
+
+def test_a_definition_that_stands_there_gains_tags_and_loses_none(tmp_path: Path) -> None:
+    dataset = Dataset(tmp_path)
+    dataset.write_definition(NORM.model_copy(update={"tags": ["model:a", "tp:8"]}))
+    assert dataset.write_definition(NORM.model_copy(update={"tags": ["model:b", "tp:2"]})) is Written.UPDATED
+    found = dataset.find_definition(NORM.name)
+    assert found is not None
+    assert found.tags == ["model:a", "model:b", "tp:2", "tp:8"]
+
+
+def test_another_definition_of_the_same_name_is_never_overwritten(tmp_path: Path) -> None:
+    dataset = Dataset(tmp_path)
+    dataset.write_definition(NORM)
+    other = get_kernel_type("rmsnorm").build({"hidden_size": 64, "eps": 1e-5})
+    with pytest.raises(RequestError, match="stands there"):
+        dataset.write_definition(other)
+    assert dataset.find_definition(NORM.name) == NORM
+
+
+def test_broken_files_come_back_as_errors_beside_the_good_ones(tmp_path: Path) -> None:
+    dataset = Dataset(tmp_path)
+    dataset.write_definition(NORM)
+    (tmp_path / "definitions/rmsnorm/broken.json").write_text("{", encoding="utf-8")
+    loaded, broken = dataset.load_definitions()
+    assert list(loaded) == [NORM.name]
+    assert [error.where for error in broken] == ["definitions/rmsnorm/broken.json:1:2"]
+
+
+def test_a_workload_file_is_ordered_by_uuid_and_of_one_definition(tmp_path: Path) -> None:
+    dataset = Dataset(tmp_path)
+    assert dataset.write_workloads("rmsnorm", [workload("b"), workload("a")]) is Written.CREATED
+    assert dataset.write_workloads("rmsnorm", [workload("a"), workload("b")]) is Written.UNCHANGED
+    assert dataset.write_workloads("rmsnorm", [workload("a")]) is Written.UPDATED
+    with pytest.raises(RequestError, match="one Definition"):
+        dataset.write_workloads("rmsnorm", [workload("a"), workload("b").model_copy(update={"definition": "other"})])
+
+
+def test_a_link_out_of_the_dataset_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("{}", encoding="utf-8")
+    folder = tmp_path / "set/definitions/rmsnorm"
+    folder.mkdir(parents=True)
+    (folder / "x.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(PathError):
+        Dataset(tmp_path / "set").read("definitions/rmsnorm/x.json")
+
+
+def test_a_huge_document_and_a_missing_one_are_errors_of_their_own(tmp_path: Path) -> None:
+    folder = tmp_path / "definitions/rmsnorm"
+    folder.mkdir(parents=True)
+    with (folder / "big.json").open("wb") as stream:
+        stream.truncate(17 << 20)
+    with pytest.raises(DocumentTooLargeError):
+        Dataset(tmp_path).read("definitions/rmsnorm/big.json")
+    with pytest.raises(FormatError):
+        Dataset(tmp_path).read("definitions/rmsnorm/none.json")
+
+
+def test_only_an_existing_dataset_can_be_opened(tmp_path: Path) -> None:
+    assert Dataset.open(tmp_path).root == tmp_path
+    with pytest.raises(RequestError, match="no dataset"):
+        Dataset.open(tmp_path / "none")
+
+
+def test_files_are_counted_by_kind_and_strays_apart(tmp_path: Path) -> None:
+    dataset = Dataset(tmp_path)
+    dataset.write_definition(NORM)
+    dataset.write_workloads("rmsnorm", [workload("a")])
+    (tmp_path / "definitions/stray.txt").touch()
+    assert count_documents(dataset.files()) == {"definition": 1, "stray": 1, "workloads": 1}
+
+
+def test_half_written_files_of_a_killed_run_are_swept_away(tmp_path: Path) -> None:
+    dataset = Dataset(tmp_path)
+    dataset.write_definition(NORM)
+    stale = tmp_path / "definitions/rmsnorm/.fib-tmp-999999999-00ff"
+    stale.touch()
+    dataset.sweep()
+    assert not stale.exists()
+    assert dataset.find_definition(NORM.name) == NORM
