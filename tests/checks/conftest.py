@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from example_dataset import BLOB, FILES, safetensors, write
 
 

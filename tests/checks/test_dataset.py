@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from example_dataset import BLOB, safetensors, write
 
+from example_dataset import BLOB, safetensors, write
 from fib_tools.checks.dataset import FAMILIES, check_dataset, list_rules
 from fib_tools.checks.view import open_view
 from fib_tools.dataset.store import Dataset
 from fib_tools.errors import RequestError
 from fib_tools.model.report import Severity
-
 
 D = "definitions/copy/copy_n4.json"
 W = "workloads/copy/copy_n4.jsonl"

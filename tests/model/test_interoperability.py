@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import strategies
 from hypothesis import HealthCheck, given, settings
 
+import strategies
 from fib_tools.model.base import Model, read_lenient, to_document
 from fib_tools.model.canonical import canonical_bytes, format_line, load_json
 from fib_tools.model.definition import Definition
 from fib_tools.model.solution import Solution
 from fib_tools.model.trace import Trace
-
 
 relaxed = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

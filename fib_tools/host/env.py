@@ -1,0 +1,100 @@
+"""The environment: the only module that reads it."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Settings", "cache_dir", "child_environment", "proxy_environment", "read_secret", "read_settings", "redact"]
+
+_HF_ENDPOINT = "https://huggingface.co"
+_MASK = "***"
+_SECRET_NAME = re.compile(r"TOKEN(?!IZER)|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
+_SHORTEST_SECRET = 8
+"""Values below this length are words ("true", "1") that would be masked all over a text."""
+_PASSED_ON = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "SSL_CERT_FILE", "SYSTEMROOT")
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "GIT_SSL_CAINFO", "SSL_CERT_DIR", "SSH_AUTH_SOCK")
+_SECRET_SHAPES = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{8,}|gh[opsur]_[A-Za-z0-9]{8,}|github_pat_[A-Za-z0-9_]{8,}|sk-ant-[A-Za-z0-9_-]{8,})"
+)
+_BEARER = re.compile(r"\b(bearer|basic|authorization: token)\s+[A-Za-z0-9._~+/=-]{6,}", re.IGNORECASE)
+_USERINFO = re.compile(r"\b([a-z][a-z0-9+.-]*://)[^\s/@]+@", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What the environment asks of this tool."""
+
+    hf_endpoint: str
+    has_hf_token: bool
+    offline: bool
+    """HF_HUB_OFFLINE or FIB_OFFLINE is set: nothing may reach for the network."""
+    workspace: Path | None
+    cache_home: Path
+    no_color: bool
+
+
+def read_settings() -> Settings:
+    """Read the environment once, as a value that can be passed on."""
+    workspace = os.environ.get("FIB_WORKSPACE")
+    return Settings(
+        hf_endpoint=os.environ.get("HF_ENDPOINT", _HF_ENDPOINT).rstrip("/"),
+        has_hf_token=bool(os.environ.get("HF_TOKEN")),
+        offline=_is_on("HF_HUB_OFFLINE") or _is_on("FIB_OFFLINE"),
+        workspace=Path(workspace).expanduser() if workspace else None,
+        cache_home=_cache_home(),
+        no_color=bool(os.environ.get("NO_COLOR")),
+    )
+
+
+def cache_dir() -> Path:
+    """Name the folder for what can be fetched or computed again; it need not exist."""
+    return _cache_home() / "fib-tools"
+
+
+def read_secret(name: str) -> str | None:
+    """Read a token at the moment of its use, so that no value object carries it."""
+    return os.environ.get(name) or None
+
+
+def child_environment(*, home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Build the few variables a child needs, with another home and without anything that is secret by its name."""
+    passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    chosen = {"LANG": "C.UTF-8", "PATH": os.defpath, **passed, "HOME": str(home), "USER": "fib", **(extra or {})}
+    return {name: value for name, value in chosen.items() if not _SECRET_NAME.search(name)}
+
+
+def proxy_environment() -> dict[str, str]:
+    """Take the variables by which a command of ours (never untrusted code) reaches the network."""
+    names = [spelling for name in _PROXIES for spelling in (name, name.lower())]
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
+def redact(text: str) -> str:
+    """Mask tokens by their shape, credentials in URLs, and the values of secret variables."""
+    for value in _secret_values():
+        text = text.replace(value, _MASK)
+    text = _SECRET_SHAPES.sub(_MASK, text)
+    text = _BEARER.sub(rf"\1 {_MASK}", text)
+    return _USERINFO.sub(rf"\1{_MASK}@", text)
+
+
+def _secret_values() -> list[str]:
+    named = (value for name, value in os.environ.items() if _SECRET_NAME.search(name))
+    return sorted({value for value in named if len(value) >= _SHORTEST_SECRET}, key=len, reverse=True)
+
+
+def _is_on(name: str) -> bool:
+    return os.environ.get(name, "").strip().lower() in {"1", "true", "yes", "on"}
+
+
+def _cache_home() -> Path:
+    chosen = os.environ.get("XDG_CACHE_HOME", "")
+    # the XDG specification has relative paths ignored
+    return Path(chosen) if Path(chosen).is_absolute() else Path.home() / ".cache"

@@ -1,0 +1,201 @@
+"""Untrusted or hungry Python in a child that the kernel confines.
+
+One warm process imports what jobs need; each job is a fork of it, so that a job costs milliseconds, starts from a clean
+state and leaves none behind. The job's function stands in our code, takes a dict and returns a dict; between the
+processes both are JSON.
+
+What is not promised: the function shares its process with the untrusted code it calls, so the value is that code's
+claim (bounded, and about its own job only). The scratch folder is limited per file, not in total.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fib_tools.errors import ChildCrashedError, ChildError, ChildTimeoutError
+from fib_tools.host._sandbox_answer import JobRaisedError, Outcome, RunningJob, read_outcome
+from fib_tools.host._sandbox_warm import Setup, Warm
+from fib_tools.host.confinement import Limits, Protections
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+__all__ = ["JobRaisedError", "Limits", "Outcome", "Protections", "Sandbox", "run_once"]
+
+_IMPORT_SECONDS = 180.0
+"""Time for the warm process to import a job's module and fork; the job's own clock starts after that."""
+_KILL_SECONDS = 5.0
+_DEFAULT_LIMITS = Limits()
+
+
+class Sandbox:
+    """A warm process and its jobs; use it as a context manager, from one thread."""
+
+    def __init__(
+        self,
+        preload: tuple[str, ...] = (),
+        *,
+        limits: Limits = _DEFAULT_LIMITS,
+        import_paths: tuple[Path, ...] = (),
+        readable: tuple[Path, ...] = (),
+    ) -> None:
+        self._setup = Setup(preload=preload, import_paths=import_paths, readable=readable)
+        self._limits = limits
+        self._folder: Path | None = None
+        self._warm: Warm | None = None
+        self._running: dict[int, RunningJob] = {}
+        self._finished: dict[int, Outcome] = {}
+        self._jobs = 0
+        self.protections: Protections | None = None
+        """Of the job that started last."""
+
+    def __enter__(self) -> Self:
+        self._folder = Path(tempfile.mkdtemp(prefix="fib-sandbox-")).resolve()
+        self._warm = Warm(self._setup, self._folder)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._drop_warm()
+        for job in self._running.values():
+            job.close()
+        self._running.clear()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def run(self, entry: str, payload: dict[str, Any], *, limits: Limits | None = None) -> dict[str, Any]:
+        """Run `module:function` on the payload in a fork of its own.
+
+        Raises:
+            ChildTimeoutError: it ran past its wall time, and its process group was killed.
+            ChildMemoryError: it asked for more memory than its limit.
+            JobRaisedError: it raised; a FibError is raised here again as its own class.
+            ChildCrashedError: it died, or its answer is missing, malformed or too large.
+        """
+        outcome = next(iter(list(self.run_many(entry, [payload], jobs=1, limits=limits))))
+        if outcome.error is not None:
+            raise outcome.error
+        return outcome.value or {}
+
+    def run_many(
+        self, entry: str, payloads: Iterable[dict[str, Any]], *, jobs: int = 2, limits: Limits | None = None
+    ) -> Iterator[Outcome]:
+        """Run one job for each payload, up to `jobs` at a time; outcomes come in the order of completion.
+
+        Closing the iterator early kills what still runs.
+        """
+        waiting = enumerate(payloads)
+        mine: set[int] = set()
+        exhausted = False
+        try:
+            while True:
+                while len(mine) < jobs and not exhausted:
+                    position, payload = next(waiting, (-1, {}))
+                    exhausted = position < 0
+                    if not exhausted:
+                        mine.add(self._start(entry, payload, index=position, limits=limits or self._limits))
+                if not mine:
+                    return
+                while not (done := mine & self._finished.keys()):
+                    self._advance()
+                for job in sorted(done):
+                    mine.discard(job)
+                    yield self._finished.pop(job)
+        finally:
+            self._abandon(mine)
+
+    def _start(self, entry: str, payload: dict[str, Any], *, index: int, limits: Limits) -> int:
+        if self._folder is None:
+            raise RuntimeError("a Sandbox is used as a context manager")
+        if self._warm is None:
+            self._warm = Warm(self._setup, self._folder)
+        self._warm.wait_until_ready()
+        self._jobs += 1
+        job = RunningJob(self._folder / str(self._jobs), payload, index=index, limits=limits)
+        job.deadline = time.monotonic() + _IMPORT_SECONDS
+        self._running[self._jobs] = job
+        self._warm.send({"job": self._jobs, "entry": entry, "limits": asdict(limits), **job.paths()})
+        return self._jobs
+
+    def _advance(self) -> None:
+        """Wait for the next event or deadline, and act on it."""
+        soonest = min(job.deadline for job in self._running.values())
+        try:
+            message = self._warm.receive(max(0.0, soonest - time.monotonic())) if self._warm else None
+        except ChildCrashedError as error:
+            self._lose_all(error)
+            return
+        if message is not None:
+            self._handle(message)
+        self._enforce_deadlines()
+
+    def _handle(self, message: dict[str, Any]) -> None:
+        number = message["job"]
+        job = self._running.get(number)
+        if job is None:
+            return
+        if message["event"] == "started":
+            job.begin(message["protections"])
+            self.protections = job.protections
+        elif message["event"] == "refused":
+            reason = JobRaisedError(message["type"], message["message"], line="")
+            self._finish(number, job.to_outcome(error=reason))
+        else:
+            self._finish(number, read_outcome(job, message["status"]))
+
+    def _enforce_deadlines(self) -> None:
+        now = time.monotonic()
+        late = [(number, job) for number, job in self._running.items() if job.deadline <= now]
+        for number, job in late:
+            if job.is_killed:
+                self._lose_all(ChildCrashedError("the warm process of the sandbox did not obey"))
+                return
+            job.is_killed = True
+            job.deadline = now + _KILL_SECONDS
+            if self._warm is not None:
+                self._warm.send({"kill": number})
+
+    def _finish(self, number: int, outcome: Outcome) -> None:
+        self._running.pop(number).close()
+        self._finished[number] = outcome
+
+    def _lose_all(self, error: ChildError) -> None:
+        self._drop_warm()
+        for number, job in list(self._running.items()):
+            late = ChildTimeoutError(f"the job ran past {job.limits.wall_seconds:g} s") if job.is_killed else error
+            self._finish(number, job.to_outcome(error=late))
+
+    def _abandon(self, jobs: set[int]) -> None:
+        """Kill jobs whose outcome nobody waits for any more."""
+        for number in jobs:
+            job = self._running.get(number)
+            if job is not None and self._warm is not None:
+                job.is_killed = True
+                job.deadline = time.monotonic() + _KILL_SECONDS
+                self._warm.send({"kill": number})
+        while jobs & self._running.keys():
+            self._advance()
+        for number in jobs:
+            self._finished.pop(number, None)
+
+    def _drop_warm(self) -> None:
+        if self._warm is not None:
+            warm, self._warm = self._warm, None
+            warm.close()
+
+
+def run_once(
+    entry: str, payload: dict[str, Any], limits: Limits = _DEFAULT_LIMITS, *, preload: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Run one job in a sandbox of its own; for more than one, share a Sandbox."""
+    with Sandbox(preload, limits=limits) as sandbox:
+        return sandbox.run(entry, payload)

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fib_tools.host.env import cache_dir, child_environment, proxy_environment, read_secret, read_settings, redact
+
+HF_TOKEN = "hf_" + "abcdefghijklmnop"
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE", "FIB_OFFLINE", "FIB_WORKSPACE", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_an_empty_environment_gives_the_defaults() -> None:
+    settings = read_settings()
+    assert settings.hf_endpoint == "https://huggingface.co"
+    assert (settings.has_hf_token, settings.offline, settings.workspace, settings.no_color) == (
+        False,
+        False,
+        None,
+        False,
+    )
+
+
+@pytest.mark.parametrize("name", ["HF_HUB_OFFLINE", "FIB_OFFLINE"])
+def test_either_variable_switches_the_network_off(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "1")
+    assert read_settings().offline
+
+
+def test_an_offline_variable_of_zero_leaves_the_network_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    assert not read_settings().offline
+
+
+def test_settings_say_that_a_token_exists_and_not_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", HF_TOKEN)
+    assert read_settings().has_hf_token
+    assert HF_TOKEN not in repr(read_settings())
+    assert read_secret("HF_TOKEN") == HF_TOKEN
+
+
+def test_the_cache_follows_xdg_if_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_dir() == tmp_path / "fib-tools"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert cache_dir() == Path.home() / ".cache" / "fib-tools"
+
+
+def test_a_child_gets_no_secrets_and_another_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_TOKEN", HF_TOKEN)
+    monkeypatch.setenv("SOME_VARIABLE", "x")
+    extra = {"OMP_NUM_THREADS": "1", "ANTHROPIC_API_KEY": "x"}
+    environment = child_environment(home=tmp_path, extra=extra)
+    assert environment["HOME"] == str(tmp_path)
+    assert environment["OMP_NUM_THREADS"] == "1"
+    assert not {"HF_TOKEN", "SOME_VARIABLE", "ANTHROPIC_API_KEY"} & environment.keys()
+
+
+def test_proxies_are_read_in_both_spellings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
+    assert proxy_environment()["https_proxy"] == "http://127.0.0.1:1"
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        (f"token {HF_TOKEN}.", "token ***."),
+        ("ghp_" + "a" * 36, "***"),
+        ("github_pat_" + "a1_" * 9, "***"),
+        ("sk-ant-" + "api03-abc_def-123", "***"),
+        ("Authorization: Bearer abc.def-123", "Authorization: Bearer ***"),
+        ("https://user:pass@example.org/x", "https://***@example.org/x"),
+        ("https://example.org/a@b", "https://example.org/a@b"),
+        ("the half_life of hf_hub", "the half_life of hf_hub"),
+    ],
+)
+def test_secrets_are_masked_by_their_shape(text: str, masked: str) -> None:
+    assert redact(text) == masked
+
+
+def test_the_value_of_a_secret_variable_is_masked_whatever_its_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_PASSWORD", "correct horse")
+    assert redact("login with correct horse failed") == "login with *** failed"
+
+
+def test_a_variable_about_tokenizers_is_no_secret(tmp_path: Path) -> None:
+    extra = {"TOKENIZERS_PARALLELISM": "false"}
+    assert child_environment(home=tmp_path, extra=extra)["TOKENIZERS_PARALLELISM"] == "false"
