@@ -19,6 +19,7 @@
     + ChildTimeoutError     it ran past its time limit
     + ChildMemoryError      it asked for more memory than it may have
     + ChildCrashedError     it died, or broke the protocol
+      - JobRaisedError      it raised an exception of its own
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ __all__ = [
     "FormatError",
     "GatedError",
     "GitError",
+    "JobRaisedError",
     "LockedError",
     "MissingDependencyError",
     "OfflineError",
@@ -146,3 +148,14 @@ class ChildMemoryError(ChildError):
 
 class ChildCrashedError(ChildError):
     """Isolated code died, or broke the protocol."""
+
+
+class JobRaisedError(ChildCrashedError):
+    """Isolated code raised an exception of its own."""
+
+    def __init__(self, type_name: str, message: str, *, line: str) -> None:
+        self.type_name = type_name
+        self.message = message
+        self.line = line
+        """Where it was raised, as `file:line in function`."""
+        super().__init__(f"{type_name}: {message}" if message else type_name, where=line or None)

@@ -11,29 +11,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import fib_tools.errors
-from fib_tools.errors import ChildCrashedError, ChildMemoryError, ChildTimeoutError, FibError
+from fib_tools.errors import ChildCrashedError, ChildMemoryError, ChildTimeoutError, FibError, JobRaisedError
 from fib_tools.host.confinement import Limits, Protections
 from fib_tools.host.env import redact
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["JobRaisedError", "Outcome", "RunningJob", "read_outcome"]
+__all__ = ["Outcome", "RunningJob", "read_outcome"]
 
 _OUTPUT_BYTES = 64 << 10
 """The end of what a job printed is enough to explain it."""
 _MESSAGE_LENGTH = 4000
-
-
-class JobRaisedError(ChildCrashedError):
-    """The job's code raised an exception of its own."""
-
-    def __init__(self, type_name: str, message: str, *, line: str) -> None:
-        self.type_name = type_name
-        self.message = message
-        self.line = line
-        """Where it was raised, as `file:line in function`."""
-        super().__init__(f"{type_name}: {message}" if message else type_name, where=line or None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,8 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fib_tools.errors import ChildCrashedError, ChildError, ChildTimeoutError
-from fib_tools.host._sandbox_answer import JobRaisedError, Outcome, RunningJob, read_outcome
+from fib_tools.errors import ChildCrashedError, ChildError, ChildTimeoutError, JobRaisedError
+from fib_tools.host._sandbox_answer import Outcome, RunningJob, read_outcome
 from fib_tools.host._sandbox_warm import Setup, Warm
 from fib_tools.host.confinement import Limits, Protections
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["JobRaisedError", "Limits", "Outcome", "Protections", "Sandbox", "run_once"]
+__all__ = ["Limits", "Outcome", "Protections", "Sandbox", "run_once"]
 
 _IMPORT_SECONDS = 180.0
 """Time for the warm process to import a job's module and fork; the job's own clock starts after that."""

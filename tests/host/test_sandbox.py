@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from fib_tools.errors import ChildCrashedError, ChildMemoryError, ChildTimeoutError, ParallelismError
+from fib_tools.errors import ChildCrashedError, ChildMemoryError, ChildTimeoutError, JobRaisedError, ParallelismError
 from fib_tools.host._sandbox_answer import RunningJob
-from fib_tools.host.sandbox import JobRaisedError, Limits, Protections, Sandbox, run_once
+from fib_tools.host.sandbox import Limits, Protections, Sandbox, run_once
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -1,0 +1,103 @@
+"""cascade: merging two attention results over different keys into the result over all of them.
+
+Both states carry a base-2 log-sum-exp s; the merged output weighs each by 2^s (Ye et al., Cascade Inference, 2024).
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from fib_tools.model.definition import Definition, TensorSpec
+from fib_tools.model.naming import format_name
+from fib_tools.op_types.base import (
+    KernelType,
+    MetaTensor,
+    OpType,
+    Parameters,
+    TemplateCall,
+    const,
+    source,
+    tensor,
+    var,
+)
+
+__all__ = ["OP_TYPE", "MergeStateParameters"]
+
+
+class MergeStateParameters(Parameters):
+    """The heads of the states."""
+
+    num_heads: int = Field(gt=0)
+    head_dim: int = Field(gt=0)
+    dtype: str = "bfloat16"
+
+
+_REFERENCE = """
+    @torch.no_grad()
+    def run(v_a, s_a, v_b, s_b):
+        top = torch.maximum(s_a, s_b)
+        top = torch.where(torch.isneginf(top), 0.0, top)
+        weight_a = torch.exp2(s_a - top)[..., None]
+        weight_b = torch.exp2(s_b - top)[..., None]
+        total = weight_a + weight_b
+        v_merged = v_a.to(torch.float32) * weight_a + v_b.to(torch.float32) * weight_b
+        v_merged = v_merged / torch.where(total > 0, total, 1.0)
+        return v_merged.to(v_a.dtype), torch.log2(total[..., 0]) + top
+"""
+
+
+def _define(parameters: MergeStateParameters) -> Definition:
+    def values(description: str) -> TensorSpec:
+        return tensor(parameters.dtype, "seq_len num_heads head_dim", description)
+
+    def sums(description: str) -> TensorSpec:
+        return tensor("float32", "seq_len num_heads", description)
+
+    return Definition(
+        name=format_name("merge_state", ("h", parameters.num_heads), ("d", parameters.head_dim)),
+        description="Merge two attention states: v = (v_a 2^s_a + v_b 2^s_b) / (2^s_a + 2^s_b), s the log of the sum. "
+        "Two empty states, with s -inf, give output 0 and s -inf.",
+        op_type="cascade",
+        axes={
+            "seq_len": var("Queries."),
+            "num_heads": const(parameters.num_heads, "Query heads on this device."),
+            "head_dim": const(parameters.head_dim, "Width of an output head."),
+        },
+        inputs={
+            "v_a": values("The attention output over the first keys."),
+            "s_a": sums("Its base-2 log-sum-exp; -inf where it saw no key."),
+            "v_b": values("The attention output over the other keys."),
+            "s_b": sums("Its base-2 log-sum-exp; -inf where it saw no key."),
+        },
+        outputs={
+            "v_merged": values("The attention output over all keys."),
+            "s_merged": sums("Its base-2 log-sum-exp."),
+        },
+        reference=source(_REFERENCE),
+    )
+
+
+_API = "flashinfer.cascade.merge_state"
+
+
+def _template(parameters: MergeStateParameters) -> TemplateCall:
+    values = MetaTensor(shape=(5, parameters.num_heads, parameters.head_dim), dtype=parameters.dtype)
+    sums = MetaTensor(shape=(5, parameters.num_heads), dtype="float32")
+    return TemplateCall(fi_api=_API, arguments={"v_a": values, "s_a": sums, "v_b": values, "s_b": sums})
+
+
+OP_TYPE = OpType(
+    name="cascade",
+    kernels=(
+        KernelType(
+            id="merge_state",
+            op_type="cascade",
+            summary="merge of two attention states over different keys",
+            parameters=MergeStateParameters,
+            define=_define,
+            fi_api=_API,
+            template=_template,
+            sglang_symbols=("flashinfer.cascade.merge_state", "sgl_kernel.merge_state", "sgl_kernel.merge_state_v2"),
+        ),
+    ),
+)
