@@ -32,7 +32,8 @@ _FALLBACK = (4, 5, 6, 8, 9, 10, 12)
 def choose_axes(definition: Definition, sizes: Mapping[str, int] | None = None) -> dict[str, int]:
     """Give every axis a length; `sizes` wins over the op_type's small lengths, those over the general ones.
 
-    Equalities such as `len_indptr == batch_size + 1` set the axis on their left or right when it is var.
+    Equalities such as `len_indptr == batch_size + 1` set the axis on their left or right when it is var; those such as
+    `q_size % head_size == 0` round it up to a multiple.
 
     Raises:
         FormatError: when the constraints cannot all hold, naming the one that fails.
@@ -67,6 +68,15 @@ def _settle(text: str, axes: dict[str, int], free: frozenset[str]) -> None:
         if isinstance(target, ast.Name) and target.id in free:
             axes[target.id] = evaluate(ast.unparse(other), axes)
             return
+    if isinstance(left, ast.BinOp) and isinstance(left.op, ast.Mod) and ast.unparse(right) == "0":
+        _round_up(left, axes, free)
+
+
+def _round_up(remainder: ast.BinOp, axes: dict[str, int], free: frozenset[str]) -> None:
+    if isinstance(remainder.left, ast.Name) and remainder.left.id in free:
+        name, divisor = remainder.left.id, evaluate(ast.unparse(remainder.right), axes)
+        if divisor > 0:
+            axes[name] = max(-(-axes[name] // divisor), 1) * divisor
 
 
 def _require(texts: list[str], axes: Mapping[str, int], name: str) -> None:

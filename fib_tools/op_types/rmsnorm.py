@@ -26,6 +26,7 @@ from fib_tools.op_types.base import (
     tensor,
     var,
 )
+from fib_tools.op_types.rmsnorm_gated import RMSNORM_GATED, RMSNORM_NOWEIGHT
 
 __all__ = ["OP_TYPE", "RmsNormParameters"]
 
@@ -128,5 +129,7 @@ OP_TYPE = OpType(
         _kernel(_Form(id="gemma_rmsnorm", fused=False, weight_offset=1.0)),
         _kernel(_Form(id="fused_add_rmsnorm", fused=True, weight_offset=0.0)),
         _kernel(_Form(id="gemma_fused_add_rmsnorm", fused=True, weight_offset=1.0)),
+        RMSNORM_NOWEIGHT,
+        RMSNORM_GATED,
     ),
 )

@@ -1,0 +1,62 @@
+"""embedding: look up one row of a table for each token."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from fib_tools.model.definition import Definition
+from fib_tools.model.naming import format_name
+from fib_tools.op_types.base import KernelType, OpType, Parameters, const, source, tensor, var
+from fib_tools.op_types.rules import row_ids
+
+__all__ = ["OP_TYPE", "EmbeddingParameters"]
+
+
+class EmbeddingParameters(Parameters):
+    """The size of one table; under tensor parallelism the rows of one rank."""
+
+    vocab_size: int = Field(gt=0)
+    hidden_size: int = Field(gt=0)
+    dtype: str = "bfloat16"
+
+
+_REFERENCE = """
+    @torch.no_grad()
+    def run(input_ids, weight):
+        return weight[input_ids]
+"""
+
+
+def _define(parameters: EmbeddingParameters) -> Definition:
+    return Definition(
+        name=format_name("embedding", ("v", parameters.vocab_size), ("d", parameters.hidden_size)),
+        description="Token embedding: output[i] = weight[input_ids[i]].",
+        op_type="embedding",
+        axes={
+            "num_tokens": var("Tokens of all sequences together."),
+            "vocab_size": const(parameters.vocab_size, "Rows of the table."),
+            "hidden_size": const(parameters.hidden_size, "Elements of one row."),
+        },
+        inputs={
+            "input_ids": tensor("int64", "num_tokens", "Token ids, each in [0, vocab_size)."),
+            "weight": tensor(parameters.dtype, "vocab_size hidden_size", "The table."),
+        },
+        outputs={"output": tensor(parameters.dtype, "num_tokens hidden_size", "One row for each token.")},
+        reference=source(_REFERENCE),
+    )
+
+
+OP_TYPE = OpType(
+    name="embedding",
+    kernels=(
+        KernelType(
+            id="embedding",
+            op_type="embedding",
+            summary="output[i] = weight[input_ids[i]]",
+            parameters=EmbeddingParameters,
+            define=_define,
+            sglang_symbols=("sglang.srt.layers.vocab_parallel_embedding.VocabParallelEmbedding",),
+        ),
+    ),
+    input_rules={"input_ids": row_ids("vocab_size")},
+)
