@@ -36,6 +36,9 @@ _SHARED: dict[str, Any] = {
     "quiet": Annotated[bool, Parameter(help="Show no progress.", negative="")],
 }
 
+_PIPED_WIDTH = 180
+"""Columns of a table that does not go to a terminal: nothing is folded that a search could look for."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
@@ -140,7 +143,8 @@ def _print_result(result: Result, *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(canonical_bytes(to_document(result)).decode())
     else:
-        print_summary(result.summary(), Console(soft_wrap=False))
+        console = Console()
+        print_summary(result.summary(), console if console.is_terminal else Console(width=_PIPED_WIDTH))
 
 
 def _report_error(error: FibError, console: Console, *, as_json: bool) -> None:

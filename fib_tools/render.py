@@ -32,8 +32,8 @@ def print_summary(summary: Summary, console: Console) -> None:
 
 def _rich_table(table: Table) -> RichTable:
     rich_table = RichTable(title=table.title, title_justify="left", header_style="bold", box=None, pad_edge=False)
-    for column in table.columns:
-        rich_table.add_column(column, overflow="fold")
+    for index, column in enumerate(table.columns):
+        rich_table.add_column(column, overflow="fold", no_wrap=index == 0)
     for row in table.rows:
         rich_table.add_row(*(Text(cell) for cell in row))
     return rich_table
@@ -62,7 +62,13 @@ def show_progress(console: Console, *, quiet: bool) -> Iterator[Report]:
 
 @contextmanager
 def _live(console: Console) -> Iterator[Report]:
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None)
 

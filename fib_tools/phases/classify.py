@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from fib_tools.architecture.parallelism import ServingPoint
 from fib_tools.errors import FibError
 from fib_tools.gate.identity import Signature, build_index, signature
 from fib_tools.model.definition import Definition
@@ -50,13 +52,21 @@ def build_manifest(
         architecture=inventory.architecture,
         config_sha256=survey.config.sha256,
         sources=survey.versions,
-        serving=tuple(f"{point.describe()} ({point.hardware or 'any'}, {point.source})" for point in inventory.points),
+        serving=_describe_points(inventory.points),
         kernels=tuple(kernels),
         refused=tuple(refused),
         disagreements=inventory.disagreements,
         unexplained=inventory.unexplained,
         notes=inventory.notes,
     )
+
+
+def _describe_points(points: Iterable[ServingPoint]) -> tuple[str, ...]:
+    """Say each way of serving once, with the GPUs it is for: `tp8 ep4 on H200, B200 (source)`."""
+    hardware: dict[tuple[str, str], list[str]] = {}
+    for point in points:
+        hardware.setdefault((point.describe(), point.source), []).append(point.hardware or "any GPU")
+    return tuple(f"{way} on {', '.join(dict.fromkeys(gpus))} ({source})" for (way, source), gpus in hardware.items())
 
 
 def _classify(need: KernelNeed, known: _Known) -> ManifestKernel:
@@ -90,7 +100,7 @@ def _classify(need: KernelNeed, known: _Known) -> ManifestKernel:
     )
 
 
-def _fi_status(kernel_type: KernelType[object], traced: TracedApis) -> tuple[FiStatus, bool]:
+def _fi_status(kernel_type: KernelType[Any], traced: TracedApis) -> tuple[FiStatus, bool]:
     if kernel_type.fi_api is None:
         return FiStatus.MISSING, False
     return FiStatus.SUPPORTED, traced.find(kernel_type.fi_api) is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,7 +14,7 @@ from fib_tools.gate.gate import admit
 from fib_tools.host.locks import hold
 from fib_tools.model.definition import Definition
 from fib_tools.model.manifest import DefineStatus, Manifest, ManifestKernel, Phase1Status
-from fib_tools.phases.candidates import build_candidates
+from fib_tools.phases.candidates import KernelCandidate, build_candidates
 from fib_tools.phases.context import Context
 from fib_tools.phases.dumps import stage_dumps
 from fib_tools.phases.inventory import refresh_manifest, workspace_lock
@@ -139,7 +139,7 @@ def _run_gate(
         by_definition = {id(entry.candidate): entry for entry in candidates}
         admissions = admit(
             [entry.candidate for entry in candidates],
-            index=definitions,
+            index=_without_own(definitions, candidates),
             stage=context.dataset.stage,
             sandbox=sandbox,
         )
@@ -150,6 +150,20 @@ def _run_gate(
                 context, admission, fi_name=entry.fi_name, remarks=entry.remarks
             )
     return outcomes
+
+
+def _without_own(definitions: Mapping[str, Definition], candidates: Sequence[KernelCandidate]) -> dict[str, Definition]:
+    """Leave out what a killed run of this onboarding staged: it runs again, and is then what it would have been."""
+    own = {
+        entry.candidate.definition.name: entry.candidate.definition
+        for entry in candidates
+        if entry.kernel.phase1_status is Phase1Status.NEW
+    }
+    return {
+        name: standing
+        for name, standing in definitions.items()
+        if name not in own or standing != own[name].model_copy(update={"tags": standing.tags})
+    }
 
 
 def _with_outcomes(manifest: Manifest, outcomes: Mapping[str, DefineEntry]) -> Manifest:

@@ -102,9 +102,9 @@ def _from_cookbook(context: Context, days: int, hardware: str | None) -> tuple[l
     clone = context.workspace.find_clone("sgl-cookbook")
     if clone is None:
         cookbook = load_bundled_cookbook()
-        newest = max((config.sglang_version for config in cookbook.configs), key=_version_key, default="")
+        newest = max((config.sglang_version or "" for config in cookbook.configs), key=_version_key, default="")
         configs = [config for config in cookbook.configs if config.sglang_version == newest]
-        basis = f"cookbook: no clone, so the models of {newest} in the bundled digest ({cookbook.version})"
+        basis = f"cookbook: no clone, so the models of {newest} in the bundled digest ({cookbook.source})"
     else:
         cookbook = load_cookbook(clone)
         recent = {file.path for file in list_added_files(clone, _COOKBOOK_DATA, since_days=days)}
@@ -119,7 +119,7 @@ def _group(configs: list[ServingConfig], hardware: str | None) -> list[tuple[str
         if config.is_nvidia and config.kind == "llm" and hardware in (None, config.hardware):
             found.setdefault(config.repo_id, []).append(config)
     return [
-        (repo_id, f"{group[0].sglang_version}: {', '.join(sorted({config.hardware for config in group}))}")
+        (repo_id, f"{group[0].sglang_version}: {', '.join(sorted({config.hardware or 'any' for config in group}))}")
         for repo_id, group in sorted(found.items())
     ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from fib_tools.errors import RequestError
 from fib_tools.gate.execute import open_sandbox
@@ -11,6 +11,7 @@ from fib_tools.gate.normalise import Normalised, normalise
 from fib_tools.host.locks import hold
 from fib_tools.model.definition import Definition
 from fib_tools.model.tags import merge_tags
+from fib_tools.op_types.base import Parameters
 from fib_tools.op_types.registry import get_kernel_type
 from fib_tools.phases.context import Context
 from fib_tools.phases.inventory import workspace_lock
@@ -33,11 +34,11 @@ def stage_dumps(context: Context, folder: Path, *, model: str | None, dry_run: b
         raise RequestError("no dump in it", where=str(folder), todo="pass FLASHINFER_TRACE_DUMP_DIR of the run")
     raws = [dump for dump in dumps if isinstance(dump, RawDump)]
     entries = [
-        DefineEntry(name=dump.path.stem, status="refused", reason=dump.reason)
+        DefineEntry(name=PurePosixPath(dump.where).stem, status="refused", reason=dump.message)
         for dump in dumps
         if not isinstance(dump, RawDump)
     ]
-    normalised = [normalise(raw.data, siblings=[other.data for other in raws], where=raw.path.name) for raw in raws]
+    normalised = [normalise(raw.data, siblings=[other.data for other in raws]) for raw in raws]
     entries += [
         DefineEntry(name=raw.path.stem, status="refused", reason=item.refused or "", remarks=item.changes)
         for raw, item in zip(raws, normalised, strict=True)
@@ -84,11 +85,12 @@ def _candidate(item: Normalised, model: str | None) -> Candidate | None:
         return None
     tags = [f"model:{model}"] if model else []
     definition: Definition = item.definition.model_copy(update={"tags": merge_tags(item.definition.tags, tags)})
-    return Candidate(definition=definition, qualifier=_qualifier(item))
+    return Candidate(definition=definition, qualifier=_qualifier(item), is_foreign=not item.is_canonical)
 
 
 def _qualifier(item: Normalised) -> str:
     if item.recognised is None:
         return ""
     kernel_type = get_kernel_type(item.recognised.kernel)
-    return kernel_type.parameters.model_validate(item.recognised.parameters).qualifier()
+    parameters: Parameters = kernel_type.parameters.model_validate(item.recognised.parameters)
+    return parameters.qualifier()

@@ -37,7 +37,7 @@ class InventoryResult(Result):
     def summary(self) -> Summary:
         """List the kernels, then what is open."""
         manifest = self.manifest
-        columns = ("definition", "TP", "EP", "page", "stage", "dataset", "FlashInfer", "SGLang", "witnesses")
+        columns = ("definition", "served as", "dataset", "FlashInfer", "SGLang", "witnesses")
         table = Table(
             title=f"kernels of {manifest.repo_id or manifest.model}",
             columns=columns,
@@ -54,18 +54,16 @@ class InventoryResult(Result):
 
 
 def _row(kernel: ManifestKernel) -> tuple[str, ...]:
-    sources = ", ".join(dict.fromkeys(witness.source.value for witness in kernel.witnesses))
-    template = " (template)" if kernel.fi_trace_template else ""
+    sizes = (("tp", kernel.tp), ("ep", kernel.ep if kernel.ep != (1,) else ()), ("ps", kernel.page_sizes))
+    served = " ".join(f"{key}{','.join(map(str, values))}" for key, values in sizes if values)
+    witnesses = " ".join(dict.fromkeys(witness.source.value for witness in kernel.witnesses))
     return (
         kernel.definition or kernel.name,
-        ",".join(map(str, kernel.tp)),
-        ",".join(map(str, kernel.ep)),
-        ",".join(map(str, kernel.page_sizes)),
-        ",".join(kernel.stages),
+        served,
         kernel.phase1_status.value,
-        f"{kernel.fi_status.value}{template}",
+        "template" if kernel.fi_trace_template else kernel.fi_status.value,
         kernel.sgl_status.value,
-        sources,
+        witnesses,
     )
 
 

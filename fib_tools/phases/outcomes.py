@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 from pydantic import Field
 
-from fib_tools.gate.gate import Admission
+from fib_tools.gate.gate import Admission, AdmissionStatus
 from fib_tools.model.definition import Definition
 from fib_tools.model.summary import Result, Summary, Table
 from fib_tools.model.tags import find_tag_values
@@ -64,17 +64,27 @@ class DefineResult(Result):
         return ", ".join([*(f"{count} {status}" for status, count in counts.items()), f"{executed} executed"])
 
 
+_STATUS: Mapping[AdmissionStatus, Literal["defined", "existing", "conflict", "refused"]] = {
+    AdmissionStatus.ACCEPTED: "defined",
+    AdmissionStatus.EXISTING: "existing",
+    AdmissionStatus.CONFLICT: "conflict",
+    AdmissionStatus.REFUSED: "refused",
+}
+
+
 def admission_entry(
     context: Context, admission: Admission, *, fi_name: str | None = None, remarks: tuple[str, ...] = ()
 ) -> DefineEntry:
     """Report an admission; a Definition that stood there already gains the candidate's tags when it says the same."""
-    if admission.status == "existing" and admission.existing:
-        _add_tags(context, admission.existing, admission.candidate.definition)
+    candidate = admission.candidate.definition
+    if admission.status is AdmissionStatus.EXISTING and admission.existing:
+        _add_tags(context, admission.existing, candidate)
+    name = admission.definition.name if admission.definition else admission.existing or admission.name
     execution = admission.execution
     return DefineEntry(
-        name=admission.existing or admission.name,
-        op_type=admission.candidate.definition.op_type,
-        status="defined" if admission.status == "accepted" else admission.status,
+        name=name,
+        op_type=candidate.op_type,
+        status=_STATUS[admission.status],
         reason="; ".join(finding.message for finding in admission.findings),
         executed=execution.executed if execution else None,
         seconds=round(execution.seconds, 4) if execution else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
@@ -10,9 +11,11 @@ from fib_tools.errors import OfflineError, RequestError
 from fib_tools.host.locks import hold
 from fib_tools.model.summary import Result, Summary, Table
 from fib_tools.phases.context import Context
-from fib_tools.sources.clones import REPOS, Clone, clone_sources
+from fib_tools.sources.clones import REPOS, Clone, CloneStatus, clone_sources
 
 __all__ = ["CloneResult", "clone_repositories"]
+
+_NAMES = tuple(repo.name for repo in REPOS)
 
 
 class CloneResult(Result):
@@ -24,12 +27,12 @@ class CloneResult(Result):
     @property
     def has_errors(self) -> bool:
         """A repository that could not be cloned or updated is an error."""
-        return any(clone.status == "failed" for clone in self.repositories.values())
+        return any(clone.status is CloneStatus.FAILED for clone in self.repositories.values())
 
     def summary(self) -> Summary:
         """List the repositories with status and commit."""
         rows = tuple(
-            (name, clone.status, (clone.sha or "")[:12], clone.branch or "", clone.error or clone.url)
+            (name, clone.status.value, (clone.sha or "")[:12], clone.branch or "", clone.error or clone.url)
             for name, clone in self.repositories.items()
         )
         table = Table(title="repositories", columns=("repository", "status", "commit", "branch", "url"), rows=rows)
@@ -56,10 +59,10 @@ def clone_repositories(
         raise OfflineError(
             "cloning needs the network", todo="run it without --offline; other commands work without clones"
         )
-    unknown = sorted(set(only or ()) - REPOS.keys())
+    unknown = sorted(set(only or ()) - set(_NAMES))
     if unknown:
-        raise RequestError(f"no repository {unknown[0]!r}", todo=f"use {', '.join(REPOS)}")
-    target = context.workspace.root if target_dir is None else context.workspace.root.__class__(target_dir)
+        raise RequestError(f"no repository {unknown[0]!r}", todo=f"use {', '.join(_NAMES)}")
+    target = context.workspace.root if target_dir is None else Path(target_dir)
     context.workspace.create()
     with hold(context.workspace.root / ".clone.lock", purpose="cloning"):
         config = clone_sources(target, only=only, sglang_branch=sglang_branch, urls=_parse_urls(urls))
@@ -70,7 +73,7 @@ def _parse_urls(urls: tuple[str, ...] | None) -> dict[str, str]:
     pairs: dict[str, str] = {}
     for text in urls or ():
         name, equals, url = text.partition("=")
-        if not equals or name not in REPOS:
-            raise RequestError(f"{text!r} is not name=url", todo=f"name one of {', '.join(REPOS)}")
+        if not equals or name not in _NAMES:
+            raise RequestError(f"{text!r} is not name=url", todo=f"name one of {', '.join(_NAMES)}")
         pairs[name] = url
     return pairs

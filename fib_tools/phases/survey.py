@@ -82,7 +82,7 @@ def survey_model(context: Context, request: ModelRequest) -> Survey:
         traced=traced,
         sglang=sglang,
         inventory=inventory,
-        versions=_versions(config, traced, sglang),
+        versions=_versions(context, config, (traced, sglang)),
     )
 
 
@@ -114,13 +114,15 @@ def _trace_in_child(config: ConfigSource) -> Structure | NotTraceable:
         return trace_structure(config.config, sandbox=sandbox)
 
 
-def _versions(config: ConfigSource, traced: TracedApis, sglang: SglangFacts) -> dict[str, SourceVersion]:
+def _versions(
+    context: Context, config: ConfigSource, survey: tuple[TracedApis, SglangFacts]
+) -> dict[str, SourceVersion]:
+    traced, sglang = survey
+    origin = "clone" if context.workspace.find_clone("flashinfer") else "installed"
     return {
         "config": SourceVersion(origin=config.origin, version=config.revision or config.sha256),
-        "flashinfer": SourceVersion(
-            origin="clone" if traced.commit else "installed", version=traced.commit or traced.version
-        ),
+        "flashinfer": SourceVersion(origin=origin, version=traced.version),
         "sglang": SourceVersion(origin=sglang.origin, version=sglang.version),
         "transformers": SourceVersion(origin="installed", version=version("transformers")),
-        "sgl-cookbook": SourceVersion(origin="bundled", version=load_bundled_cookbook().version),
+        "sgl-cookbook": SourceVersion(origin="bundled", version=load_bundled_cookbook().source),
     }
