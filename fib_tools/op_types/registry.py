@@ -11,14 +11,19 @@ import fib_tools.op_types
 from fib_tools.errors import RequestError
 from fib_tools.op_types.base import KernelType, OpType
 
-__all__ = ["find_kernel_type", "find_op_type", "get_kernel_type", "list_kernel_types", "list_op_types"]
+__all__ = ["find_kernel_type", "find_op_type", "get_kernel_type", "list_kernel_types", "list_modules", "list_op_types"]
+
+
+def list_modules() -> tuple[str, ...]:
+    """Name the modules of the package, for a process that wants them loaded before it forks."""
+    names = sorted(module.name for module in pkgutil.iter_modules(fib_tools.op_types.__path__))
+    return tuple(f"fib_tools.op_types.{name}" for name in names)
 
 
 @cache
 def list_op_types() -> tuple[OpType, ...]:
     """Load the `OP_TYPE` of every module that has one, in order of name."""
-    names = sorted(module.name for module in pkgutil.iter_modules(fib_tools.op_types.__path__))
-    modules = [importlib.import_module(f"fib_tools.op_types.{name}") for name in names]
+    modules = [importlib.import_module(name) for name in list_modules()]
     return tuple(module.OP_TYPE for module in modules if hasattr(module, "OP_TYPE"))
 
 
