@@ -82,10 +82,22 @@ class KernelType(Generic[P]):
     """Build the Definition under the dataset's canonical name, without model, tp or status tags."""
     fi_api: str | None = None
     """The FlashInfer API that computes it; None when FlashInfer has none."""
-    template: Callable[[P], TemplateCall] | None = None
-    """None when the API has no trace template, or none that can describe this kernel."""
+    fi_covers: Callable[[P], bool] | None = None
+    """Whether the API computes it with these parameters; None: with all."""
+    template: Callable[[P], TemplateCall | None] | None = None
+    """None, or giving None, when the API has no trace template that can describe this kernel."""
     sglang_symbols: tuple[str, ...] = ()
     """What SGLang calls for it, dotted, such as `sgl_kernel.rmsnorm`."""
+
+    def find_fi_api(self, parameters: Mapping[str, Any]) -> str | None:
+        """Find the FlashInfer API that computes the kernel with these parameters."""
+        if self.fi_covers is None or self.fi_covers(self.parameters.model_validate(dict(parameters))):
+            return self.fi_api
+        return None
+
+    def find_template_call(self, parameters: Mapping[str, Any]) -> TemplateCall | None:
+        """Find the call that makes FlashInfer's trace template describe the kernel with these parameters."""
+        return self.template(self.parameters.model_validate(dict(parameters))) if self.template else None
 
     def build(self, parameters: Mapping[str, Any]) -> Definition:
         """Build the Definition from plain parameter values."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -158,7 +158,7 @@ OP_TYPE = OpType(
             parameters=GemmParameters,
             define=_define_gemm,
             fi_api=_MM_API,
-            template=cast("Any", _gemm_template),
+            template=_gemm_template,
             sglang_symbols=("torch.nn.functional.linear",),
         ),
         KernelType(
@@ -168,7 +168,7 @@ OP_TYPE = OpType(
             parameters=BmmParameters,
             define=_define_bmm,
             fi_api=_BMM_API,
-            template=cast("Any", _bmm_template),
+            template=_bmm_template,
             sglang_symbols=("torch.bmm",),
         ),
     ),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from textwrap import dedent
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -187,7 +187,7 @@ OP_TYPE = OpType(
             parameters=GemmFp8BlockParameters,
             define=_define_block,
             fi_api=_BLOCK_API,
-            template=cast("Any", _block_template),
+            template=_block_template,
             sglang_symbols=(
                 "deep_gemm.fp8_gemm_nt",
                 "flashinfer.gemm.fp8_blockscale_gemm_sm90",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, TypeVar, cast
+from typing import Generic, TypeVar
 
 from fib_tools.model.definition import AxisConst, Definition, TensorSpec
 from fib_tools.model.naming import format_name
@@ -37,6 +37,7 @@ from fib_tools.op_types.moe_templates import (
     TENSOR_API,
     bf16_template,
     block_template,
+    has_routing_method,
     int4_template,
     nvfp4_template,
     tensor_template,
@@ -217,7 +218,8 @@ def _kernel(form: _Form[P]) -> KernelType[P]:
         parameters=form.parameters,
         define=partial(_define, form),
         fi_api=form.fi_api,
-        template=cast("Any", form.template),
+        fi_covers=has_routing_method,
+        template=form.template,
         sglang_symbols=form.sglang_symbols,
     )
 

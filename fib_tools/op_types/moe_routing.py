@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-
 from fib_tools.model.definition import Definition
 from fib_tools.model.naming import format_name
 from fib_tools.op_types.base import KernelType, MetaTensor, OpType, TemplateCall, const, scalar, source, tensor, var
@@ -57,9 +55,13 @@ def _define(parameters: RoutingParameters) -> Definition:
     )
 
 
+def _is_covered(parameters: RoutingParameters) -> bool:
+    """FlashInfer computes DeepSeek-V3's choice, whose weights always sum to the scaling factor."""
+    return parameters.routing == "ds" and parameters.norm_topk_prob
+
+
 def _template(parameters: RoutingParameters) -> TemplateCall | None:
-    """FlashInfer has a template for DeepSeek-V3's choice, whose weights always sum to the scaling factor."""
-    if parameters.routing != "ds" or not parameters.norm_topk_prob:
+    if not _is_covered(parameters):
         return None
     groups, kept = parameters.groups
     chosen = (_ROWS, parameters.top_k)
@@ -88,7 +90,8 @@ OP_TYPE = OpType(
             parameters=RoutingParameters,
             define=_define,
             fi_api=_DS_API,
-            template=cast("Any", _template),
+            fi_covers=_is_covered,
+            template=_template,
             sglang_symbols=(
                 "flashinfer.fused_moe.fused_topk_deepseek",
                 "sglang.kernels.ops.moe.moe_fused_gate.moe_fused_gate",

@@ -20,6 +20,7 @@ __all__ = [
     "TENSOR_API",
     "bf16_template",
     "block_template",
+    "has_routing_method",
     "int4_template",
     "nvfp4_template",
     "tensor_template",
@@ -50,6 +51,11 @@ def _method(parameters: MoeParameters) -> int | None:
     if parameters.routing == "ds" and not parameters.norm_topk_prob:
         return None
     return _METHODS.get(parameters.routing)
+
+
+def has_routing_method(parameters: MoeParameters) -> bool:
+    """Tell whether FlashInfer's kernels choose experts this way."""
+    return _method(parameters) is not None
 
 
 def _is_plain(parameters: MoeParameters) -> bool:

@@ -12,7 +12,6 @@ from fib_tools.host.sandbox import Sandbox
 from fib_tools.model.definition import Definition
 from fib_tools.model.manifest import Manifest, ManifestKernel
 from fib_tools.model.tags import Tag, merge_tags
-from fib_tools.op_types.base import TemplateCall
 from fib_tools.op_types.registry import get_kernel_type
 
 __all__ = ["KernelCandidate", "build_candidates"]
@@ -34,7 +33,7 @@ def build_candidates(
 ) -> list[KernelCandidate]:
     """Build the Definitions, with FlashInfer's templates instantiated for the same sizes as a second witness."""
     built = [get_kernel_type(kernel.kernel).build(kernel.parameters) for kernel in kernels]
-    calls = [_template_call(kernel) for kernel in kernels]
+    calls = [get_kernel_type(kernel.kernel).find_template_call(kernel.parameters) for kernel in kernels]
     wanted = [call for call in calls if call is not None]
     results = iter(instantiate(wanted, sandbox=sandbox) if wanted else ())
     candidates: list[KernelCandidate] = []
@@ -50,13 +49,6 @@ def build_candidates(
             remarks = tuple(f"FlashInfer's template for {call.fi_api}: {fault}" for fault in faults)
         candidates.append(_candidate(manifest, kernel, (definition, fi_name), remarks))
     return candidates
-
-
-def _template_call(kernel: ManifestKernel) -> TemplateCall | None:
-    kernel_type = get_kernel_type(kernel.kernel)
-    if kernel_type.template is None:
-        return None
-    return kernel_type.template(kernel_type.parameters.model_validate(kernel.parameters))
 
 
 def _candidate(

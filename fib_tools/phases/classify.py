@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from fib_tools.architecture.parallelism import ServingPoint
 from fib_tools.errors import FibError
@@ -12,7 +11,6 @@ from fib_tools.gate.identity import Signature, build_index, signature
 from fib_tools.model.definition import Definition
 from fib_tools.model.kernel import KernelNeed
 from fib_tools.model.manifest import FiStatus, Manifest, ManifestKernel, Phase1Status, Refusal, SglStatus
-from fib_tools.op_types.base import KernelType
 from fib_tools.op_types.registry import find_kernel_type
 from fib_tools.phases.survey import Survey
 from fib_tools.sources.flashinfer import TracedApis
@@ -75,8 +73,9 @@ def _classify(need: KernelNeed, known: _Known) -> ManifestKernel:
         raise FibError(f"no op_type describes the kernel {need.kernel!r}", todo="add it to fib_tools/op_types")
     definition = kernel_type.build(need.parameters)
     existing = known.index.get(signature(definition))
-    fi_status, has_template = _fi_status(kernel_type, known.traced)
-    sites = known.sglang.find_call_sites(kernel_type.fi_api) if kernel_type.fi_api else ()
+    fi_api = kernel_type.find_fi_api(need.parameters)
+    fi_status = FiStatus.SUPPORTED if fi_api else FiStatus.MISSING
+    sites = known.sglang.find_call_sites(fi_api) if fi_api else ()
     return ManifestKernel(
         name=definition.name,
         op_type=definition.op_type,
@@ -91,19 +90,13 @@ def _classify(need: KernelNeed, known: _Known) -> ManifestKernel:
         quantization=need.quantization,
         phase1_status=Phase1Status.EXISTING if existing else Phase1Status.NEW,
         fi_status=fi_status,
-        fi_api=kernel_type.fi_api,
-        fi_trace_template=has_template,
+        fi_api=fi_api,
+        fi_trace_template=fi_api is not None and known.traced.find(fi_api) is not None,
         sgl_status=_sgl_status(fi_status, len(sites)),
         sgl_call_sites=tuple(sites[:5]),
         definition=existing,
         witnesses=need.witnesses,
     )
-
-
-def _fi_status(kernel_type: KernelType[Any], traced: TracedApis) -> tuple[FiStatus, bool]:
-    if kernel_type.fi_api is None:
-        return FiStatus.MISSING, False
-    return FiStatus.SUPPORTED, traced.find(kernel_type.fi_api) is not None
 
 
 def _sgl_status(fi_status: FiStatus, call_sites: int) -> SglStatus:
