@@ -1,8 +1,9 @@
 """Onboard every config of a folder (default: every bundled model) and print one line each.
 
-    python benchmarks/all_models.py [CONFIG_FOLDER] [--workspace DIR] [--only NAME ...]
+    python benchmarks/all_models.py [CONFIG_FOLDER] [--workspace DIR] [--shared] [--only NAME ...]
 
 Columns: kernels; defined; executed; refused; disagreements between witnesses; operations nothing explains; seconds.
+Each model has a dataset of its own unless --shared is given; at the end flashinfer-bench loads all of them.
 """
 
 from __future__ import annotations
@@ -50,10 +51,20 @@ def line(name: str, result: OnboardResult, seconds: float) -> tuple[str, dict[st
     return f"{name:48s} " + " ".join(f"{value:>11}" for value in numbers.values()), numbers
 
 
+def load_with_peer(datasets: list[Path]) -> str:
+    """Load the datasets with flashinfer-bench, and compare the number of Definitions with the files."""
+    from flashinfer_bench.data import TraceSet
+
+    loaded = sum(len(TraceSet.from_path(str(folder)).definitions) for folder in datasets)
+    files = sum(len(list(folder.glob("definitions/*/*.json"))) for folder in datasets)
+    return f"flashinfer-bench {version('flashinfer-bench')} loads {loaded} of {files} Definitions in {len(datasets)} datasets"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--workspace", type=Path)
+    parser.add_argument("--shared", action="store_true")
     parser.add_argument("--only", nargs="+")
     options = parser.parse_args()
     workspace = options.workspace or Path(tempfile.mkdtemp(prefix="fib-models-"))
@@ -75,7 +86,8 @@ def main() -> None:
         if options.only and not any(word.lower() in name.lower() for word in options.only):
             continue
         began = time.perf_counter()
-        context = Context(workspace=Workspace(root=workspace), offline=True)
+        own = workspace if options.shared else workspace / name.replace("/", "__")
+        context = Context(workspace=Workspace(root=own), offline=True)
         try:
             result = onboard_model(context, name, config=config)
         except FibError as error:
@@ -100,6 +112,7 @@ def main() -> None:
         ]
         details += [f"{name}: note: {note}" for note in result.manifest.notes]
     print("total", totals)
+    print(load_with_peer(sorted(workspace.rglob("flashinfer-trace"))))
     print(f"\nworkspace {workspace}\n" + "\n".join(details))
 
 

@@ -127,7 +127,7 @@ class Subjects:
         Dataset(self.scratch / "set").write_definition(definition)
 
     def dump(self, rng: random.Random) -> None:
-        normalise(mutate(rng.choice(self.definitions), rng), where="fuzz")
+        normalise(mutate(rng.choice(self.definitions), rng))
 
     def config(self, rng: random.Random) -> None:
         name, config = rng.choice(self.configs)

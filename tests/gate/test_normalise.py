@@ -347,9 +347,14 @@ def test_normalising_changes_nothing_in_the_dump_itself() -> None:
 
 
 _JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-9, 9) | st.sampled_from(["", "x", "M", "uint8", "unknown", "1", "def f(): 0"]),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["x", "shape", "dtype", "type", "value", "optional"]), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers(-9, 9)
+    | st.sampled_from(["", "x", "M", "uint8", "unknown", "1", "def f(): 0"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["x", "shape", "dtype", "type", "value", "optional"]), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 

@@ -230,7 +230,9 @@ def test_a_derived_axis_must_have_the_length_its_name_says() -> None:
 
 
 def test_a_tensor_that_no_input_reads_is_a_fault_unless_it_is_a_buffer() -> None:
-    result = _result({"N": {"type": "var"}}, {"a": {"shape": ["N"], "dtype": "int8"}}, {"a": (1,)}, strays=("out", "sinks"))
+    result = _result(
+        {"N": {"type": "var"}}, {"a": {"shape": ["N"], "dtype": "int8"}}, {"a": (1,)}, strays=("out", "sinks")
+    )
     assert find_shape_faults(_CALL, result) == ("no input reads the tensor sinks of the call",)
 
 
@@ -263,12 +265,22 @@ def test_a_layout_that_the_template_does_not_mean_is_a_fault() -> None:
 )
 def test_lengths_that_no_kernel_has_are_named(values: dict[str, int], name: str, words: str) -> None:
     op_type = "rmsnorm" if name.startswith("rmsnorm") else "x"
-    raw = {"name": name, "op_type": op_type, "axes": {axis: {"type": "const", "value": v} for axis, v in values.items()}}
+    raw = {
+        "name": name,
+        "op_type": op_type,
+        "axes": {axis: {"type": "const", "value": v} for axis, v in values.items()},
+    }
     (fault,) = find_axis_faults(raw)
     assert words in fault
 
 
-def test_lengths_of_a_real_kernel_are_not() -> None:
-    values = {"num_qo_heads": 64, "num_kv_heads": 8, "head_dim": 128, "page_size": 64}
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"num_qo_heads": 64, "num_kv_heads": 8, "head_dim": 128, "page_size": 64},
+        {"num_qo_heads": 8, "num_kv_heads": 1, "head_dim": 192, "head_dim_vo": 128},
+    ],
+)
+def test_lengths_of_a_real_kernel_are_not(values: dict[str, int]) -> None:
     axes = {axis: {"type": "const", "value": value} for axis, value in values.items()}
-    assert find_axis_faults({"name": "gqa_paged_decode", "op_type": "gqa_paged", "axes": axes}) == ()
+    assert find_axis_faults({"name": "gqa_ragged_prefill", "op_type": "gqa_ragged", "axes": axes}) == ()

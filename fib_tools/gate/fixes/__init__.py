@@ -1,0 +1,3 @@
+"""The fixes that turn a raw FlashInfer dump into a Definition, one family a file."""
+
+from __future__ import annotations

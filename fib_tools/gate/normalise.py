@@ -1,0 +1,131 @@
+"""From a raw FlashInfer dump, of any version, to a Definition: or to the reason why not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fib_tools.errors import FormatError
+from fib_tools.gate.fixes.axes import fix_axes, fix_constraints
+from fib_tools.gate.fixes.draft import Draft, RefusedError, read_draft
+from fib_tools.gate.fixes.dtypes import fix_dtypes
+from fib_tools.gate.fixes.inline import inline_helpers
+from fib_tools.gate.fixes.library import find_library
+from fib_tools.gate.fixes.outputs import fix_outputs
+from fib_tools.gate.fixes.source import read_function
+from fib_tools.gate.fixes.wrapper import bake_scalars, write_run
+from fib_tools.gate.recognise import Recognised, recognise
+from fib_tools.gate.strict import find_axis_faults
+from fib_tools.gate.templates import TemplateResult
+from fib_tools.model.base import read_lenient
+from fib_tools.model.definition import Definition
+from fib_tools.model.tags import merge_tags
+
+__all__ = ["Normalised", "normalise"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Normalised:
+    """What became of a dump."""
+
+    definition: Definition | None
+    """None when it was refused."""
+    changes: tuple[str, ...] = ()
+    refused: str | None = None
+    recognised: Recognised | None = None
+    """The kernel type of ours that it is."""
+    is_canonical: bool = False
+    """The dump could not be kept: this is our Definition of the kernel it describes."""
+
+
+def normalise(
+    raw: Mapping[str, Any], *, call: TemplateResult | None = None, siblings: Sequence[Mapping[str, Any]] = ()
+) -> Normalised:
+    """Repair a dump; `call` is what is known of the call it came from, `siblings` the dumps beside it."""
+    problem = _find_problem(raw)
+    if problem is not None:
+        return Normalised(definition=None, refused=problem)
+    found = recognise(raw, siblings=siblings)
+    faults = find_axis_faults(raw)
+    if faults:
+        is_repaired = found is not None and bool(found.repairs)
+        return _canonical(raw, found if is_repaired else None, reason="; ".join(faults))
+    changes: list[str] = []
+    try:
+        draft = read_draft(raw, values=call.values if call else {}, absent=_find_absent(call))
+        changes = draft.changes
+        _repair(draft, call)
+        definition = read_lenient(Definition, draft.to_document(), where=draft.name)
+    except RefusedError as refusal:
+        return _canonical(raw, found, reason=str(refusal), changes=changes)
+    except FormatError as error:
+        return _canonical(raw, found, reason=error.what, changes=changes)
+    return Normalised(definition=definition, changes=tuple(changes), recognised=found)
+
+
+def _find_problem(raw: Mapping[str, Any]) -> str | None:
+    """Say what makes a document no dump at all, so that everything after may rely on its shape."""
+    for field in ("axes", "inputs"):
+        parts = raw.get(field)
+        if not isinstance(parts, dict) or not all(isinstance(part, dict) for part in parts.values()):
+            return f"not a dump: {field} is missing or not an object of objects"
+    if not isinstance(raw.get("name"), str) or not raw["name"]:
+        return "not a dump: it has no name"
+    tags = raw.get("tags", [])
+    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+        return "not a dump: tags is not a list of texts"
+    try:
+        merge_tags(tags)
+    except FormatError as error:
+        return f"not a dump: {error.what}"
+    return None
+
+
+def _canonical(
+    raw: Mapping[str, Any], found: Recognised | None, *, reason: str, changes: Sequence[str] = ()
+) -> Normalised:
+    """Put our own Definition in the place of a dump that is beyond repair, where we know the kernel."""
+    if found is None:
+        return Normalised(definition=None, changes=tuple(changes), refused=reason)
+    built = found.build()
+    kept = [tag for tag in raw.get("tags") or () if isinstance(tag, str) and tag.startswith("fi_api:")]
+    tags = merge_tags(built.tags, kept, [f"fi_name:{raw['name']}", "status:unverified"])
+    return Normalised(
+        definition=built.model_copy(update={"tags": tags}),
+        changes=(*changes, *found.repairs, f"written anew as {built.name}: {reason}"),
+        recognised=found,
+        is_canonical=True,
+    )
+
+
+def _find_absent(call: TemplateResult | None) -> frozenset[str] | None:
+    """Name the inputs that the call left out; None when it is not known."""
+    if call is None or not call.parameters:
+        return None
+    scalars = {name for name in call.parameters if name not in call.bindings}
+    unpassed = {name for name in scalars if call.parameters[name] not in call.values}
+    return frozenset(unpassed | {name for name, shape in call.bindings.items() if shape is None})
+
+
+def _repair(draft: Draft, call: TemplateResult | None) -> None:
+    for name, parameter in (call.parameters if call else {}).items():
+        if parameter != name and name in draft.inputs:
+            draft.inputs[name].setdefault("param", parameter)
+    fix_dtypes(draft)
+    inline_helpers(draft, find_library())
+    function = read_function(draft.reference)
+    bake_scalars(draft, function)
+    fix_axes(draft)
+    fix_outputs(draft, function)
+    fix_constraints(draft)
+    write_run(draft)
+    _fix_tags(draft)
+
+
+def _fix_tags(draft: Draft) -> None:
+    """Take back a verification that is a static claim of the template, and keep the name that trace_apply routes by."""
+    kept = [tag for tag in draft.tags if not tag.startswith("status:")]
+    if "status:verified" in draft.tags:
+        draft.change("tag status:verified taken back: nothing was checked against the kernel")
+    draft.tags = merge_tags(kept, [f"fi_name:{draft.name}", "status:unverified"])

@@ -1,0 +1,250 @@
+"""Which of our kernel types a dump or a foreign Definition describes, and with which parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from fib_tools.errors import FibError
+from fib_tools.gate.constants import find_constants
+from fib_tools.gate.strict import SPLIT_WIDTHS
+from fib_tools.model.base import to_document
+from fib_tools.model.definition import Definition
+from fib_tools.model.naming import parse_name
+from fib_tools.model.tags import find_tag_values
+from fib_tools.op_types.base import KernelType
+from fib_tools.op_types.registry import find_kernel_type, list_kernel_types
+
+__all__ = ["Recognised", "recognise"]
+
+_APIS: Mapping[str, str] = {
+    "flashinfer.gemm.gemm_base.fp8_blockscale_gemm_sm90": "gemm_fp8_block",
+    "flashinfer.gemm.fp8_blockscale_gemm_sm90": "gemm_fp8_block",
+    "flashinfer.mla.BatchMLAPagedAttentionWrapper.run": "mla_paged_decode",
+    "flashinfer.rope.apply_rope_with_cos_sin_cache_inplace": "rope_with_cos_sin_cache",
+}
+"""APIs that compute a kernel type of ours beside its own fi_api."""
+
+_AXES: Mapping[str, tuple[str, ...]] = {
+    "n": ("N",),
+    "k": ("K",),
+    "b": ("B", "batch_size"),
+    "hidden_size": ("K",),
+    "head_dim": ("head_size", "dim"),
+    "num_groups": ("ngroups",),
+    "top_k": ("topk", "k"),
+    "topk": ("sparse_mla_top_k", "top_k"),
+    "head_dim_ckv": ("kv_lora_rank",),
+    "head_dim_kpe": ("qk_rope_head_dim",),
+    "num_q_heads": ("num_k_heads",),
+    "d_state": ("dstate",),
+    "num_heads": ("num_qo_heads", "nheads"),
+}
+"""What others call the axes that are our parameters."""
+
+_NUMBERS: Mapping[str, str] = {
+    "window_left": "w",
+    "logits_soft_cap": "cap",
+    "chunk": "chunk",
+    "rotary_dim": "rd",
+    "head_dim_vo": "vo",
+    "n_group": "ng",
+    "topk_group": "kg",
+    "top_k": "topk",
+    "group_size": "g",
+    "page_size": "ps",
+}
+"""Parameters that stand in names with a key."""
+
+_WORDS: tuple[tuple[str, str, Any], ...] = (
+    ("_full_", "causal", False),
+    ("_sinks", "sinks", True),
+    ("_kvfp8", "kv_dtype", "float8_e4m3fn"),
+    ("_gptj_", "is_neox", False),
+    ("_bias_n", "bias", True),
+    ("_bias_c", "bias", True),
+    ("_gate_first", "norm_before_gate", False),
+    ("_default_routing", "routing", "default"),
+    ("_renormalize_naive", "routing", "renormalize_naive"),
+    ("_renormalize_routing", "routing", "renormalize"),
+    ("_renorm_", "routing", "renormalize"),
+    ("_ds_routing", "routing", "ds"),
+    ("fused_topk_deepseek", "routing", "ds"),
+    ("_llama4_routing", "routing", "llama4"),
+    ("_topk_routing", "routing", "topk"),
+)
+"""Words of names that set a parameter; the first that fits counts."""
+
+_NEUTRAL: Mapping[str, int] = {"activation_type": 3, "num_fused_shared_experts": 0}
+"""Const axes that make another kernel when they have any other value."""
+
+_PREFILL: Mapping[str, str] = {"mla_paged_decode": "mla_paged_prefill"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recognised:
+    """A kernel type and its parameters, as read off a foreign document."""
+
+    kernel: str
+    parameters: dict[str, Any]
+    """Validated, with the defaults written out."""
+    repairs: tuple[str, ...] = ()
+    """What in the document was wrong and is read otherwise."""
+
+    def build(self) -> Definition:
+        """Build the canonical Definition."""
+        kernel = find_kernel_type(self.kernel)
+        if kernel is None:
+            raise LookupError(self.kernel)
+        return kernel.build(self.parameters)
+
+
+def recognise(
+    source: Mapping[str, Any] | Definition, *, siblings: Sequence[Mapping[str, Any]] = ()
+) -> Recognised | None:
+    """Recognise a dump or Definition; None when it is no kernel type of ours, or its sizes contradict it.
+
+    `siblings` are the dumps of the same run: they tell a ragged MLA prefill from an attention with wide heads.
+    """
+    raw = to_document(source) if isinstance(source, Definition) else source
+    raw, repairs = _repair_axes(raw, siblings)
+    if any(_const_axes(raw).get(axis, plain) != plain for axis, plain in _NEUTRAL.items()):
+        return None
+    for kernel in _candidates(raw):
+        parameters = _read_parameters(kernel, raw)
+        if parameters is not None and _agrees(kernel, parameters, raw):
+            return Recognised(kernel=kernel.id, parameters=parameters, repairs=repairs)
+    return None
+
+
+def _const_axes(raw: Mapping[str, Any]) -> dict[str, int]:
+    axes = raw.get("axes") or {}
+    return {name: axis["value"] for name, axis in axes.items() if isinstance(axis.get("value"), int)}
+
+
+def _repair_axes(
+    raw: Mapping[str, Any], siblings: Sequence[Mapping[str, Any]]
+) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    """Read the axes that SGLang's tensors lead the templates to get wrong, where the evidence is complete."""
+    axes = _const_axes(raw)
+    q_heads, kv_heads, page_size, head_dim = (
+        axes.get(name) for name in ("num_qo_heads", "num_kv_heads", "page_size", "head_dim")
+    )
+    if kv_heads and kv_heads == head_dim and page_size and q_heads and q_heads % kv_heads and not q_heads % page_size:
+        repaired = {"num_kv_heads": page_size, "page_size": 1}
+        return _with_axes(raw, repaired), (
+            f"3-D pool: page_size {page_size} is num_kv_heads, num_kv_heads {kv_heads} is head_dim, pages hold 1 token",
+        )
+    if _is_ragged_mla(raw, axes, siblings):
+        wide = axes["head_dim"]
+        narrow = SPLIT_WIDTHS[wide]
+        return {**raw, "fib_kernel": "mla_ragged_prefill", "fib_axes": {"head_dim_qk": wide, "head_dim_vo": narrow}}, (
+            f"MLA's ragged prefill: V and the output are {narrow} wide, not {wide}",
+        )
+    return raw, ()
+
+
+def _with_axes(raw: Mapping[str, Any], values: Mapping[str, int]) -> dict[str, Any]:
+    axes = {name: {**axis, "value": values[name]} if name in values else axis for name, axis in raw["axes"].items()}
+    return {**raw, "axes": axes}
+
+
+def _is_ragged_mla(raw: Mapping[str, Any], axes: Mapping[str, int], siblings: Sequence[Mapping[str, Any]]) -> bool:
+    if "ragged" not in str(raw.get("name")) or axes.get("head_dim") not in SPLIT_WIDTHS:
+        return False
+    heads = axes.get("num_qo_heads")
+    if heads is None or heads != axes.get("num_kv_heads"):
+        return False
+    return any(
+        other.get("op_type") == "mla_paged" and _const_axes(other).get("num_qo_heads") == heads for other in siblings
+    )
+
+
+def _candidates(raw: Mapping[str, Any]) -> Iterator[KernelType[Any]]:
+    """Kernel types that this may be: by its API, then by the longest id that begins its name."""
+    if "fib_kernel" in raw:
+        found = find_kernel_type(raw["fib_kernel"])
+        if found is not None:
+            yield found
+        return
+    kernels = list_kernel_types()
+    name = str(raw.get("name", ""))
+    by_name = sorted((kernel for kernel in kernels if name.startswith(kernel.id)), key=lambda item: -len(item.id))
+    apis = find_tag_values([tag for tag in raw.get("tags") or () if isinstance(tag, str)], "fi_api")
+    by_api = [kernel for kernel in kernels if kernel.fi_api in apis or _APIS.get(next(iter(apis), "")) == kernel.id]
+    has_queries = "qo_indptr" in (raw.get("inputs") or {})
+    seen = set()
+    for kernel in (*by_name, *by_api):
+        chosen = find_kernel_type(_PREFILL.get(kernel.id, "")) if has_queries else kernel
+        chosen = chosen or kernel
+        if chosen.id not in seen and (kernel in by_name or raw.get("op_type") in (chosen.op_type, None, *_FOREIGN)):
+            seen.add(chosen.id)
+            yield chosen
+
+
+_FOREIGN = ("rmsnorm", "gemm_bf16", "bmm_bf16", "cascade_merge", "page_append", "mamba", "activation", "quantization")
+"""Folders that FlashInfer gives kernels which ours keeps elsewhere."""
+
+
+def _read_parameters(kernel: KernelType[Any], raw: Mapping[str, Any]) -> dict[str, Any] | None:
+    axes = {**_const_axes(raw), **raw.get("fib_axes", {})}
+    constants = find_constants(str(raw.get("reference", "")))
+    values: dict[str, Any] = {}
+    for field, info in kernel.parameters.model_fields.items():
+        value = _read_field(field, axes, constants, raw)
+        value = _find_choice(info.annotation, raw) if value is None else value
+        if value is None and info.is_required():
+            value = kernel.parameters.silent.get(field)
+        if value is None and info.is_required():
+            return None
+        if value is not None:
+            values[field] = value
+    try:
+        return dict(kernel.parameters.model_validate(values).model_dump())
+    except ValidationError:
+        return None
+
+
+def _read_field(field: str, axes: Mapping[str, int], constants: Mapping[str, Any], raw: Mapping[str, Any]) -> Any:
+    if field == "dtype":
+        return _first_float(raw)
+    for axis in (field, *_AXES.get(field, ())):
+        if axis in axes:
+            return axes[axis]
+    if field.upper() in constants:
+        return constants[field.upper()]
+    name = f"{raw.get('name', '')}_"
+    for word, parameter, value in _WORDS:
+        if parameter == field and word in name:
+            return value
+    try:
+        return parse_name(name.rstrip("_")).numbers.get(_NUMBERS.get(field, ""))
+    except FibError:
+        return None
+
+
+def _find_choice(annotation: Any, raw: Mapping[str, Any]) -> str | None:
+    """Read a parameter of few values off the name, the longest first: `_sigmoid_bias_` before `_sigmoid_`."""
+    choices = [choice for choice in get_args(annotation) if isinstance(choice, str)]
+    name = f"{raw.get('name', '')}_"
+    return next((choice for choice in sorted(choices, key=len, reverse=True) if f"_{choice}_" in name), None)
+
+
+def _first_float(raw: Mapping[str, Any]) -> str | None:
+    dtypes = [spec.get("dtype") for spec in (raw.get("inputs") or {}).values()]
+    return next((dtype for dtype in dtypes if dtype in {"bfloat16", "float16", "float32"}), None)
+
+
+def _agrees(kernel: KernelType[Any], parameters: dict[str, Any], raw: Mapping[str, Any]) -> bool:
+    """Build the kernel and compare: no const axis of the same name may differ."""
+    try:
+        built = kernel.build(parameters)
+    except (FibError, ValidationError, ValueError):
+        return False
+    ours = built.const_axes
+    if "fib_axes" in raw:
+        return True
+    return all(ours.get(axis, value) == value for axis, value in _const_axes(raw).items())
