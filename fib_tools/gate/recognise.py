@@ -13,6 +13,7 @@ from fib_tools.gate.constants import find_constants
 from fib_tools.gate.strict import SPLIT_WIDTHS
 from fib_tools.model.base import to_document
 from fib_tools.model.definition import Definition
+from fib_tools.model.expressions import evaluate, find_names
 from fib_tools.model.naming import parse_name
 from fib_tools.model.tags import find_tag_values
 from fib_tools.op_types.base import KernelType
@@ -23,6 +24,7 @@ __all__ = ["Recognised", "recognise"]
 _APIS: Mapping[str, str] = {
     "flashinfer.gemm.gemm_base.fp8_blockscale_gemm_sm90": "gemm_fp8_block",
     "flashinfer.gemm.fp8_blockscale_gemm_sm90": "gemm_fp8_block",
+    "flashinfer.decode.BatchDecodeWithPagedKVCacheWrapper.plan": "gqa_paged_decode",
     "flashinfer.mla.BatchMLAPagedAttentionWrapper.run": "mla_paged_decode",
     "flashinfer.rope.apply_rope_with_cos_sin_cache_inplace": "rope_with_cos_sin_cache",
 }
@@ -81,6 +83,13 @@ _WORDS: tuple[tuple[str, str, Any], ...] = (
 _NEUTRAL: Mapping[str, int] = {"activation_type": 3, "num_fused_shared_experts": 0}
 """Const axes that make another kernel when they have any other value."""
 
+_RELATIONS: Mapping[str, str] = {
+    "gemm_nvfp4": "block_size == 16",
+    "moe_nvfp4": "num_fp4_hidden_blocks * 16 == hidden_size",
+    "moe_mxfp4": "num_fp4_hidden_blocks * 32 == hidden_size",
+}
+"""What must hold of the axes where one API computes kernels of several types."""
+
 _PREFILL: Mapping[str, str] = {"mla_paged_decode": "mla_paged_prefill"}
 
 
@@ -113,11 +122,27 @@ def recognise(
     raw, repairs = _repair_axes(raw, siblings)
     if any(_const_axes(raw).get(axis, plain) != plain for axis, plain in _NEUTRAL.items()):
         return None
-    for kernel in _candidates(raw):
-        parameters = _read_parameters(kernel, raw)
-        if parameters is not None and _agrees(kernel, parameters, raw):
-            return Recognised(kernel=kernel.id, parameters=parameters, repairs=repairs)
+    for group in _candidates(raw):
+        found = [item for item in (_try(kernel, raw, repairs) for kernel in group) if item is not None]
+        if len(found) > 1:
+            stages = [item for item in found if any(stage in item.kernel for stage in _find_stages(raw))]
+            found = stages or found
+        if len(found) == 1:
+            return found[0]
     return None
+
+
+def _try(kernel: KernelType[Any], raw: Mapping[str, Any], repairs: tuple[str, ...]) -> Recognised | None:
+    parameters = _read_parameters(kernel, raw)
+    if parameters is None or not _agrees(kernel, parameters, raw):
+        return None
+    return Recognised(kernel=kernel.id, parameters=parameters, repairs=repairs)
+
+
+def _find_stages(raw: Mapping[str, Any]) -> list[str]:
+    """Read `decode` or `prefill` off the name and the tags."""
+    text = f"{raw.get('name', '')} {' '.join(tag for tag in raw.get('tags') or () if isinstance(tag, str))}"
+    return [stage for stage in ("decode", "prefill", "mtp") if f"_{stage}" in text or f"stage:{stage}" in text]
 
 
 def _const_axes(raw: Mapping[str, Any]) -> dict[str, int]:
@@ -163,29 +188,34 @@ def _is_ragged_mla(raw: Mapping[str, Any], axes: Mapping[str, int], siblings: Se
     )
 
 
-def _candidates(raw: Mapping[str, Any]) -> Iterator[KernelType[Any]]:
-    """Kernel types that this may be: by its API, then by the longest id that begins its name."""
+def _candidates(raw: Mapping[str, Any]) -> Iterator[list[KernelType[Any]]]:
+    """Kernel types that this may be: those whose id begins its name, longest first, then those of its API."""
     if "fib_kernel" in raw:
-        found = find_kernel_type(raw["fib_kernel"])
-        if found is not None:
-            yield found
+        yield [kernel for kernel in list_kernel_types() if kernel.id == raw["fib_kernel"]]
         return
     kernels = list_kernel_types()
     name = str(raw.get("name", ""))
-    by_name = sorted((kernel for kernel in kernels if name.startswith(kernel.id)), key=lambda item: -len(item.id))
+    for kernel in sorted((item for item in kernels if name.startswith(item.id)), key=lambda item: -len(item.id)):
+        yield [kernel]
     apis = find_tag_values([tag for tag in raw.get("tags") or () if isinstance(tag, str)], "fi_api")
     by_api = [kernel for kernel in kernels if kernel.fi_api in apis or _APIS.get(next(iter(apis), "")) == kernel.id]
-    has_queries = "qo_indptr" in (raw.get("inputs") or {})
-    seen = set()
-    for kernel in (*by_name, *by_api):
-        chosen = find_kernel_type(_PREFILL.get(kernel.id, "")) if has_queries else kernel
-        chosen = chosen or kernel
-        if chosen.id not in seen and (kernel in by_name or raw.get("op_type") in (chosen.op_type, None, *_FOREIGN)):
-            seen.add(chosen.id)
-            yield chosen
+    if "qo_indptr" in (raw.get("inputs") or {}):
+        prefills = (find_kernel_type(_PREFILL.get(kernel.id, kernel.id)) for kernel in by_api)
+        by_api = list({kernel.id: kernel for kernel in prefills if kernel is not None}.values())
+    yield [kernel for kernel in by_api if raw.get("op_type") in (kernel.op_type, None, *_FOREIGN)]
 
 
-_FOREIGN = ("rmsnorm", "gemm_bf16", "bmm_bf16", "cascade_merge", "page_append", "mamba", "activation", "quantization")
+_FOREIGN = (
+    "rmsnorm",
+    "gqa_paged_plan",
+    "gemm_bf16",
+    "bmm_bf16",
+    "cascade_merge",
+    "page_append",
+    "mamba",
+    "activation",
+    "quantization",
+)
 """Folders that FlashInfer gives kernels which ours keeps elsewhere."""
 
 
@@ -239,12 +269,28 @@ def _first_float(raw: Mapping[str, Any]) -> str | None:
 
 
 def _agrees(kernel: KernelType[Any], parameters: dict[str, Any], raw: Mapping[str, Any]) -> bool:
-    """Build the kernel and compare: no const axis of the same name may differ."""
+    """Build the kernel and compare: its name or its API must be the document's, and every const axis of one name."""
     try:
         built = kernel.build(parameters)
     except (FibError, ValidationError, ValueError):
         return False
-    ours = built.const_axes
     if "fib_axes" in raw:
         return True
-    return all(ours.get(axis, value) == value for axis, value in _const_axes(raw).items())
+    name, axes = str(raw.get("name", "")), _const_axes(raw)
+    is_named = name == built.name or name.startswith(f"{built.name}_")
+    if not is_named and not _is_of_api(kernel, raw, axes):
+        return False
+    ours = built.const_axes
+    return all(ours.get(axis, value) == value for axis, value in axes.items())
+
+
+def _is_of_api(kernel: KernelType[Any], raw: Mapping[str, Any], axes: Mapping[str, int]) -> bool:
+    apis = find_tag_values([tag for tag in raw.get("tags") or () if isinstance(tag, str)], "fi_api")
+    if kernel.fi_api not in apis and _APIS.get(next(iter(apis), "")) not in (kernel.id, *_paired(kernel)):
+        return False
+    relation = _RELATIONS.get(kernel.id)
+    return relation is None or (find_names(relation) <= axes.keys() and bool(evaluate(relation, axes)))
+
+
+def _paired(kernel: KernelType[Any]) -> tuple[str, ...]:
+    return tuple(decode for decode, prefill in _PREFILL.items() if prefill == kernel.id)

@@ -33,6 +33,7 @@ TRIAL_AXES: Mapping[str, int] = {
     "num_q_rows": 3,
     "num_rows": 3,
     "max_len": 16,
+    "block_size": 128,
     "num_groups": 1,
 }
 """Lengths that must fit to those of other axes, where a Definition does not say so."""

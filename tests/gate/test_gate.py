@@ -137,10 +137,10 @@ def _norm(eps: float) -> Candidate:
 
 
 def test_a_kernel_the_dataset_has_is_existing_under_any_name() -> None:
-    standing = _norm(1e-6).definition.model_copy(update={"name": "rmsnorm_of_llama"})
+    standing = _norm(1e-6).definition.model_copy(update={"name": "rmsnorm_h4096_of_llama"})
     admission = _admit(_norm(1e-6), index={standing.name: standing}, execute=False)["rmsnorm_h4096"]
-    assert (admission.status, admission.existing) == (AdmissionStatus.EXISTING, "rmsnorm_of_llama")
-    assert admission.findings[0].message == "the same kernel as rmsnorm_of_llama"
+    assert (admission.status, admission.existing) == (AdmissionStatus.EXISTING, "rmsnorm_h4096_of_llama")
+    assert admission.findings[0].message == "the same kernel as rmsnorm_h4096_of_llama"
 
 
 def test_another_kernel_of_the_same_name_gets_its_qualifier_and_a_conflict() -> None:
@@ -163,10 +163,13 @@ def test_without_a_qualifier_the_name_gets_a_version() -> None:
 
 
 def test_two_candidates_of_one_kernel_are_one_definition() -> None:
-    twin = Candidate(definition=_norm(1e-6).definition.model_copy(update={"name": "rmsnorm_twin"}))
+    twin = Candidate(definition=_norm(1e-6).definition.model_copy(update={"name": "rmsnorm_h4096_twin"}))
     found = _admit(_norm(1e-6), twin, execute=False)
     assert found["rmsnorm_h4096"].status is AdmissionStatus.ACCEPTED
-    assert (found["rmsnorm_twin"].status, found["rmsnorm_twin"].existing) == (AdmissionStatus.EXISTING, "rmsnorm_h4096")
+    assert (found["rmsnorm_h4096_twin"].status, found["rmsnorm_h4096_twin"].existing) == (
+        AdmissionStatus.EXISTING,
+        "rmsnorm_h4096",
+    )
 
 
 @pytest.mark.parametrize(

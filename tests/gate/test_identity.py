@@ -63,7 +63,7 @@ def test_our_own_definition_is_recognised_with_its_parameters(kernel: str, param
 
 def test_the_name_and_the_dtype_are_not_part_of_a_kernels_identity() -> None:
     plain = _build("rmsnorm", {"hidden_size": 7168})
-    renamed = plain.model_copy(update={"name": "rmsnorm_of_kimi_h7168"})
+    renamed = plain.model_copy(update={"name": "rmsnorm_h7168_of_kimi"})
     other = _build("rmsnorm", {"hidden_size": 7168, "dtype": "float16"})
     assert signature(plain) == signature(renamed) == signature(other)
     assert compare(plain, renamed).same_interface
@@ -134,6 +134,31 @@ def test_a_kernel_with_another_activation_is_not_ours() -> None:
         "axes": {"activation_type": {"type": "const", "value": 7}},
     }
     assert recognise(document) is None
+
+
+def test_a_longer_name_is_another_kernel() -> None:
+    ours = _build("rmsnorm", {"hidden_size": 7168})
+    for name in ("rmsnorm_quant_h7168", "rmsnorm_h71680", "rmsnorm_fp4quant_h7168"):
+        assert recognise(ours.model_copy(update={"name": name})) is None
+    fp8 = _build("gemm", {"n": 1536, "k": 256}).model_copy(
+        update={"name": "gemm_fp8_N1536_K256", "tags": ["fi_api:flashinfer.gemm.gemm_base.mm_fp8"]}
+    )
+    assert recognise(fp8) is None
+
+
+@pytest.mark.parametrize(("blocks", "kernel"), [(448, "moe_nvfp4"), (224, "moe_mxfp4"), (100, None)])
+def test_one_api_of_two_kernel_types_is_told_apart_by_its_axes(blocks: int, kernel: str | None) -> None:
+    sizes = {"num_experts": 256, "num_local_experts": 32, "top_k": 8, "hidden_size": 7168, "intermediate_size": 2048}
+    axes = {**sizes, "num_fp4_hidden_blocks": blocks}
+    found = recognise(
+        {
+            "name": "moe_fp4_block_scale_renormalize_routing_topk8_e32_h7168_i2048",
+            "op_type": "moe",
+            "tags": ["fi_api:flashinfer.fused_moe.core.trtllm_fp4_block_scale_moe"],
+            "axes": {name: {"type": "const", "value": value} for name, value in axes.items()},
+        }
+    )
+    assert (found.kernel if found else None) == kernel
 
 
 def test_constants_are_literals_with_a_name_in_capitals() -> None:
