@@ -18,9 +18,9 @@ from fib_tools.model.base import read_lenient
 from fib_tools.model.definition import Definition, TensorSpec
 from fib_tools.op_types.axes import choose_axes
 from fib_tools.op_types.inputs import torch_dtype
-from fib_tools.op_types.registry import find_op_type, list_op_types
+from fib_tools.op_types.registry import find_op_type
 
-__all__ = ["execute", "warm_up"]
+__all__ = ["execute"]
 
 _INF_OUTPUTS = ("lse", "logits", "mask", "probs", "score", "max")
 """Words in the names of outputs where an infinity is a value: the log of an empty sum, a masked logit."""
@@ -42,11 +42,6 @@ class _MismatchError(Exception):
     def __init__(self, reason: str, **seen: Any) -> None:
         self.seen = seen
         super().__init__(reason)
-
-
-def warm_up() -> None:
-    """Load what every job needs, so that the forks share it."""
-    list_op_types()
 
 
 def execute(payload: dict[str, Any]) -> dict[str, Any]:

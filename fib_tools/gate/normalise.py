@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import Field
+
 from fib_tools.errors import FormatError
 from fib_tools.gate.fixes.axes import fix_axes, fix_constraints
 from fib_tools.gate.fixes.draft import Draft, RefusedError, read_draft
@@ -18,7 +20,7 @@ from fib_tools.gate.fixes.wrapper import bake_scalars, write_run
 from fib_tools.gate.recognise import Recognised, recognise
 from fib_tools.gate.strict import find_axis_faults
 from fib_tools.gate.templates import TemplateResult
-from fib_tools.model.base import read_lenient
+from fib_tools.model.base import Model, NonEmpty, read_lenient
 from fib_tools.model.definition import Definition
 from fib_tools.model.tags import merge_tags
 
@@ -64,21 +66,32 @@ def normalise(
     return Normalised(definition=definition, changes=tuple(changes), recognised=found)
 
 
+class _RawTensor(Model):
+    shape: list[str] | None
+    dtype: str
+
+
+class _Dump(Model):
+    """What every raw dump has, of whatever version; everything after may rely on it."""
+
+    name: NonEmpty
+    op_type: NonEmpty
+    description: str | None = None
+    tags: list[str] | None = None
+    axes: dict[NonEmpty, dict[str, Any]]
+    constraints: list[str] | None = None
+    inputs: dict[NonEmpty, _RawTensor]
+    outputs: dict[NonEmpty, _RawTensor] = Field(default_factory=dict)
+    reference: str | None = None
+
+
 def _find_problem(raw: Mapping[str, Any]) -> str | None:
-    """Say what makes a document no dump at all, so that everything after may rely on its shape."""
-    for field in ("axes", "inputs"):
-        parts = raw.get(field)
-        if not isinstance(parts, dict) or not all(isinstance(part, dict) for part in parts.values()):
-            return f"not a dump: {field} is missing or not an object of objects"
-    if not isinstance(raw.get("name"), str) or not raw["name"]:
-        return "not a dump: it has no name"
-    tags = raw.get("tags", [])
-    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
-        return "not a dump: tags is not a list of texts"
+    """Say what makes a document no dump at all."""
     try:
-        merge_tags(tags)
+        read_lenient(_Dump, raw, where="dump")
+        merge_tags(raw.get("tags") or ())
     except FormatError as error:
-        return f"not a dump: {error.what}"
+        return f"not a dump: {error.what.partition(': ')[2] or error.what}"
     return None
 
 

@@ -241,7 +241,7 @@ def test_a_switch_keeps_its_default() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"name": ""}, "no name"),
+        ({"name": ""}, "name: "),
         ({"axes": []}, "axes"),
         ({"inputs": {"x": 3}}, "inputs"),
         ({"tags": "x"}, "tags"),

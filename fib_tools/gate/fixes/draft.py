@@ -85,31 +85,22 @@ class Draft:
 
 
 def read_draft(raw: Mapping[str, Any], *, values: Mapping[str, Any], absent: frozenset[str] | None) -> Draft:
-    """Read a raw dump, checking only that its parts have the types a repair can work on.
+    """Read a raw dump whose parts have the right types already.
 
     Raises:
-        RefusedError: when it is no dump at all.
+        RefusedError: when it has no outputs or no reference.
     """
-    for name, kind in (("name", str), ("op_type", str), ("axes", dict), ("inputs", dict), ("outputs", dict)):
-        if not isinstance(raw.get(name), kind) or not raw[name]:
-            raise RefusedError(f"not a dump: {name} is missing or not a {kind.__name__}")
-    if not isinstance(raw.get("reference"), str) or not raw["reference"].strip():
+    if not raw.get("outputs"):
+        raise RefusedError("not a dump: it has no outputs")
+    if not (raw.get("reference") or "").strip():
         raise RefusedError("no reference: FlashInfer has none for this API")
-    tensors = [*raw["inputs"].items(), *raw["outputs"].items()]
-    for name, spec in tensors:
-        shape = spec.get("shape", ()) if isinstance(spec, dict) else 0
-        shape_is_known = shape is None or (isinstance(shape, list) and all(isinstance(axis, str) for axis in shape))
-        if not shape_is_known or not isinstance(spec.get("dtype"), str):
-            raise RefusedError(f"not a dump: {name} has no shape or no dtype")
-    if not all(isinstance(axis, dict) for axis in raw["axes"].values()):
-        raise RefusedError("not a dump: an axis is not an object")
     return Draft(
         name=raw["name"],
         op_type=raw["op_type"],
         description=raw.get("description") or None,
-        tags=[tag for tag in raw.get("tags") or [] if isinstance(tag, str)],
+        tags=list(raw.get("tags") or ()),
         axes={name: dict(axis) for name, axis in raw["axes"].items()},
-        constraints=[text for text in raw.get("constraints") or [] if isinstance(text, str)],
+        constraints=list(raw.get("constraints") or ()),
         inputs={name: dict(spec) for name, spec in raw["inputs"].items()},
         outputs={name: dict(spec) for name, spec in raw["outputs"].items()},
         reference=raw["reference"],
