@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +19,7 @@ from pydantic.fields import FieldInfo
 from rich.console import Console
 
 from fib_tools import __version__
-from fib_tools.errors import FibError
+from fib_tools.errors import FibError, RequestError, StorageError
 from fib_tools.host.env import read_settings, redact
 from fib_tools.model.base import to_document
 from fib_tools.model.canonical import canonical_bytes
@@ -43,12 +45,11 @@ _PIPED_WIDTH = 180
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     console = Console(stderr=True)
-    app = build_app()
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        status = app(list(sys.argv[1:] if arguments is None else arguments), exit_on_error=False, print_error=False)
+        status = build_app()(given, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        console.print(str(error), style="red", markup=False)
-        console.print("next: fib --help", markup=False)
+        _report_error(RequestError(str(error), todo="see fib --help"), console, as_json="--json" in given)
         return 2
     except KeyboardInterrupt:
         console.print("interrupted; what was finished is kept, run the same command again to go on", markup=False)
@@ -101,7 +102,18 @@ def _option(hint: Any, parameter: inspect.Parameter) -> Any:
         return Annotated[kind, Parameter(help=text, negative="" if parameter.default is False else None)]
     item = _item_type(kind)
     if item is not None:
-        return Annotated[kind, Parameter(help=text, converter=_split_into(item), n_tokens=1, accepts_keys=False)]
+        return Annotated[
+            kind,
+            Parameter(
+                help=text,
+                converter=_split_into(item),
+                n_tokens=1,
+                accepts_keys=False,
+                negative="",
+                metavar=f"{item.__name__.upper()},...",
+                show_default=_join if parameter.default else False,
+            ),
+        ]
     return Annotated[kind, Parameter(help=text)]
 
 
@@ -114,9 +126,18 @@ def _item_type(kind: Any) -> type | None:
 
 def _split_into(item: type) -> Callable[..., tuple[Any, ...]]:
     def convert(_kind: Any, tokens: Sequence[Any]) -> tuple[Any, ...]:
-        return tuple(item(piece.strip()) for token in tokens for piece in token.value.split(",") if piece.strip())
+        pieces = [piece.strip() for token in tokens for piece in token.value.split(",") if piece.strip()]
+        if not pieces:
+            raise ValueError("no value")
+        if item is int and not all(re.fullmatch(r"-?[0-9]{1,18}", piece) for piece in pieces):
+            raise ValueError(f"{','.join(pieces)!r} is not a list of whole numbers such as 2,4")
+        return tuple(map(item, pieces))
 
     return convert
+
+
+def _join(values: tuple[Any, ...] | None) -> str:
+    return ",".join(map(str, values or ()))
 
 
 def _run(operation: Operation, positional: Sequence[Any], options: dict[str, Any], shared: dict[str, Any]) -> int:
@@ -135,21 +156,53 @@ def _run(operation: Operation, positional: Sequence[Any], options: dict[str, Any
     except FibError as error:
         _report_error(error, errors, as_json=bool(shared["json"]))
         return 2
+    except OSError as error:  # what the system refuses to read; what it refuses to write is a StorageError already
+        refused = StorageError(
+            f"the system refused: {error.strerror or error}",
+            where=str(error.filename or root),
+            todo="check the path and its permissions",
+        )
+        _report_error(refused, errors, as_json=bool(shared["json"]))
+        return 2
     _print_result(result, as_json=bool(shared["json"]))
     return 1 if result.has_errors else 0
 
 
 def _print_result(result: Result, *, as_json: bool) -> None:
     if as_json:
-        sys.stdout.write(canonical_bytes(to_document(result)).decode())
+        _write(canonical_bytes(to_document(result)).decode())
     else:
-        console = Console()
-        print_summary(result.summary(), console if console.is_terminal else Console(width=_PIPED_WIDTH))
+        console = _Output()
+        print_summary(result.summary(), console if console.is_terminal else _Output(width=_PIPED_WIDTH))
 
 
 def _report_error(error: FibError, console: Console, *, as_json: bool) -> None:
     if as_json:
         document = {"error": type(error).__name__, "what": error.what, "where": error.where, "next": error.todo}
-        sys.stdout.write(redact(json.dumps(document, indent=2)) + "\n")
+        _write(redact(json.dumps(document, indent=2)) + "\n")
     else:
-        print_error(error, console)
+        parts = {name: redact(text) if text else None for name, text in (("where", error.where), ("todo", error.todo))}
+        print_error(FibError(redact(error.what), **parts), console)
+
+
+class _Output(Console):
+    """Stdout as a terminal or a pipe."""
+
+    def on_broken_pipe(self) -> None:
+        """Stop without a word: a reader such as `head` has what it wanted."""
+        _drop_stdout()
+
+
+def _write(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_stdout()
+
+
+def _drop_stdout() -> None:
+    """Let what is still buffered go nowhere, so that its flush at the interpreter's end does not fail again."""
+    descriptor = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(descriptor, sys.stdout.fileno())
+    os.close(descriptor)

@@ -53,7 +53,12 @@ OPERATIONS: tuple[Operation, ...] = (
         is_long=True,
     ),
     Operation(
-        verb="inventory", tool="fib_inventory_model", function=take_inventory, phase=1, effect=Effect.WORKSPACE, is_long=True
+        verb="inventory",
+        tool="fib_inventory_model",
+        function=take_inventory,
+        phase=1,
+        effect=Effect.WORKSPACE,
+        is_long=True,
     ),
     Operation(verb="discover", tool="fib_discover_models", function=discover_models, phase=1, effect=Effect.READ),
     Operation(

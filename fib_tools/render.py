@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,8 +19,16 @@ from fib_tools.phases.context import be_silent
 
 __all__ = ["print_error", "print_summary", "show_progress"]
 
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters but tab and line break, marks that turn the direction of writing, and lone surrogates."""
+
 _LINE_SECONDS = 2.0
 """Without a terminal, progress is a line at each new step, and then one in so many seconds."""
+
+
+def _printable(text: str) -> Text:
+    """Show what would steer a terminal, or cannot be written at all, by its number."""
+    return Text(_UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text))
 
 
 def print_summary(summary: Summary, console: Console) -> None:
@@ -27,25 +36,27 @@ def print_summary(summary: Summary, console: Console) -> None:
     for table in summary.tables:
         console.print(_rich_table(table))
     for line in summary.lines:
-        console.print(Text(line), soft_wrap=True)
+        console.print(_printable(line), soft_wrap=True)
 
 
 def _rich_table(table: Table) -> RichTable:
-    rich_table = RichTable(title=table.title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    rich_table = RichTable(
+        title=_printable(table.title), title_justify="left", header_style="bold", box=None, pad_edge=False
+    )
     for index, column in enumerate(table.columns):
-        rich_table.add_column(column, overflow="fold", no_wrap=index == 0)
+        rich_table.add_column(_printable(column), overflow="fold", no_wrap=index == 0)
     for row in table.rows:
-        rich_table.add_row(*(Text(cell) for cell in row))
+        rich_table.add_row(*map(_printable, row))
     return rich_table
 
 
 def print_error(error: FibError, console: Console) -> None:
     """Say what went wrong, where, and what to do next."""
-    console.print(Text.assemble(("error: ", "bold red"), error.what), soft_wrap=True)
+    console.print(Text.assemble(("error: ", "bold red"), _printable(error.what)), soft_wrap=True)
     if error.where:
-        console.print(Text(f"  in: {error.where}"), soft_wrap=True)
+        console.print(_printable(f"  in: {error.where}"), soft_wrap=True)
     if error.todo:
-        console.print(Text(f"  next: {error.todo}"), soft_wrap=True)
+        console.print(_printable(f"  next: {error.todo}"), soft_wrap=True)
 
 
 @contextmanager
@@ -64,7 +75,7 @@ def show_progress(console: Console, *, quiet: bool) -> Iterator[Report]:
 def _live(console: Console) -> Iterator[Report]:
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -73,22 +84,23 @@ def _live(console: Console) -> Iterator[Report]:
         task = bar.add_task("", total=None)
 
         def report(step: str, done: int, total: int) -> None:
-            bar.update(task, description=step, completed=done, total=total or None)
+            bar.update(task, description=_printable(step).plain, completed=done, total=total or None)
 
         yield report
 
 
 def _lines(console: Console) -> Report:
     began = time.monotonic()
-    last = {"step": "", "at": began}
+    last_step, last_at = "", began
 
     def report(step: str, done: int, total: int) -> None:
+        nonlocal last_step, last_at
         now = time.monotonic()
         stem = step.partition(":")[0]
-        if stem == last["step"] and now - float(last["at"]) < _LINE_SECONDS:
+        if stem == last_step and now - last_at < _LINE_SECONDS:
             return
-        last.update(step=stem, at=now)
+        last_step, last_at = stem, now
         count = f" {done}/{total}" if total else ""
-        console.print(Text(f"[{now - began:5.1f} s] {step}{count}"), soft_wrap=True)
+        console.print(_printable(f"[{now - began:5.1f} s] {step}{count}"), soft_wrap=True)
 
     return report

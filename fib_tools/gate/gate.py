@@ -123,7 +123,7 @@ def admit(
 def _decide(candidate: Candidate, desk: _Desk) -> Admission | None:
     """Decide what can be decided without running; None leaves the candidate pending."""
     definition = candidate.definition
-    faults = _find_faults(definition)
+    faults = _find_faults(candidate)
     if faults:
         return _refuse(candidate, faults)
     identity = signature(definition)
@@ -143,9 +143,11 @@ def _decide(candidate: Candidate, desk: _Desk) -> Admission | None:
     return None
 
 
-def _find_faults(definition: Definition) -> list[tuple[str, str]]:
-    """Check a Definition by itself: name, axes that no kernel has, constraints that cannot hold."""
-    faults = [("gate.shape", fault) for fault in find_axis_faults(to_document(definition))]
+def _find_faults(candidate: Candidate) -> list[tuple[str, str]]:
+    """Check a Definition by itself: name, axes that a wrong call leads to, constraints that cannot hold."""
+    definition = candidate.definition
+    suspicions = find_axis_faults(to_document(definition)) if candidate.is_foreign else ()
+    faults = [("gate.shape", fault) for fault in suspicions]
     try:
         parse_name(definition.name)
         parse_name(definition.op_type)

@@ -14,7 +14,7 @@ from fib_tools.model.manifest import Manifest, ManifestKernel
 from fib_tools.model.tags import Tag, merge_tags
 from fib_tools.op_types.registry import get_kernel_type
 
-__all__ = ["KernelCandidate", "build_candidates"]
+__all__ = ["KernelCandidate", "build_candidates", "list_tags"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +56,7 @@ def _candidate(
 ) -> KernelCandidate:
     definition, fi_name = built
     kernel_type = get_kernel_type(kernel.kernel)
-    tags = _tags(manifest, kernel, fi_name)
+    tags = list_tags(manifest, kernel, fi_name)
     tagged = definition.model_copy(update={"tags": merge_tags(definition.tags, tags)})
     qualifier = kernel_type.parameters.model_validate(kernel.parameters).qualifier()
     return KernelCandidate(
@@ -67,7 +67,8 @@ def _candidate(
     )
 
 
-def _tags(manifest: Manifest, kernel: ManifestKernel, fi_name: str | None) -> list[str]:
+def list_tags(manifest: Manifest, kernel: ManifestKernel, fi_name: str | None) -> list[str]:
+    """List what a model's manifest says of a kernel, as the tags of its Definition."""
     single = {"fi_api": kernel.fi_api, "fi_name": fi_name, "quantization": kernel.quantization, "model": manifest.model}
     tags = [Tag(key=key, value=value) for key, value in single.items() if value]
     tags += [Tag(key="stage", value=stage) for stage in kernel.stages]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fib_tools.dataset.store import Dataset
-from fib_tools.host.files import storage_errors
+from fib_tools.host.files import storage_errors, sweep_temporaries
 from fib_tools.host.paths import check_component
 
 __all__ = ["Context", "Progress", "Workspace", "be_silent"]
@@ -61,3 +61,8 @@ class Context:
     def dataset(self) -> Dataset:
         """The dataset this run reads and writes."""
         return Dataset(self.dataset_override or self.workspace.dataset_root)
+
+    def sweep(self) -> None:
+        """Remove what killed runs left half-written, in the workspace and in the dataset."""
+        sweep_temporaries(self.workspace.root)
+        self.dataset.sweep()

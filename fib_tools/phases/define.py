@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,12 +15,14 @@ from fib_tools.gate.gate import admit
 from fib_tools.host.locks import hold
 from fib_tools.model.definition import Definition
 from fib_tools.model.manifest import DefineStatus, Manifest, ManifestKernel, Phase1Status
-from fib_tools.phases.candidates import KernelCandidate, build_candidates
+from fib_tools.model.tags import merge_tags
+from fib_tools.op_types.registry import get_kernel_type
+from fib_tools.phases.candidates import KernelCandidate, build_candidates, list_tags
 from fib_tools.phases.context import Context
 from fib_tools.phases.dumps import stage_dumps
 from fib_tools.phases.inventory import refresh_manifest, workspace_lock
 from fib_tools.phases.manifests import kernel_key, save_manifest
-from fib_tools.phases.outcomes import DefineEntry, DefineResult, admission_entry, find_shared
+from fib_tools.phases.outcomes import DefineEntry, DefineResult, add_tags, admission_entry, find_shared, stage
 from fib_tools.phases.request import (
     ConfigOption,
     EpOption,
@@ -53,7 +56,7 @@ def define_model(
     op_types: OpTypesOption = None,
     sglang_path: SglangPathOption = None,
     skip_existing: Annotated[bool, Field(description="Leave kernels alone that were defined before.")] = True,
-    dry_run: Annotated[bool, Field(description="Say what would be defined, and write nothing.")] = False,
+    dry_run: Annotated[bool, Field(description="Say what would be defined; the dataset is not touched.")] = False,
 ) -> DefineResult:
     """Define a model's kernels, or normalise raw dumps, and stage what passes the gate in the dataset.
 
@@ -77,6 +80,7 @@ def define_model(
         sglang_path=sglang_path,
     )
     with hold(workspace_lock(context), purpose="an onboarding"):
+        context.sweep()
         name, manifest = refresh_manifest(context, request, op_types)
         return define_kernels(context, (name, manifest), skip_existing=skip_existing, dry_run=dry_run)
 
@@ -92,6 +96,8 @@ def define_kernels(
     for kernel in manifest.kernels:
         if skip_existing and _is_done(kernel, definitions):
             entries[kernel_key(kernel)] = _entry_of_done(kernel)
+            if not dry_run:
+                _refresh_tags(context, (manifest, kernel), definitions)
         else:
             todo.append(kernel)
     if dry_run:
@@ -117,6 +123,18 @@ def _is_done(kernel: ManifestKernel, definitions: Mapping[str, Definition]) -> b
     return is_ours and (kernel.definition or kernel.name) in definitions
 
 
+def _refresh_tags(
+    context: Context, line: tuple[Manifest, ManifestKernel], definitions: Mapping[str, Definition]
+) -> None:
+    """Give a Definition of an earlier run the tags of what was asked for since, such as another TP."""
+    manifest, kernel = line
+    standing = definitions[kernel.definition or kernel.name]
+    tags = list_tags(manifest, kernel, kernel.fi_name)
+    if merge_tags(standing.tags, tags) != standing.tags:
+        built = get_kernel_type(kernel.kernel).build(kernel.parameters)
+        add_tags(context, standing.name, built.model_copy(update={"tags": merge_tags(built.tags, tags)}))
+
+
 def _entry_of_done(kernel: ManifestKernel) -> DefineEntry:
     return DefineEntry(
         name=kernel.definition or kernel.name,
@@ -140,7 +158,7 @@ def _run_gate(
         admissions = admit(
             [entry.candidate for entry in candidates],
             index=_without_own(definitions, candidates),
-            stage=context.dataset.stage,
+            stage=partial(stage, context),
             sandbox=sandbox,
         )
         for done, admission in enumerate(admissions, start=1):

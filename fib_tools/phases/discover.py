@@ -12,6 +12,7 @@ from fib_tools.host.git import list_added_files
 from fib_tools.model.summary import Result, Summary, Table
 from fib_tools.phases.context import Context
 from fib_tools.phases.manifests import list_manifests, manifest_model
+from fib_tools.phases.request import check_hardware
 from fib_tools.sources.cookbook import ServingConfig, load_bundled_cookbook, load_cookbook
 from fib_tools.sources.registry import find_model
 
@@ -72,6 +73,7 @@ def discover_models(
     Without clones the newest version of the bundled cookbook is listed, and said so.
     """
     days = _parse_since(since)
+    check_hardware(hardware)
     onboarded = {manifest_model(name) for name in list_manifests(context.workspace)}
     entries, basis = _from_cookbook(context, days, hardware)
     added, remark = _from_sglang(context, days)
@@ -108,7 +110,7 @@ def _from_cookbook(context: Context, days: int, hardware: str | None) -> tuple[l
     else:
         cookbook = load_cookbook(clone)
         recent = {file.path for file in list_added_files(clone, _COOKBOOK_DATA, since_days=days)}
-        configs = [config for config in cookbook.configs if config.source.partition(":")[2] in recent]
+        configs = [config for config in cookbook.configs if config.source in recent]
         basis = f"cookbook: entries added in the last {days} days of the clone"
     return _group(configs, hardware), basis
 
@@ -116,7 +118,8 @@ def _from_cookbook(context: Context, days: int, hardware: str | None) -> tuple[l
 def _group(configs: list[ServingConfig], hardware: str | None) -> list[tuple[str, str]]:
     found: dict[str, list[ServingConfig]] = {}
     for config in configs:
-        if config.is_nvidia and config.kind == "llm" and hardware in (None, config.hardware):
+        is_wanted = hardware is None or hardware.casefold() == (config.hardware or "").casefold()
+        if config.is_nvidia and config.kind == "llm" and is_wanted:
             found.setdefault(config.repo_id, []).append(config)
     return [
         (repo_id, f"{group[0].sglang_version}: {', '.join(sorted({config.hardware or 'any' for config in group}))}")

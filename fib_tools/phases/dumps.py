@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from fib_tools.errors import RequestError
 from fib_tools.gate.execute import open_sandbox
-from fib_tools.gate.gate import Candidate, admit
+from fib_tools.gate.gate import Candidate, admit, to_candidate
 from fib_tools.gate.normalise import Normalised, normalise
 from fib_tools.host.locks import hold
-from fib_tools.model.definition import Definition
-from fib_tools.model.tags import merge_tags
+from fib_tools.host.paths import slugify
+from fib_tools.model.tags import Tag, merge_tags
 from fib_tools.op_types.base import Parameters
 from fib_tools.op_types.registry import get_kernel_type
 from fib_tools.phases.context import Context
 from fib_tools.phases.inventory import workspace_lock
-from fib_tools.phases.outcomes import DefineEntry, DefineResult, admission_entry, find_shared
+from fib_tools.phases.outcomes import DefineEntry, DefineResult, admission_entry, find_shared, stage
 from fib_tools.sources.dumps import RawDump, load_raw_dumps
+from fib_tools.sources.registry import find_model
 
 __all__ = ["stage_dumps"]
 
@@ -29,6 +32,7 @@ def stage_dumps(context: Context, folder: Path, *, model: str | None, dry_run: b
     """
     if not folder.is_dir():
         raise RequestError("there is no such folder", where=str(folder), todo="pass the folder that holds the dumps")
+    slug = _slug(model) if model else None
     dumps = list(load_raw_dumps(folder))
     if not dumps:
         raise RequestError("no dump in it", where=str(folder), todo="pass FLASHINFER_TRACE_DUMP_DIR of the run")
@@ -40,7 +44,7 @@ def stage_dumps(context: Context, folder: Path, *, model: str | None, dry_run: b
     ]
     normalised = [normalise(raw.data, siblings=[other.data for other in raws]) for raw in raws]
     entries += [
-        DefineEntry(name=raw.path.stem, status="refused", reason=item.refused or "", remarks=item.changes)
+        DefineEntry(name=_stem(raw.path), status="refused", reason=item.refused or "", remarks=item.changes)
         for raw, item in zip(raws, normalised, strict=True)
         if item.definition is None
     ]
@@ -49,13 +53,25 @@ def stage_dumps(context: Context, folder: Path, *, model: str | None, dry_run: b
         entries += [DefineEntry(name=_name(item), status="would define", remarks=item.changes) for item in good]
     else:
         with hold(workspace_lock(context), purpose=f"staging the dumps of {folder}"):
-            entries += _run_gate(context, good, model)
+            context.sweep()
+            entries += _run_gate(context, good, slug)
     return DefineResult(
         subject=str(folder),
         dataset=str(context.dataset.root),
         entries=tuple(entries),
         shared=find_shared(context, {entry.name for entry in entries}),
     )
+
+
+def _slug(model: str) -> str:
+    """Name a model as its manifest does."""
+    entry = find_model(model)
+    return entry.slug if entry else slugify(model.rpartition("/")[2])
+
+
+def _stem(path: Path) -> str:
+    """Name a dump by its file; bytes that are no text, which no document can hold, are escaped."""
+    return path.stem.encode("utf-8", "backslashreplace").decode()
 
 
 def _name(item: Normalised) -> str:
@@ -65,27 +81,23 @@ def _name(item: Normalised) -> str:
 def _run_gate(context: Context, items: list[Normalised], model: str | None) -> list[DefineEntry]:
     standing, _ = context.dataset.load_definitions()
     entries: list[DefineEntry] = []
-    changes: dict[int, Normalised] = {}
-    candidates: list[Candidate] = []
-    for item in items:
-        candidate = _candidate(item, model)
-        if candidate is not None:
-            changes[id(candidate)] = item
-            candidates.append(candidate)
+    candidates = [_candidate(item, model) for item in items]
+    # the gate may pass on another candidate than it was given, but always with the Definition that came
+    changes = {id(candidate.definition): item.changes for candidate, item in zip(candidates, items, strict=True)}
     with open_sandbox() as sandbox:
-        admissions = admit(candidates, index=standing, stage=context.dataset.stage, sandbox=sandbox)
+        admissions = admit(candidates, index=standing, stage=partial(stage, context), sandbox=sandbox)
         for done, admission in enumerate(admissions, start=1):
             context.progress(f"executing references: {admission.name}", done, len(candidates))
-            entries.append(admission_entry(context, admission, remarks=changes[id(admission.candidate)].changes))
+            entries.append(admission_entry(context, admission, remarks=changes[id(admission.candidate.definition)]))
     return entries
 
 
-def _candidate(item: Normalised, model: str | None) -> Candidate | None:
-    if item.definition is None:
-        return None
-    tags = [f"model:{model}"] if model else []
-    definition: Definition = item.definition.model_copy(update={"tags": merge_tags(item.definition.tags, tags)})
-    return Candidate(definition=definition, qualifier=_qualifier(item), is_foreign=not item.is_canonical)
+def _candidate(item: Normalised, model: str | None) -> Candidate:
+    candidate = to_candidate(item)
+    tags = [str(Tag(key="model", value=model))] if model else []
+    definition = candidate.definition
+    definition = definition.model_copy(update={"tags": merge_tags(definition.tags, tags)})
+    return replace(candidate, definition=definition, qualifier=_qualifier(item))
 
 
 def _qualifier(item: Normalised) -> str:

@@ -22,6 +22,7 @@ from fib_tools.phases.request import (
     RepoOption,
     SglangPathOption,
     TpOption,
+    check_op_types,
 )
 from fib_tools.phases.survey import survey_model
 
@@ -109,6 +110,7 @@ def refresh_manifest(
     context: Context, request: ModelRequest, op_types: tuple[str, ...] | None = None
 ) -> tuple[str, Manifest]:
     """Take the inventory and merge it into the model's manifest; the caller holds the workspace's lock."""
+    check_op_types(op_types)
     survey = survey_model(context, request)
     standing, _ = context.dataset.load_definitions()
     fresh = build_manifest(survey, standing, op_types)

@@ -13,6 +13,7 @@ from fib_tools.model.summary import Result, Summary, Table
 from fib_tools.phases.context import Context
 from fib_tools.phases.define import define_kernels
 from fib_tools.phases.inventory import InventoryResult, refresh_manifest, workspace_lock
+from fib_tools.phases.manifests import find_manifest
 from fib_tools.phases.outcomes import DefineResult
 from fib_tools.phases.request import (
     ConfigOption,
@@ -88,7 +89,8 @@ def onboard_model(
     """
     unknown = [phase for phase in phases if phase not in {*_AVAILABLE, *_LATER}]
     if unknown or not phases:
-        raise RequestError(f"no phase {unknown[0] if unknown else ''!r}", todo="use phases of 0,1,2,3,4")
+        what = f"no phase {unknown[0]}" if unknown else "no phase to run"
+        raise RequestError(what, todo="use phases of 0,1,2,3,4")
     later = tuple(f"{phase} {_LATER[phase]}" for phase in phases if phase in _LATER)
     if not set(phases) & set(_AVAILABLE):
         raise RequestError(f"phase {later[0]} is not part of this version", todo="use --phases 0,1,2")
@@ -104,11 +106,13 @@ def onboard_model(
     )
     context.workspace.create()
     with hold(workspace_lock(context), purpose=f"the onboarding of {model}"):
-        context.dataset.sweep()
+        context.sweep()
         path, manifest = refresh_manifest(context, request, op_types)
         defined = None
         if 2 in phases:
             defined = define_kernels(context, (path, manifest), skip_existing=skip_existing, dry_run=dry_run)
+            found = find_manifest(context.workspace, manifest.model)
+            manifest = found[1] if found else manifest
     return OnboardResult(
         model=manifest.model,
         manifest_path=path,

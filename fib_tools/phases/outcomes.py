@@ -7,13 +7,14 @@ from typing import Literal
 
 from pydantic import Field
 
+from fib_tools.errors import FormatError, RequestError
 from fib_tools.gate.gate import Admission, AdmissionStatus
 from fib_tools.model.definition import Definition
 from fib_tools.model.summary import Result, Summary, Table
 from fib_tools.model.tags import find_tag_values
 from fib_tools.phases.context import Context
 
-__all__ = ["DefineEntry", "DefineResult", "admission_entry", "find_shared"]
+__all__ = ["DefineEntry", "DefineResult", "add_tags", "admission_entry", "find_shared", "stage"]
 
 
 class DefineEntry(Result):
@@ -78,7 +79,7 @@ def admission_entry(
     """Report an admission; a Definition that stood there already gains the candidate's tags when it says the same."""
     candidate = admission.candidate.definition
     if admission.status is AdmissionStatus.EXISTING and admission.existing:
-        _add_tags(context, admission.existing, candidate)
+        add_tags(context, admission.existing, candidate)
     name = admission.definition.name if admission.definition else admission.existing or admission.name
     execution = admission.execution
     return DefineEntry(
@@ -93,10 +94,36 @@ def admission_entry(
     )
 
 
-def _add_tags(context: Context, existing: str, candidate: Definition) -> None:
+def add_tags(context: Context, existing: str, candidate: Definition) -> None:
+    """Give a standing Definition the candidate's tags when it says the same; one of others is left as it is."""
     standing = context.dataset.find_definition(existing)
-    if standing is not None and standing == candidate.model_copy(update={"tags": standing.tags}):
-        context.dataset.write_definition(candidate)
+    if standing is None or not _is_name_of(standing.name, candidate.name):
+        return
+    own = {"name": standing.name, "tags": standing.tags}
+    if standing == candidate.model_copy(update=own):
+        stage(context, candidate.model_copy(update={"name": standing.name}))
+
+
+def _is_name_of(name: str, wanted: str) -> bool:
+    """Tell whether a Definition has the wanted name, or that name with what a conflict added."""
+    return name == wanted or name.startswith(f"{wanted}_")
+
+
+def stage(context: Context, definition: Definition) -> None:
+    """Write a Definition that passed the gate into the dataset.
+
+    Raises:
+        RequestError: when something else stands in its place.
+        StorageError: when the disk refuses.
+    """
+    try:
+        context.dataset.stage(definition)
+    except FormatError as error:
+        raise RequestError(
+            f"the file in the place of {definition.name!r} holds no Definition: {error.what}",
+            where=error.where,
+            todo="correct it or move it away; nothing was overwritten",
+        ) from error
 
 
 def find_shared(context: Context, names: Collection[str]) -> dict[str, tuple[str, ...]]:

@@ -9,19 +9,17 @@ from importlib.metadata import version
 from pathlib import Path
 
 from fib_tools import __version__
-from fib_tools.architecture.crosscheck import compare_facts
 from fib_tools.architecture.facts import read_facts
 from fib_tools.architecture.facts_schema import ModelFacts
 from fib_tools.architecture.inventory import Inventory, build_inventory, list_serving_points
 from fib_tools.architecture.parallelism import ServingPoint
-from fib_tools.architecture.structure import trace_structure
+from fib_tools.architecture.structure import PRELOAD, trace_structure
 from fib_tools.architecture.structure_schema import NotTraceable, Structure
-from fib_tools.errors import RequestError
 from fib_tools.host.env import cache_dir
 from fib_tools.model.base import Model
 from fib_tools.model.manifest import SourceVersion
 from fib_tools.phases.context import Context
-from fib_tools.phases.request import ModelRequest
+from fib_tools.phases.request import ModelRequest, check_hardware
 from fib_tools.sources.cache import load_or_build
 from fib_tools.sources.cookbook import load_bundled_cookbook
 from fib_tools.sources.flashinfer import TracedApis, load_traced_apis
@@ -73,9 +71,6 @@ def survey_model(context: Context, request: ModelRequest) -> Survey:
     inventory = build_inventory(
         facts, points, structure=structure, sglang=sglang, traced=traced, page_sizes=request.page_sizes or ()
     )
-    if isinstance(structure, Structure):
-        found = compare_facts(facts, structure)
-        inventory = inventory.model_copy(update={"disagreements": (*inventory.disagreements, *found)})
     return Survey(
         config=config,
         facts=facts,
@@ -87,11 +82,10 @@ def survey_model(context: Context, request: ModelRequest) -> Survey:
 
 
 def _list_points(request: ModelRequest, name: str) -> Sequence[ServingPoint]:
-    for option, values in (("--tp-list", request.tp_list), ("--ep-list", request.ep_list)):
-        if any(value < 1 for value in values or ()):
-            raise RequestError(f"{option} holds {min(values or ())}", todo="use whole numbers of at least 1")
     if request.tp_list is None and request.ep_list is None:
+        check_hardware(request.hardware, model=name)
         return list_serving_points(name, hardware=request.hardware)
+    check_hardware(request.hardware)
     return [
         ServingPoint(tp=tp, ep=ep, hardware=request.hardware, source="requested", requested=True)
         for tp in request.tp_list or (max(request.ep_list or (1,)),)
@@ -110,7 +104,7 @@ def _trace_in_child(config: ConfigSource) -> Structure | NotTraceable:
     from fib_tools.host.sandbox import Limits, Sandbox
 
     limits = Limits(wall_seconds=180, memory_bytes=8 << 30)
-    with Sandbox(preload=("torch", "transformers"), limits=limits) as sandbox:
+    with Sandbox(preload=PRELOAD, limits=limits) as sandbox:
         return trace_structure(config.config, sandbox=sandbox)
 
 

@@ -17,10 +17,12 @@ from fib_tools.model.report import Finding, Severity
 from fib_tools.model.summary import Result, Summary, Table
 from fib_tools.phases.context import Context
 from fib_tools.phases.report_html import format_html
+from fib_tools.phases.request import check_path
 
 __all__ = ["ValidationResult", "validate_dataset"]
 
 _SHOWN = 40
+_REPORTS = (".html", ".json", ".txt")
 
 
 class ValidationResult(Result):
@@ -73,10 +75,12 @@ def validate_dataset(
 
     Exit status 0: no errors (warnings are allowed); 1: errors; 2: it could not be checked.
     """
+    if report is not None:
+        _check_report(report)
     dataset = Dataset.open(context.dataset.root)
     context.progress("reading the dataset", 0, 0)
     view = open_view(dataset, op_types=op_types, names=definitions)
-    _require_selection(view, definitions)
+    _require_selection(view, definitions, op_types)
     context.progress("checking", 0, 0)
     findings = list(check_dataset(view, checks))
     counts = count_documents(iter(view.files))
@@ -90,7 +94,19 @@ def validate_dataset(
     return result
 
 
-def _require_selection(view: DatasetView, definitions: tuple[str, ...] | None) -> None:
+def _check_report(path: Path) -> None:
+    check_path(path)
+    if path.suffix not in _REPORTS:
+        raise RequestError(f"cannot write a report named {path.name!r}", todo=f"use {', '.join(_REPORTS)}")
+
+
+def _require_selection(
+    view: DatasetView, definitions: tuple[str, ...] | None, op_types: tuple[str, ...] | None
+) -> None:
+    held = {file.location.op_type for file in view.files if file.location is not None}
+    for op_type in op_types or ():
+        if op_type not in held:
+            raise RequestError(f"nothing of op_type {op_type!r}", where=str(view.dataset.root), todo="check the name")
     missing = [name for name in definitions or () if name not in view.definitions]
     unreadable = {path.rsplit("/", 1)[-1].removesuffix(".json") for path, _, _ in view.unreadable}
     missing = [name for name in missing if name not in unreadable]
@@ -128,9 +144,7 @@ def _write_report(result: ValidationResult, path: Path) -> None:
         data = format_html(result.dataset, result.counts, result.findings).encode()
     elif path.suffix == ".json":
         data = canonical_bytes(result)
-    elif path.suffix == ".txt":
+    else:
         lines = [f"{f.severity.value}\t{f.check}\t{f.where}\t{f.message}" for f in result.findings]
         data = "".join(f"{line}\n" for line in lines).encode()
-    else:
-        raise RequestError(f"cannot write a report named {path.name!r}", todo="use .html, .json or .txt")
     write_atomically(path, data)

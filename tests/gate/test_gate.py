@@ -191,7 +191,7 @@ def test_two_candidates_of_one_kernel_are_one_definition() -> None:
     ],
 )
 def test_what_is_wrong_by_itself_is_refused_without_running(changes: dict[str, Any], check: str) -> None:
-    (admission,) = _admit(Candidate(definition=_toy(_GOOD, **changes)), execute=False).values()
+    (admission,) = _admit(Candidate(definition=_toy(_GOOD, **changes), is_foreign=True), execute=False).values()
     assert admission.status is AdmissionStatus.REFUSED
     assert admission.findings[0].check == check
 

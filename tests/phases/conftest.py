@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tiny_model
+from fib_tools.architecture.structure_schema import NotTraceable
+from fib_tools.gate.gate import admit
+from fib_tools.gate.templates import TemplateResult
+from fib_tools.phases import candidates, define, dumps, survey
+from fib_tools.phases.context import Context, Workspace
+
+
+@pytest.fixture(scope="session")
+def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for all, so that FlashInfer's source is read once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def environment(cache_home: Path) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(cache_home))
+        for name in ("FIB_WORKSPACE", "FIB_OFFLINE", "HF_HUB_OFFLINE", "NO_COLOR"):
+            patch.delenv(name, raising=False)
+        yield
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Context:
+    return Context(workspace=Workspace(root=tmp_path / "work"), offline=True)
+
+
+@pytest.fixture
+def write_config(tmp_path: Path) -> Callable[..., Path]:
+    """Write the tiny model's config with other values; None leaves a field out."""
+
+    def write(**changes: Any) -> Path:
+        fields = {name: value for name, value in {**tiny_model.CONFIG, **changes}.items() if value is not None}
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(fields), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the structural trace, which takes seconds and is not what the test is about."""
+    _leave_out_the_trace(monkeypatch)
+
+
+def _leave_out_the_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        survey, "_trace", lambda _config: NotTraceable(model_type="llama", reason="left out by the test")
+    )
+
+
+@pytest.fixture
+def quick_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out every child: nothing is traced, no template instantiated, no reference executed."""
+    _leave_out_the_trace(monkeypatch)
+
+    def instantiate(calls: Sequence[Any], **_: Any) -> list[TemplateResult]:
+        return [TemplateResult(fi_api=call.fi_api, reason="left out by the test") for call in calls]
+
+    monkeypatch.setattr(candidates, "instantiate", instantiate)
+    for module in (define, dumps):
+        monkeypatch.setattr(module, "open_sandbox", nullcontext)
+        monkeypatch.setattr(module, "admit", partial(admit, execute=False))

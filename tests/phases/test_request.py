@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fib_tools.errors import PathError, RequestError
+from fib_tools.phases.request import ModelRequest, check_hardware, check_op_types, check_path
+
+
+@pytest.mark.parametrize("option", ["tp_list", "ep_list", "page_sizes"])
+@pytest.mark.parametrize("sizes", [(), (0,), (1, -8), (1 << 40,)])
+def test_sizes_that_no_deployment_has_are_refused(option: str, sizes: tuple[int, ...]) -> None:
+    options: dict[str, Any] = {option: sizes}
+    with pytest.raises(RequestError, match=f"--{option.replace('_', '-')} holds") as caught:
+        ModelRequest(model="tiny", **options)
+    assert (caught.value.todo or "").startswith("use whole numbers from 1 to ")
+
+
+def test_the_largest_sizes_are_taken() -> None:
+    request = ModelRequest(model="tiny", tp_list=(1, 1024), ep_list=(1024,), page_sizes=(4096,))
+    assert request.tp_list == (1, 1024)
+
+
+def test_a_path_with_a_nul_is_refused() -> None:
+    check_path(None)
+    check_path(Path("a/b"))
+    with pytest.raises(PathError, match="NUL"):
+        ModelRequest(model="tiny", config=Path("a\0b"))
+
+
+def test_an_op_type_has_to_be_known() -> None:
+    check_op_types(None)
+    check_op_types(("rmsnorm", "gemm"))
+    with pytest.raises(RequestError, match="no op_type 'rms'") as caught:
+        check_op_types(("gemm", "rms"))
+    assert "rmsnorm" in (caught.value.todo or "")
+
+
+def test_a_gpu_has_to_be_known_and_serve_the_model() -> None:
+    check_hardware(None)
+    check_hardware("h200")
+    check_hardware("H200", model="kimi-k2")
+    check_hardware("H200", model="a-model-without-an-entry")
+    with pytest.raises(RequestError, match="no GPU 'MI300X'"):
+        check_hardware("MI300X")
+    with pytest.raises(RequestError, match="does not serve kimi-k2 on A100") as caught:
+        check_hardware("a100".upper(), model="kimi-k2")
+    assert "H200" in (caught.value.todo or "")
