@@ -30,13 +30,20 @@ from fib_tools.render import print_error, print_summary, show_progress
 
 __all__ = ["build_app", "main"]
 
-_SHARED: dict[str, Any] = {
-    "workspace": Annotated[Path | None, Parameter(help="Folder for clones, dataset and manifests. [default: tmp]")],
-    "dataset": Annotated[Path | None, Parameter(help="Dataset folder. [default: WORKSPACE/flashinfer-trace]")],
-    "offline": Annotated[bool, Parameter(help="Never reach for the network.", negative="")],
-    "json": Annotated[bool, Parameter(help="Print the result as JSON.", negative="")],
-    "quiet": Annotated[bool, Parameter(help="Show no progress.", negative="")],
-}
+
+def _shared(name: str, kind: Any, default: object, text: str) -> inspect.Parameter:
+    annotation = Annotated[kind, Parameter(help=text, negative="" if kind is bool else None)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+_SHARED = (
+    _shared("workspace", Path | None, None, "Folder for clones, dataset and manifests. [default: tmp]"),
+    _shared("dataset", Path | None, None, "Dataset folder. [default: WORKSPACE/flashinfer-trace]"),
+    _shared("offline", bool, False, "Never reach for the network."),
+    _shared("json", bool, False, "Print the result as JSON."),
+    _shared("quiet", bool, False, "Show no progress."),
+)
+"""Options of every command."""
 
 _PIPED_WIDTH = 180
 """Columns of a table that does not go to a terminal: nothing is folded that a search could look for."""
@@ -74,20 +81,15 @@ def build_app() -> App:
 
 def _command(operation: Operation) -> Callable[..., int]:
     def command(*positional: Any, **options: Any) -> int:
-        shared = {name: options.pop(name, None) for name in _SHARED}
+        shared = {item.name: options.pop(item.name, item.default) for item in _SHARED}
         return _run(operation, positional, options, shared)
 
     hints = get_type_hints(operation.function, include_extras=True)
     own = list(inspect.signature(operation.function).parameters.values())[1:]
     parameters = [item.replace(annotation=_option(hints[item.name], item)) for item in own]
-    shared = [
-        inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=None if "None" in str(kind) else False, annotation=kind
-        )
-        for name, kind in _SHARED.items()
-    ]
-    command.__signature__ = inspect.Signature([*parameters, *shared], return_annotation=int)  # type: ignore[attr-defined]
-    command.__annotations__ = {item.name: item.annotation for item in [*parameters, *shared]}
+    parameters += _SHARED
+    command.__signature__ = inspect.Signature(parameters, return_annotation=int)  # type: ignore[attr-defined]
+    command.__annotations__ = {item.name: item.annotation for item in parameters}
     command.__doc__ = inspect.getdoc(operation.function)
     command.__name__ = operation.verb
     return command
