@@ -21,6 +21,7 @@ from fib_tools.errors import FibError
 from fib_tools.model.manifest import DefineStatus
 from fib_tools.phases.context import Context, Workspace
 from fib_tools.phases.onboard import OnboardResult, onboard_model
+from fib_tools.phases.request import ModelOptions
 from fib_tools.sources.registry import list_models
 
 PACKAGES = ("fib-tools", "flashinfer-python", "transformers", "torch")
@@ -89,7 +90,7 @@ def main() -> None:
         own = workspace if options.shared else workspace / name.replace("/", "__")
         context = Context(workspace=Workspace(root=own), offline=True)
         try:
-            result = onboard_model(context, name, config=config)
+            result = onboard_model(context, name, ModelOptions(config=config))
         except FibError as error:
             print(f"{name:48s} error: {error}", flush=True)
             totals["failed"] = totals.get("failed", 0) + 1

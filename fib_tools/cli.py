@@ -12,10 +12,9 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin
 
 from cyclopts import App, CycloptsError, Parameter
-from pydantic.fields import FieldInfo
 from rich.console import Console
 
 from fib_tools import __version__
@@ -24,7 +23,7 @@ from fib_tools.host.env import read_settings, redact
 from fib_tools.model.base import to_document
 from fib_tools.model.canonical import canonical_bytes
 from fib_tools.model.summary import Result
-from fib_tools.operations import OPERATIONS, Operation
+from fib_tools.operations import OPERATIONS, Operation, Option
 from fib_tools.phases.context import Context, Workspace
 from fib_tools.render import print_error, print_summary, show_progress
 
@@ -71,6 +70,7 @@ def build_app() -> App:
         help="Turn a newly released LLM into verified, benchmarked GPU kernel definitions for FlashInfer-Bench.",
         version=__version__,
         help_epilogue="Begin with: fib onboard kimi-k2",
+        help_format="plaintext",  # markdown would cost 50 ms at every --help
         result_action="return_value",
         suppress_keyboard_interrupt=False,
     )
@@ -82,12 +82,11 @@ def build_app() -> App:
 def _command(operation: Operation) -> Callable[..., int]:
     def command(*positional: Any, **options: Any) -> int:
         shared = {item.name: options.pop(item.name, item.default) for item in _SHARED}
-        return _run(operation, positional, options, shared)
+        return _run(operation, {**dict(zip(subjects, positional, strict=False)), **options}, shared)
 
-    hints = get_type_hints(operation.function, include_extras=True)
-    own = list(inspect.signature(operation.function).parameters.values())[1:]
-    parameters = [item.replace(annotation=_option(hints[item.name], item)) for item in own]
-    parameters += _SHARED
+    own = operation.list_options()
+    subjects = [option.name for option in own if option.is_subject]
+    parameters = [*(_parameter(option) for option in own), *_SHARED]
     command.__signature__ = inspect.Signature(parameters, return_annotation=int)  # type: ignore[attr-defined]
     command.__annotations__ = {item.name: item.annotation for item in parameters}
     command.__doc__ = inspect.getdoc(operation.function)
@@ -95,28 +94,31 @@ def _command(operation: Operation) -> Callable[..., int]:
     return command
 
 
-def _option(hint: Any, parameter: inspect.Parameter) -> Any:
-    """Turn a documented parameter into an option; lists are written with commas between."""
-    kind, *metadata = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-    field = next((item for item in metadata if isinstance(item, FieldInfo)), None)
-    text = field.description if field else None
-    if kind is bool:
-        return Annotated[kind, Parameter(help=text, negative="" if parameter.default is False else None)]
-    item = _item_type(kind)
-    if item is not None:
-        return Annotated[
-            kind,
-            Parameter(
-                help=text,
-                converter=_split_into(item),
-                n_tokens=1,
-                accepts_keys=False,
-                negative="",
-                metavar=f"{item.__name__.upper()},...",
-                show_default=_join if parameter.default else False,
-            ),
-        ]
-    return Annotated[kind, Parameter(help=text)]
+def _parameter(option: Option) -> inspect.Parameter:
+    """Turn an option into a parameter of the command line; lists are written with commas between."""
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if option.is_subject else inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(option.name, kind, default=option.default, annotation=_annotation(option))
+
+
+def _annotation(option: Option) -> Any:
+    if option.kind is bool:
+        negative = "" if option.default is False else None
+        return Annotated[bool, Parameter(help=option.description, negative=negative)]
+    item = _item_type(option.kind)
+    if item is None:
+        return Annotated[option.kind, Parameter(help=option.description)]
+    return Annotated[
+        option.kind,
+        Parameter(
+            help=option.description,
+            converter=_split_into(item),
+            n_tokens=1,
+            accepts_keys=False,
+            negative="",
+            metavar=f"{item.__name__.upper()},...",
+            show_default=_join if option.default else False,
+        ),
+    ]
 
 
 def _item_type(kind: Any) -> type | None:
@@ -142,7 +144,7 @@ def _join(values: tuple[Any, ...] | None) -> str:
     return ",".join(map(str, values or ()))
 
 
-def _run(operation: Operation, positional: Sequence[Any], options: dict[str, Any], shared: dict[str, Any]) -> int:
+def _run(operation: Operation, options: dict[str, Any], shared: dict[str, Any]) -> int:
     settings = read_settings()
     errors = Console(stderr=True, no_color=settings.no_color or None)
     root = shared["workspace"] or settings.workspace or Path("tmp")
@@ -154,7 +156,7 @@ def _run(operation: Operation, positional: Sequence[Any], options: dict[str, Any
                 progress=progress,
                 dataset_override=shared["dataset"],
             )
-            result = operation.function(context, *positional, **options)
+            result = operation.run(context, options)
     except FibError as error:
         _report_error(error, errors, as_json=bool(shared["json"]))
         return 2

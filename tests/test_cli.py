@@ -91,12 +91,11 @@ def test_the_help_of_a_command_explains_every_option(operation: Operation, capsy
     assert main([operation.verb, "--help"]) == 0
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert (operation.function.__doc__ or "").split("\n")[0] in text
-    parameters = list(operation.function.__annotations__)[1:]
-    for name in parameters:
-        if name not in {"return", "model"}:
-            assert f"--{name.replace('_', '-')}" in text
-    for option in ("--workspace", "--dataset", "--offline", "--json", "--quiet"):
-        assert option in text
+    for option in operation.list_options():
+        if not option.is_subject:
+            assert f"--{option.name.replace('_', '-')}" in text
+    for name in ("--workspace", "--dataset", "--offline", "--json", "--quiet"):
+        assert name in text
     assert "--empty" not in text
 
 

@@ -22,7 +22,9 @@ def test_a_block_that_no_table_fills_is_an_error() -> None:
 
 def test_a_document_is_written_with_its_tables(tmp_path: Path) -> None:
     target = tmp_path / "page.md"
-    target.write_text("a\n<!-- commands: generated, do not edit -->\nstale words\n<!-- /commands -->\nb\n", encoding="utf-8")
+    target.write_text(
+        "a\n<!-- commands: generated, do not edit -->\nstale words\n<!-- /commands -->\nb\n", encoding="utf-8"
+    )
     main([str(target)])
     text = target.read_text(encoding="utf-8")
     assert "stale words" not in text

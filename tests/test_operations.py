@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import inspect
 import re
-from typing import Annotated, get_args, get_origin, get_type_hints
+from dataclasses import replace
+from pathlib import Path
+from typing import get_type_hints
 
 import pytest
-from pydantic.fields import FieldInfo
 
 from fib_tools.model.summary import Result
 from fib_tools.operations import OPERATIONS, Effect, Operation, get_operation
-from fib_tools.phases.context import Context
+from fib_tools.phases.context import Context, Workspace
+from fib_tools.phases.request import DEFAULTS, ModelArgument, ModelOptions
 
 every_operation = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.verb)
 
@@ -23,23 +25,34 @@ def test_an_operation_says_what_it_does_in_one_sentence(operation: Operation) ->
 
 
 @every_operation
-def test_every_parameter_of_an_operation_is_described(operation: Operation) -> None:
-    hints = get_type_hints(operation.function, include_extras=True)
-    for name in list(inspect.signature(operation.function).parameters)[1:]:
-        assert get_origin(hints[name]) is Annotated, f"{name} has no description"
-        fields = [item for item in get_args(hints[name]) if isinstance(item, FieldInfo)]
-        assert len(fields) == 1
-        assert re.fullmatch(r"\S.*\.", fields[0].description or "", re.DOTALL), f"{name} is not described"
+def test_every_option_of_an_operation_is_described(operation: Operation) -> None:
+    for option in operation.list_options():
+        assert re.fullmatch(r"\S.*\.", option.description, re.DOTALL), f"{option.name} is not described"
 
 
 @every_operation
 def test_an_operation_takes_a_context_and_returns_a_result(operation: Operation) -> None:
     hints = get_type_hints(operation.function)
-    first, *others = inspect.signature(operation.function).parameters.values()
+    first = next(iter(inspect.signature(operation.function).parameters.values()))
     assert hints[first.name] is Context
     assert issubclass(hints["return"], Result)
-    positional = [item for item in others if item.kind is not inspect.Parameter.KEYWORD_ONLY]
-    assert len(positional) <= 1, "beyond its subject everything is named"
+    subjects = [option for option in operation.list_options() if option.is_subject]
+    assert len(subjects) <= 1, "beyond its subject everything is named"
+
+
+def test_the_fields_of_a_model_are_options_of_their_own_and_come_back_as_that_model(tmp_path: Path) -> None:
+    seen: list[ModelOptions] = []
+
+    def look(_context: Context, model: ModelArgument, options: ModelOptions = DEFAULTS) -> Result:
+        """Look."""
+        assert model == "x"
+        seen.append(options)
+        return Result()
+
+    operation = replace(get_operation("inventory"), function=look)
+    assert [option.name for option in operation.list_options()] == ["model", *ModelOptions.model_fields]
+    operation.run(Context(workspace=Workspace(root=tmp_path)), {"model": "x", "tp_list": (2,)})
+    assert seen == [ModelOptions(tp_list=(2,))]
 
 
 @every_operation

@@ -25,7 +25,11 @@ class Model(BaseModel):
     """A frozen document that refuses unknown fields and takes its field texts from attribute docstrings."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="strings", populate_by_name=True
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        ser_json_inf_nan="strings",
+        defer_build=True,  # a command that never uses a class does not pay for its validator
     )
 
 
@@ -85,7 +89,7 @@ def _model_document(model: Model) -> dict[str, Any]:
             continue
         if not field.is_required() and isinstance(value, (list, tuple, dict)) and not value:
             continue
-        document[field.serialization_alias or field.alias or name] = to_document(value)
+        document[name] = to_document(value)
     document.update({name: to_document(item) for name, item in (model.model_extra or {}).items()})
     return document
 

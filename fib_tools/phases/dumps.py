@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from fib_tools.errors import RequestError
 from fib_tools.gate.execute import open_sandbox
@@ -15,9 +17,10 @@ from fib_tools.host.paths import slugify
 from fib_tools.model.tags import Tag, merge_tags
 from fib_tools.op_types.base import Parameters
 from fib_tools.op_types.registry import get_kernel_type
+from fib_tools.phases.admissions import admission_entry, stage
 from fib_tools.phases.context import Context
 from fib_tools.phases.inventory import workspace_lock
-from fib_tools.phases.outcomes import DefineEntry, DefineResult, admission_entry, find_shared, stage
+from fib_tools.phases.outcomes import DefineEntry, DefineResult, find_shared
 from fib_tools.sources.dumps import RawDump, load_raw_dumps
 from fib_tools.sources.registry import find_model
 
@@ -42,7 +45,7 @@ def stage_dumps(context: Context, folder: Path, *, model: str | None, dry_run: b
         for dump in dumps
         if not isinstance(dump, RawDump)
     ]
-    normalised = [normalise(raw.data, siblings=[other.data for other in raws]) for raw in raws]
+    normalised = [normalise(raw.data, siblings=_siblings(raw, raws)) for raw in raws]
     entries += [
         DefineEntry(name=_stem(raw.path), status="refused", reason=item.refused or "", remarks=item.changes)
         for raw, item in zip(raws, normalised, strict=True)
@@ -61,6 +64,11 @@ def stage_dumps(context: Context, folder: Path, *, model: str | None, dry_run: b
         entries=tuple(entries),
         shared=find_shared(context, {entry.name for entry in entries}),
     )
+
+
+def _siblings(dump: RawDump, others: Iterable[RawDump]) -> list[dict[str, Any]]:
+    """Return the dumps of the same run, which stand in the same folder."""
+    return [other.data for other in others if other.path.parent == dump.path.parent]
 
 
 def _slug(model: str) -> str:

@@ -8,23 +8,9 @@ from pathlib import Path
 from fib_tools.host.locks import hold
 from fib_tools.model.manifest import Manifest, ManifestKernel
 from fib_tools.model.summary import Result, Summary, Table
-from fib_tools.phases.classify import build_manifest
 from fib_tools.phases.context import Context
 from fib_tools.phases.manifests import find_manifest, manifest_name, merge_manifests, save_manifest
-from fib_tools.phases.request import (
-    ConfigOption,
-    EpOption,
-    HardwareOption,
-    ModelArgument,
-    ModelRequest,
-    OpTypesOption,
-    PageSizesOption,
-    RepoOption,
-    SglangPathOption,
-    TpOption,
-    check_op_types,
-)
-from fib_tools.phases.survey import survey_model
+from fib_tools.phases.request import DEFAULTS, ModelArgument, ModelOptions, check_op_types
 
 __all__ = ["InventoryResult", "refresh_manifest", "take_inventory", "workspace_lock"]
 
@@ -68,36 +54,14 @@ def _row(kernel: ManifestKernel) -> tuple[str, ...]:
     )
 
 
-def take_inventory(
-    context: Context,
-    model: ModelArgument,
-    *,
-    hf_repo_id: RepoOption = None,
-    config: ConfigOption = None,
-    tp_list: TpOption = None,
-    ep_list: EpOption = None,
-    page_sizes: PageSizesOption = None,
-    hardware: HardwareOption = None,
-    op_types: OpTypesOption = None,
-    sglang_path: SglangPathOption = None,
-) -> InventoryResult:
+def take_inventory(context: Context, model: ModelArgument, options: ModelOptions = DEFAULTS) -> InventoryResult:
     """List every kernel that a model needs, from its config and structure, with the witnesses of each.
 
     Default: the NVIDIA configurations of the sgl-cookbook. Writes the model's manifest into the workspace.
     """
-    request = ModelRequest(
-        model=model,
-        hf_repo_id=hf_repo_id,
-        config=config,
-        tp_list=tp_list,
-        ep_list=ep_list,
-        page_sizes=page_sizes,
-        hardware=hardware,
-        sglang_path=sglang_path,
-    )
     context.workspace.create()
     with hold(workspace_lock(context), purpose="an onboarding"):
-        path, manifest = refresh_manifest(context, request, op_types)
+        path, manifest = refresh_manifest(context, model, options)
     return InventoryResult(path=path, manifest=manifest)
 
 
@@ -106,14 +70,16 @@ def workspace_lock(context: Context) -> Path:
     return context.workspace.root / ".onboard.lock"
 
 
-def refresh_manifest(
-    context: Context, request: ModelRequest, op_types: tuple[str, ...] | None = None
-) -> tuple[str, Manifest]:
+def refresh_manifest(context: Context, model: str, options: ModelOptions) -> tuple[str, Manifest]:
     """Take the inventory and merge it into the model's manifest; the caller holds the workspace's lock."""
-    check_op_types(op_types)
-    survey = survey_model(context, request)
+    # these load a hundred classes, which `fib --help` can do without
+    from fib_tools.phases.classify import build_manifest
+    from fib_tools.phases.survey import survey_model
+
+    check_op_types(options.op_types)
+    survey = survey_model(context, model, options)
     standing, _ = context.dataset.load_definitions()
-    fresh = build_manifest(survey, standing, op_types)
+    fresh = build_manifest(survey, standing, options.op_types)
     found = find_manifest(context.workspace, fresh.model)
     name = found[0] if found else manifest_name(fresh.model, datetime.now(timezone.utc).date())
     manifest = merge_manifests(found[1], fresh) if found else fresh

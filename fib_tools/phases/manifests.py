@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import date
 
-from fib_tools.errors import FormatError
+from fib_tools.errors import FormatError, RequestError
 from fib_tools.host.files import read_limited, write_atomically
 from fib_tools.host.paths import confine
 from fib_tools.model.base import read_strict
@@ -91,7 +91,15 @@ def merge_manifests(standing: Manifest, fresh: Manifest) -> Manifest:
     """Take the facts of the fresh manifest, and the progress of the standing one.
 
     Kernels that only the standing one has stay when work was done for them.
+
+    Raises:
+        RequestError: when they are of two repositories whose short names are the same.
     """
+    if standing.repo_id and fresh.repo_id and standing.repo_id != fresh.repo_id:
+        raise RequestError(
+            f"{fresh.repo_id} and {standing.repo_id}, which was onboarded here before, are both called {fresh.model}",
+            todo="use another --workspace for one of them",
+        )
     done = {kernel_key(kernel): kernel for kernel in standing.kernels}
     kernels = [_with_progress(kernel, done.pop(kernel_key(kernel), None)) for kernel in fresh.kernels]
     kept = [kernel for kernel in done.values() if kernel.define_status is not DefineStatus.PENDING]

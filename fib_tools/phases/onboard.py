@@ -11,22 +11,10 @@ from fib_tools.host.locks import hold
 from fib_tools.model.manifest import Manifest, SourceVersion
 from fib_tools.model.summary import Result, Summary, Table
 from fib_tools.phases.context import Context
-from fib_tools.phases.define import define_kernels
 from fib_tools.phases.inventory import InventoryResult, refresh_manifest, workspace_lock
 from fib_tools.phases.manifests import find_manifest
 from fib_tools.phases.outcomes import DefineResult
-from fib_tools.phases.request import (
-    ConfigOption,
-    EpOption,
-    HardwareOption,
-    ModelArgument,
-    ModelRequest,
-    OpTypesOption,
-    PageSizesOption,
-    RepoOption,
-    SglangPathOption,
-    TpOption,
-)
+from fib_tools.phases.request import DEFAULTS, ModelArgument, ModelOptions
 
 __all__ = ["OnboardResult", "onboard_model"]
 
@@ -68,18 +56,11 @@ class OnboardResult(Result):
 def onboard_model(
     context: Context,
     model: ModelArgument,
+    options: ModelOptions = DEFAULTS,
     *,
     phases: Annotated[
         tuple[int, ...], Field(description="0 refresh, 1 discover, 2 define; 3 collect and 4 submit come later.")
     ] = (0, 1, 2),
-    hf_repo_id: RepoOption = None,
-    config: ConfigOption = None,
-    tp_list: TpOption = None,
-    ep_list: EpOption = None,
-    page_sizes: PageSizesOption = None,
-    hardware: HardwareOption = None,
-    op_types: OpTypesOption = None,
-    sglang_path: SglangPathOption = None,
     skip_existing: Annotated[bool, Field(description="Leave kernels alone that were defined before.")] = True,
     dry_run: Annotated[bool, Field(description="Say what would be defined; the dataset is not touched.")] = False,
 ) -> OnboardResult:
@@ -94,20 +75,13 @@ def onboard_model(
     later = tuple(f"{phase} {_LATER[phase]}" for phase in phases if phase in _LATER)
     if not set(phases) & set(_AVAILABLE):
         raise RequestError(f"phase {later[0]} is not part of this version", todo="use --phases 0,1,2")
-    request = ModelRequest(
-        model=model,
-        hf_repo_id=hf_repo_id,
-        config=config,
-        tp_list=tp_list,
-        ep_list=ep_list,
-        page_sizes=page_sizes,
-        hardware=hardware,
-        sglang_path=sglang_path,
-    )
+    # the gate is heavy, and `fib --help` can do without it
+    from fib_tools.phases.staging import define_kernels
+
     context.workspace.create()
     with hold(workspace_lock(context), purpose=f"the onboarding of {model}"):
         context.sweep()
-        path, manifest = refresh_manifest(context, request, op_types)
+        path, manifest = refresh_manifest(context, model, options)
         defined = None
         if 2 in phases:
             defined = define_kernels(context, (path, manifest), skip_existing=skip_existing, dry_run=dry_run)

@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fib_tools.errors import PathError, RequestError
+from fib_tools.model.base import Model
 from fib_tools.op_types.registry import list_op_types
 from fib_tools.sources.cookbook import find_serving_configs, load_bundled_cookbook
 
-__all__ = [
-    "ConfigOption",
-    "EpOption",
-    "HardwareOption",
-    "ModelArgument",
-    "ModelRequest",
-    "OpTypesOption",
-    "PageSizesOption",
-    "RepoOption",
-    "SglangPathOption",
-    "TpOption",
-    "check_hardware",
-    "check_op_types",
-    "check_path",
-]
+__all__ = ["DEFAULTS", "ModelArgument", "ModelOptions", "check_hardware", "check_op_types", "check_path"]
 
 _LARGEST_GROUP = 1024
 """GPUs over which one layer is cut; far beyond any deployment."""
@@ -36,48 +22,37 @@ _LARGEST_PAGE = 4096
 ModelArgument = Annotated[
     str, Field(description="A known name (kimi-k2), a Hugging Face repository (org/name) or a folder with config.json.")
 ]
-RepoOption = Annotated[str | None, Field(description="Hugging Face repository to read config.json from.")]
-ConfigOption = Annotated[Path | None, Field(description="A config.json to use instead of any other source.")]
-TpOption = Annotated[
-    tuple[int, ...] | None, Field(description="Tensor-parallel sizes; the cookbook's NVIDIA ones if left out.")
-]
-EpOption = Annotated[tuple[int, ...] | None, Field(description="Expert-parallel sizes, crossed with the TP sizes.")]
-PageSizesOption = Annotated[
-    tuple[int, ...] | None, Field(description="KV page sizes; those the engine chooses if left out.")
-]
-HardwareOption = Annotated[
-    str | None, Field(description="Only the cookbook's configurations of this GPU, such as H200.")
-]
-OpTypesOption = Annotated[tuple[str, ...] | None, Field(description="Only kernels of these op_types.")]
-SglangPathOption = Annotated[
-    Path | None, Field(description="SGLang's source: a clone, an installed package or an unpacked wheel.")
-]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelRequest:
-    """The model and configurations that an operation was asked for."""
+class ModelOptions(Model):
+    """Where a model's facts come from, and which of its kernels and serving configurations are of interest."""
 
-    model: str
     hf_repo_id: str | None = None
+    """Hugging Face repository to read config.json from."""
     config: Path | None = None
+    """A config.json to use instead of any other source."""
     tp_list: tuple[int, ...] | None = None
+    """Tensor-parallel sizes; the cookbook's NVIDIA ones if left out."""
     ep_list: tuple[int, ...] | None = None
+    """Expert-parallel sizes, crossed with the TP sizes."""
     page_sizes: tuple[int, ...] | None = None
+    """KV page sizes; those the engine chooses if left out."""
     hardware: str | None = None
+    """Only the cookbook's configurations of this GPU, such as H200."""
+    op_types: tuple[str, ...] | None = None
+    """Only kernels of these op_types."""
     sglang_path: Path | None = None
+    """SGLang's source: a clone, an installed package or an unpacked wheel."""
 
-    def __post_init__(self) -> None:
-        """Refuse sizes that no deployment has.
-
-        Raises:
-            RequestError: naming the option.
-        """
+    @model_validator(mode="after")
+    def _validate_sizes_and_paths(self) -> ModelOptions:
+        """Refuse sizes that no deployment has, as a RequestError that names the option."""
         _check_sizes("--tp-list", self.tp_list, largest=_LARGEST_GROUP)
         _check_sizes("--ep-list", self.ep_list, largest=_LARGEST_GROUP)
         _check_sizes("--page-sizes", self.page_sizes, largest=_LARGEST_PAGE)
         for path in (self.config, self.sglang_path):
             check_path(path)
+        return self
 
 
 def _check_sizes(option: str, sizes: tuple[int, ...] | None, *, largest: int) -> None:
@@ -130,3 +105,6 @@ def _require(hardware: str, names: Iterable[str | None], what: str) -> None:
     known = sorted({name for name in names if name})
     if hardware.casefold() not in {name.casefold() for name in known}:
         raise RequestError(what, todo=f"use {', '.join(known)}, or leave --hardware out and pass --tp-list")
+
+
+DEFAULTS = ModelOptions()

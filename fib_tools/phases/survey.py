@@ -19,7 +19,7 @@ from fib_tools.host.env import cache_dir
 from fib_tools.model.base import Model
 from fib_tools.model.manifest import SourceVersion
 from fib_tools.phases.context import Context
-from fib_tools.phases.request import ModelRequest, check_hardware
+from fib_tools.phases.request import ModelOptions, check_hardware
 from fib_tools.sources.cache import load_or_build
 from fib_tools.sources.cookbook import load_bundled_cookbook
 from fib_tools.sources.flashinfer import TracedApis, load_traced_apis
@@ -47,7 +47,7 @@ class _Traced(Model):
     outcome: Structure | NotTraceable
 
 
-def survey_model(context: Context, request: ModelRequest) -> Survey:
+def survey_model(context: Context, model: str, options: ModelOptions) -> Survey:
     """Read every source and draw up the inventory.
 
     Raises:
@@ -56,20 +56,20 @@ def survey_model(context: Context, request: ModelRequest) -> Survey:
         ParallelismError: a TP or EP that was asked for cannot be.
     """
     context.progress("reading the model's config", 0, 0)
-    config = load_config(request.hf_repo_id or request.model, config_file=request.config, offline=context.offline)
+    config = load_config(options.hf_repo_id or model, config_file=options.config, offline=context.offline)
     name = config.repo_id or config.slug
     facts = read_facts(config.config, name=name)
-    points = _list_points(request, name)
+    points = _list_points(options, name)
     context.progress(f"tracing {name} on the meta device", 0, 0)
     structure = _trace(config)
     context.progress("reading FlashInfer and SGLang", 0, 0)
     traced = load_traced_apis(context.workspace.find_clone("flashinfer"), cache_dir=cache_dir())
     sglang = load_sglang(
-        request.sglang_path or context.workspace.find_clone("sglang"), cache_dir=cache_dir(), traced=traced
+        options.sglang_path or context.workspace.find_clone("sglang"), cache_dir=cache_dir(), traced=traced
     )
     context.progress("listing the kernels", 0, 0)
     inventory = build_inventory(
-        facts, points, structure=structure, sglang=sglang, traced=traced, page_sizes=request.page_sizes or ()
+        facts, points, structure=structure, sglang=sglang, traced=traced, page_sizes=options.page_sizes or ()
     )
     return Survey(
         config=config,
@@ -81,15 +81,15 @@ def survey_model(context: Context, request: ModelRequest) -> Survey:
     )
 
 
-def _list_points(request: ModelRequest, name: str) -> Sequence[ServingPoint]:
-    if request.tp_list is None and request.ep_list is None:
-        check_hardware(request.hardware, model=name)
-        return list_serving_points(name, hardware=request.hardware)
-    check_hardware(request.hardware)
+def _list_points(options: ModelOptions, name: str) -> Sequence[ServingPoint]:
+    if options.tp_list is None and options.ep_list is None:
+        check_hardware(options.hardware, model=name)
+        return list_serving_points(name, hardware=options.hardware)
+    check_hardware(options.hardware)
     return [
-        ServingPoint(tp=tp, ep=ep, hardware=request.hardware, source="requested", requested=True)
-        for tp in request.tp_list or (max(request.ep_list or (1,)),)
-        for ep in request.ep_list or (1,)
+        ServingPoint(tp=tp, ep=ep, hardware=options.hardware, source="requested", requested=True)
+        for tp in options.tp_list or (max(options.ep_list or (1,)),)
+        for ep in options.ep_list or (1,)
     ]
 
 

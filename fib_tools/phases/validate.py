@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from fib_tools.checks.dataset import check_dataset
-from fib_tools.checks.view import DatasetView, open_view
 from fib_tools.dataset.store import Dataset, count_documents
 from fib_tools.errors import RequestError
 from fib_tools.host.files import write_atomically
@@ -18,6 +16,9 @@ from fib_tools.model.summary import Result, Summary, Table
 from fib_tools.phases.context import Context
 from fib_tools.phases.report_html import format_html
 from fib_tools.phases.request import check_path
+
+if TYPE_CHECKING:
+    from fib_tools.checks.view import DatasetView
 
 __all__ = ["ValidationResult", "validate_dataset"]
 
@@ -75,6 +76,10 @@ def validate_dataset(
 
     Exit status 0: no errors (warnings are allowed); 1: errors; 2: it could not be checked.
     """
+    # the checks are heavy, and `fib --help` can do without them
+    from fib_tools.checks.dataset import check_dataset
+    from fib_tools.checks.view import open_view
+
     if report is not None:
         _check_report(report)
     dataset = Dataset.open(context.dataset.root)

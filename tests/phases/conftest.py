@@ -13,7 +13,7 @@ import tiny_model
 from fib_tools.architecture.structure_schema import NotTraceable
 from fib_tools.gate.gate import admit
 from fib_tools.gate.templates import TemplateResult
-from fib_tools.phases import candidates, define, dumps, survey
+from fib_tools.phases import candidates, dumps, staging, survey
 from fib_tools.phases.context import Context, Workspace
 
 
@@ -71,6 +71,6 @@ def quick_gate(monkeypatch: pytest.MonkeyPatch) -> None:
         return [TemplateResult(fi_api=call.fi_api, reason="left out by the test") for call in calls]
 
     monkeypatch.setattr(candidates, "instantiate", instantiate)
-    for module in (define, dumps):
+    for module in (staging, dumps):
         monkeypatch.setattr(module, "open_sandbox", nullcontext)
         monkeypatch.setattr(module, "admit", partial(admit, execute=False))

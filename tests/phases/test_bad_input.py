@@ -14,6 +14,7 @@ from fib_tools.cli import main
 from fib_tools.host.locks import hold
 from fib_tools.phases.context import Context
 from fib_tools.phases.onboard import onboard_model
+from fib_tools.phases.request import ModelOptions
 from tiny_model import CONFIG, snapshot
 
 Run = Callable[..., str]
@@ -177,7 +178,7 @@ def test_a_gpu_is_found_in_any_case(
     context: Context,
     write_config: Callable[..., Path],
 ) -> None:
-    result = onboard_model(context, "tiny", config=write_config(), hardware="h200", phases=(1,))
+    result = onboard_model(context, "tiny", ModelOptions(config=write_config(), hardware="h200"), phases=(1,))
     assert result.manifest.kernels
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fib_tools.errors import FormatError, PathError
+from fib_tools.errors import FormatError, PathError, RequestError
 from fib_tools.model.manifest import DefineStatus, FiStatus, Manifest, ManifestKernel, Phase1Status, SglStatus
 from fib_tools.phases.context import Workspace
 from fib_tools.phases.manifests import (
@@ -105,6 +105,13 @@ def test_merging_keeps_kernels_for_which_work_was_done() -> None:
     )
     standing = Manifest(model="a", kernels=(done, refused, pending))
     assert merge_manifests(standing, Manifest(model="a", kernels=(kernel(),))).kernels == (kernel(), done, refused)
+
+
+def test_two_repositories_of_one_short_name_are_not_mixed() -> None:
+    ours, theirs = (Manifest(model="a", repo_id=f"{owner}/a") for owner in ("us", "them"))
+    with pytest.raises(RequestError, match="us/a and them/a, which was onboarded here before, are both called a"):
+        merge_manifests(theirs, ours)
+    assert merge_manifests(Manifest(model="a"), ours) == ours
 
 
 def test_merging_a_manifest_with_itself_changes_nothing() -> None:

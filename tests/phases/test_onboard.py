@@ -22,6 +22,7 @@ from fib_tools.phases.context import Context, Workspace
 from fib_tools.phases.define import define_model
 from fib_tools.phases.inventory import take_inventory, workspace_lock
 from fib_tools.phases.onboard import OnboardResult, onboard_model
+from fib_tools.phases.request import ModelOptions
 from fib_tools.phases.validate import validate_dataset
 from tiny_model import CONFIG, snapshot
 
@@ -49,7 +50,7 @@ def onboarded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Context, Onboar
         offline=True,
         progress=lambda step, done, total: steps.append((step, done, total)),
     )
-    result = onboard_model(context, "tiny", config=config)
+    result = onboard_model(context, "tiny", ModelOptions(config=config))
     total = len(result.manifest.kernels)
     assert steps[0] == ("reading the model's config", 0, 0)
     assert steps[-1][1:] == (total, total)
@@ -96,8 +97,8 @@ def test_the_summary_ends_with_the_dataset(onboarded: tuple[Context, OnboardResu
 def test_a_second_run_changes_no_byte(copied: tuple[Context, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     context, config = copied
     before = snapshot(context.workspace.root)
-    monkeypatch.setattr("fib_tools.phases.define.open_sandbox", lambda: pytest.fail("there is nothing to execute"))
-    again = onboard_model(context, "tiny", config=config)
+    monkeypatch.setattr("fib_tools.phases.staging.open_sandbox", lambda: pytest.fail("there is nothing to execute"))
+    again = onboard_model(context, "tiny", ModelOptions(config=config))
     assert snapshot(context.workspace.root) == before
     assert again.defined is not None
     assert {entry.reason for entry in again.defined.entries} == {"defined before"}
@@ -133,7 +134,7 @@ def test_a_lost_definition_is_defined_again(
     before = context.dataset.find_definition("rmsnorm_h64")
     assert before is not None
     (context.dataset.root / "definitions" / "rmsnorm" / "rmsnorm_h64.json").unlink()
-    result = onboard_model(context, "tiny", config=config)
+    result = onboard_model(context, "tiny", ModelOptions(config=config))
     after = context.dataset.find_definition("rmsnorm_h64")
     assert after is not None
     # without children FlashInfer's own name for it is not known
@@ -156,14 +157,14 @@ def test_a_killed_run_is_resumed_to_the_same_bytes(copied: tuple[Context, Path])
         (context.dataset.root / "definitions" / f"{name}.json").unlink()
     for folder in (context.workspace.root, context.dataset.root / "definitions" / "rmsnorm"):
         (folder / f".fib-tmp-{2**22 + 1}-00ff").write_bytes(b"half")
-    onboard_model(context, "tiny", config=config)
+    onboard_model(context, "tiny", ModelOptions(config=config))
     assert snapshot(context.workspace.root) == before
 
 
 def test_statuses_survive_a_new_inventory(copied: tuple[Context, Path]) -> None:
     context, config = copied
     before = [(kernel["name"], kernel["define_status"], kernel["fi_name"]) for kernel in _with_names(context)]
-    take_inventory(context, "tiny", config=config)
+    take_inventory(context, "tiny", ModelOptions(config=config))
     assert [(kernel["name"], kernel["define_status"], kernel["fi_name"]) for kernel in _with_names(context)] == before
 
 
@@ -176,14 +177,14 @@ def test_another_tp_adds_its_kernels_and_its_tags(
     copied: tuple[Context, Path],
 ) -> None:
     context, config = copied
-    result = onboard_model(context, "tiny", config=config, tp_list=(2,))
+    result = onboard_model(context, "tiny", ModelOptions(config=config, tp_list=(2,)))
     names = {kernel.name for kernel in result.manifest.kernels}
     assert {"gqa_paged_decode_h2_kv2_d32_ps64", "gqa_paged_decode_h1_kv1_d32_ps64"} <= names
     norm = context.dataset.find_definition("rmsnorm_h64")
     assert norm is not None
     assert find_tag_values(norm.tags, "tp") == ("1", "2")
     before = snapshot(context.workspace.root)
-    onboard_model(context, "tiny", config=config, tp_list=(2,))
+    onboard_model(context, "tiny", ModelOptions(config=config, tp_list=(2,)))
     assert snapshot(context.workspace.root) == before
 
 
@@ -192,15 +193,17 @@ def test_a_dry_run_leaves_the_dataset_alone(
     context: Context,
     write_config: Callable[..., Path],
 ) -> None:
-    result = onboard_model(context, "tiny", config=write_config(), dry_run=True)
+    result = onboard_model(context, "tiny", ModelOptions(config=write_config()), dry_run=True)
     assert not context.dataset.root.exists()
     assert result.defined is not None
     assert {entry.status for entry in result.defined.entries} == {"would define"}
     assert all(kernel.define_status is DefineStatus.PENDING for kernel in result.manifest.kernels)
     assert not result.has_errors
-    define_model(context, "tiny", config=write_config(), op_types=("rmsnorm",))
+    define_model(context, "tiny", ModelOptions(config=write_config(), op_types=("rmsnorm",)))
     before = snapshot(context.dataset.root)
-    again = onboard_model(context, "tiny", config=write_config(tie_word_embeddings=True), tp_list=(2,), dry_run=True)
+    again = onboard_model(
+        context, "tiny", ModelOptions(config=write_config(tie_word_embeddings=True), tp_list=(2,)), dry_run=True
+    )
     assert snapshot(context.dataset.root) == before
     assert again.defined is not None
     assert ("rmsnorm_h64", "defined") in {(entry.name, entry.status) for entry in again.defined.entries}
@@ -211,8 +214,8 @@ def test_two_models_share_a_norm(
     context: Context,
     write_config: Callable[..., Path],
 ) -> None:
-    onboard_model(context, "one", config=write_config(), op_types=("rmsnorm",))
-    second = onboard_model(context, "two", config=write_config(), op_types=("rmsnorm",))
+    onboard_model(context, "one", ModelOptions(config=write_config(), op_types=("rmsnorm",)))
+    second = onboard_model(context, "two", ModelOptions(config=write_config(), op_types=("rmsnorm",)))
     norm = context.dataset.find_definition("rmsnorm_h64")
     assert norm is not None
     assert find_tag_values(norm.tags, "model") == ("one", "two")
@@ -227,9 +230,9 @@ def test_a_norm_with_another_epsilon_gets_a_name_of_its_own(
     context: Context,
     write_config: Callable[..., Path],
 ) -> None:
-    onboard_model(context, "one", config=write_config(), op_types=("rmsnorm",))
+    onboard_model(context, "one", ModelOptions(config=write_config(), op_types=("rmsnorm",)))
     other = write_config(rms_norm_eps=1e-5)
-    second = onboard_model(context, "two", config=other, op_types=("rmsnorm",))
+    second = onboard_model(context, "two", ModelOptions(config=other, op_types=("rmsnorm",)))
     assert second.defined is not None
     assert {entry.name: entry.status for entry in second.defined.entries} == {
         "fused_add_rmsnorm_h64_eps1e-05": "conflict",
@@ -238,9 +241,9 @@ def test_a_norm_with_another_epsilon_gets_a_name_of_its_own(
     assert "belongs to another kernel" in second.defined.entries[0].reason
     assert second.defined.summary().tables[0].rows[0][1] == "conflict"
     before = snapshot(context.workspace.root)
-    onboard_model(context, "two", config=other, op_types=("rmsnorm",))
+    onboard_model(context, "two", ModelOptions(config=other, op_types=("rmsnorm",)))
     assert snapshot(context.workspace.root) == before
-    third = onboard_model(context, "three", config=other, op_types=("rmsnorm",))
+    third = onboard_model(context, "three", ModelOptions(config=other, op_types=("rmsnorm",)))
     assert third.defined is not None
     assert third.defined.shared["rmsnorm_h64_eps1e-05"] == ("three", "two")
 
@@ -249,14 +252,14 @@ def test_a_norm_with_another_epsilon_gets_a_name_of_its_own(
 def test_a_killed_run_with_conflicts_is_resumed_to_the_same_dataset(
     context: Context, write_config: Callable[..., Path]
 ) -> None:
-    onboard_model(context, "one", config=write_config(), op_types=("rmsnorm",))
+    onboard_model(context, "one", ModelOptions(config=write_config(), op_types=("rmsnorm",)))
     other = write_config(rms_norm_eps=1e-5)
-    onboard_model(context, "two", config=other, op_types=("rmsnorm",))
+    onboard_model(context, "two", ModelOptions(config=other, op_types=("rmsnorm",)))
     before = snapshot(context.dataset.root)
     (context.dataset.root / "definitions" / "rmsnorm" / "rmsnorm_h64_eps1e-05.json").unlink()
     for path in context.workspace.root.glob("onboard_two_*.json"):
         path.unlink()
-    onboard_model(context, "two", config=other, op_types=("rmsnorm",))
+    onboard_model(context, "two", ModelOptions(config=other, op_types=("rmsnorm",)))
     assert snapshot(context.dataset.root) == before
 
 
@@ -265,7 +268,7 @@ def test_the_same_kernel_of_others_under_another_name_is_left_as_it_is(
     context: Context,
     write_config: Callable[..., Path],
 ) -> None:
-    onboard_model(context, "one", config=write_config(), op_types=("rmsnorm",))
+    onboard_model(context, "one", ModelOptions(config=write_config(), op_types=("rmsnorm",)))
     folder = context.dataset.root / "definitions" / "rmsnorm"
     document = json.loads((folder / "rmsnorm_h64.json").read_text(encoding="utf-8"))
     shutil.rmtree(folder)
@@ -275,7 +278,7 @@ def test_the_same_kernel_of_others_under_another_name_is_left_as_it_is(
         {**document, "name": "norm_of_others", "tags": ["fi_api:flashinfer.norm.rmsnorm", "status:verified"]}
     )
     foreign.write_text(text, encoding="utf-8")
-    second = onboard_model(context, "two", config=write_config(), op_types=("rmsnorm",))
+    second = onboard_model(context, "two", ModelOptions(config=write_config(), op_types=("rmsnorm",)))
     assert second.defined is not None
     entry = next(entry for entry in second.defined.entries if entry.name == "norm_of_others")
     assert entry.status == "existing"
@@ -283,7 +286,7 @@ def test_the_same_kernel_of_others_under_another_name_is_left_as_it_is(
     assert not (folder / "rmsnorm_h64.json").exists()
     kernel = next(kernel for kernel in second.manifest.kernels if kernel.name == "rmsnorm_h64")
     assert (kernel.phase1_status.value, kernel.definition) == ("existing", "norm_of_others")
-    again = onboard_model(context, "two", config=write_config(), op_types=("rmsnorm",))
+    again = onboard_model(context, "two", ModelOptions(config=write_config(), op_types=("rmsnorm",)))
     assert again.defined is not None
     assert ("norm_of_others", "existing", "defined before") in [
         (entry.name, entry.status, entry.reason) for entry in again.defined.entries
@@ -296,11 +299,11 @@ def test_the_name_of_a_kernel_of_others_that_computes_the_same_is_left_as_it_is(
     context: Context,
     write_config: Callable[..., Path],
 ) -> None:
-    onboard_model(context, "one", config=write_config(), op_types=("rmsnorm",))
+    onboard_model(context, "one", ModelOptions(config=write_config(), op_types=("rmsnorm",)))
     path = context.dataset.root / "definitions" / "rmsnorm" / "rmsnorm_h64.json"
     text = json.dumps({**json.loads(path.read_text(encoding="utf-8")), "description": "In words of others."})
     path.write_text(text, encoding="utf-8")
-    second = onboard_model(context, "two", config=write_config(), op_types=("rmsnorm",))
+    second = onboard_model(context, "two", ModelOptions(config=write_config(), op_types=("rmsnorm",)))
     assert second.defined is not None
     assert {entry.status for entry in second.defined.entries} == {"existing"}
     assert path.read_text(encoding="utf-8") == text
@@ -312,9 +315,9 @@ def test_a_kernel_is_defined_anew_when_asked(
     write_config: Callable[..., Path],
 ) -> None:
     config = write_config()
-    onboard_model(context, "one", config=config, op_types=("rmsnorm",))
+    onboard_model(context, "one", ModelOptions(config=config, op_types=("rmsnorm",)))
     before = snapshot(context.dataset.root)
-    again = onboard_model(context, "one", config=config, op_types=("rmsnorm",), skip_existing=False)
+    again = onboard_model(context, "one", ModelOptions(config=config, op_types=("rmsnorm",)), skip_existing=False)
     assert again.defined is not None
     assert {entry.reason for entry in again.defined.entries} == {""}
     assert snapshot(context.dataset.root) == before
@@ -325,8 +328,8 @@ def test_kernels_of_an_older_manifest_are_kept_when_they_are_done(
     context: Context,
     write_config: Callable[..., Path],
 ) -> None:
-    onboard_model(context, "one", config=write_config(), op_types=("rmsnorm",))
-    result = onboard_model(context, "one", config=write_config(hidden_size=128), op_types=("rmsnorm",))
+    onboard_model(context, "one", ModelOptions(config=write_config(), op_types=("rmsnorm",)))
+    result = onboard_model(context, "one", ModelOptions(config=write_config(hidden_size=128), op_types=("rmsnorm",)))
     names = [kernel.name for kernel in result.manifest.kernels]
     assert names == ["fused_add_rmsnorm_h128", "rmsnorm_h128", "fused_add_rmsnorm_h64", "rmsnorm_h64"]
 
@@ -344,7 +347,7 @@ def test_a_reference_that_does_not_run_is_refused(
 
     with monkeypatch.context() as patch:
         patch.setattr(Definition, "model_copy", break_reference)
-        result = onboard_model(context, "one", config=write_config(), op_types=("embedding",))
+        result = onboard_model(context, "one", ModelOptions(config=write_config(), op_types=("embedding",)))
     assert result.has_errors
     assert result.defined is not None
     (entry,) = result.defined.entries
@@ -353,9 +356,9 @@ def test_a_reference_that_does_not_run_is_refused(
     (kernel,) = read_manifest(context)["kernels"]
     assert kernel["define_status"] == "refused"
     assert not list(context.dataset.definition_files())
-    monkeypatch.setattr("fib_tools.phases.define.open_sandbox", nullcontext)
-    monkeypatch.setattr("fib_tools.phases.define.admit", partial(admit, execute=False))
-    again = onboard_model(context, "one", config=write_config(), op_types=("embedding",))
+    monkeypatch.setattr("fib_tools.phases.staging.open_sandbox", nullcontext)
+    monkeypatch.setattr("fib_tools.phases.staging.admit", partial(admit, execute=False))
+    again = onboard_model(context, "one", ModelOptions(config=write_config(), op_types=("embedding",)))
     assert not again.has_errors, "a refused kernel is tried again"
 
 
@@ -364,7 +367,7 @@ def test_phases_that_come_later_say_so(
     context: Context,
     write_config: Callable[..., Path],
 ) -> None:
-    result = onboard_model(context, "one", config=write_config(), phases=(1, 3))
+    result = onboard_model(context, "one", ModelOptions(config=write_config()), phases=(1, 3))
     assert result.not_run == ("3 collect (workloads need a GPU)",)
     assert result.defined is None
     assert not result.has_errors
@@ -386,7 +389,7 @@ def test_phases_that_cannot_run_are_refused_before_anything_is_written(
 def test_a_second_run_at_once_is_told_who_holds_the_lock(context: Context, write_config: Callable[..., Path]) -> None:
     context.workspace.create()
     with hold(workspace_lock(context), purpose="the onboarding of kimi-k2"), pytest.raises(LockedError) as caught:
-        onboard_model(context, "tiny", config=write_config())
+        onboard_model(context, "tiny", ModelOptions(config=write_config()))
     assert "holds the lock for 'the onboarding of kimi-k2'" in caught.value.what
     assert list(context.workspace.root.glob("onboard_*")) == []
 
@@ -396,7 +399,7 @@ def test_a_refused_way_of_serving_is_listed(
     context: Context,
     write_config: Callable[..., Path],
 ) -> None:
-    result = take_inventory(context, "kimi-k2", config=write_config())
+    result = take_inventory(context, "kimi-k2", ModelOptions(config=write_config()))
     lines = result.summary().lines
     assert any(line.startswith("refused: tp") and "cannot be cut" in line for line in lines)
     assert any(line.startswith("note: not traced") for line in lines)
@@ -408,7 +411,7 @@ def test_a_kernel_that_cannot_be_described_is_listed_as_refused(
     context: Context, write_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fib_tools.phases.classify.find_kernel_type", lambda _kernel: None)
-    manifest: Manifest = take_inventory(context, "tiny", config=write_config()).manifest
+    manifest: Manifest = take_inventory(context, "tiny", ModelOptions(config=write_config())).manifest
     assert not manifest.kernels
     assert any("no op_type describes the kernel 'rmsnorm'" in entry.reason for entry in manifest.refused)
 

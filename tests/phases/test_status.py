@@ -10,6 +10,7 @@ from fib_tools.errors import FormatError, RequestError
 from fib_tools.phases import context as context_module
 from fib_tools.phases.context import Context, Workspace, be_silent
 from fib_tools.phases.inventory import take_inventory
+from fib_tools.phases.request import ModelOptions
 from fib_tools.phases.status import _onboarding, show_status
 
 
@@ -26,7 +27,7 @@ def test_an_onboarding_shows_its_kernels_by_status(
     context: Context,
     write_config: Callable[..., Path],
 ) -> None:
-    manifest = take_inventory(context, "tiny", config=write_config(), op_types=("rmsnorm",)).manifest
+    manifest = take_inventory(context, "tiny", ModelOptions(config=write_config(), op_types=("rmsnorm",))).manifest
     example_dataset.write(context.dataset.root, "definitions/copy/copy_n4.json", example_dataset.DEFINITION)
     example_dataset.write(context.dataset.root, "definitions/stray.json", {})
     result = show_status(context)
