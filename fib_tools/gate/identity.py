@@ -9,7 +9,7 @@ from typing import Any
 from fib_tools.gate.constants import find_constants
 from fib_tools.gate.recognise import Recognised, recognise
 from fib_tools.model.definition import Definition
-from fib_tools.model.naming import parse_name
+from fib_tools.model.naming import cut_name
 from fib_tools.model.tags import find_tag_values
 
 __all__ = ["Signature", "Verdict", "build_index", "compare", "find_duplicate", "signature"]
@@ -91,7 +91,7 @@ def _of_kernel_type(found: Recognised) -> Signature:
 
 def _of_foreign(definition: Definition) -> Signature:
     apis = find_tag_values(definition.tags, "fi_api")
-    words = [part.word for part in parse_name(definition.name).parts if part.number is None]
+    words = [part.word for part in cut_name(definition.name).parts if part.number is None]
     stem = apis[0].rpartition(".")[2] if apis and not apis[0].endswith((".run", ".forward")) else "_".join(words)
     parameters: dict[str, Any] = {
         _AXES.get(axis, axis): value

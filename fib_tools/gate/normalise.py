@@ -22,7 +22,7 @@ from fib_tools.gate.strict import find_axis_faults
 from fib_tools.gate.templates import TemplateResult
 from fib_tools.model.base import Model, NonEmpty, read_lenient
 from fib_tools.model.definition import Definition
-from fib_tools.model.tags import merge_tags
+from fib_tools.model.tags import merge_tags, parse_tag
 
 __all__ = ["Normalised", "normalise"]
 
@@ -89,7 +89,8 @@ def _find_problem(raw: Mapping[str, Any]) -> str | None:
     """Say what makes a document no dump at all."""
     try:
         read_lenient(_Dump, raw, where="dump")
-        merge_tags(raw.get("tags") or ())
+        for tag in raw.get("tags") or ():
+            parse_tag(tag)
     except FormatError as error:
         return f"not a dump: {error.what.partition(': ')[2] or error.what}"
     return None

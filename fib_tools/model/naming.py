@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from fib_tools.errors import PathError
 
-__all__ = ["DefinitionName", "NamePart", "format_name", "parse_name"]
+__all__ = ["DefinitionName", "NamePart", "cut_name", "format_name", "parse_name"]
 
 _MAX_LENGTH = 160
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
@@ -56,6 +56,11 @@ def parse_name(text: str) -> DefinitionName:
             f"{text[:_MAX_LENGTH]!r} cannot be a definition's name",
             todo=f"use letters, digits and _ . + -, at most {_MAX_LENGTH} characters",
         )
+    return cut_name(text)
+
+
+def cut_name(text: str) -> DefinitionName:
+    """Cut any text at its underscores, whether or not it can name a file: names in files of others are only read."""
     return DefinitionName(parts=tuple(_parse_part(piece) for piece in text.split("_")))
 
 

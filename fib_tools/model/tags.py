@@ -37,7 +37,7 @@ def parse_tag(text: str) -> Tag:
 
 def find_tag_values(tags: Iterable[str], key: str) -> tuple[str, ...]:
     """Return the values of every tag with this key."""
-    return tuple(tag.value for tag in map(parse_tag, tags) if tag.key == key and tag.value is not None)
+    return tuple(text.partition(":")[2] for text in tags if text.startswith(f"{key}:"))
 
 
 def merge_tags(*groups: Iterable[str]) -> list[str]:
@@ -45,13 +45,13 @@ def merge_tags(*groups: Iterable[str]) -> list[str]:
 
     A definition has one status: `status:verified` of an earlier group stands against `status:unverified`.
     """
-    tags = {str(tag): tag for group in groups for tag in map(parse_tag, group)}
-    if "status:verified" in tags:
-        tags.pop("status:unverified", None)
-    return sorted(tags, key=lambda text: _rank(tags[text]))
+    texts = dict.fromkeys(text for group in groups for text in group)
+    if "status:verified" in texts:
+        texts.pop("status:unverified", None)
+    return sorted(texts, key=_rank)
 
 
-def _rank(tag: Tag) -> tuple[int, str, int, str]:
-    order = _ORDER.index(tag.key) if tag.key in _ORDER else len(_ORDER)
-    value = tag.value or ""
-    return order, tag.key, int(value) if value.isdecimal() else 0, value
+def _rank(text: str) -> tuple[int, str, int, str]:
+    key, _, value = text.partition(":")
+    order = _ORDER.index(key) if key in _ORDER else len(_ORDER)
+    return order, key, int(value) if value.isdecimal() and value.isascii() else 0, value

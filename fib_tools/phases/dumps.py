@@ -88,16 +88,17 @@ def _name(item: Normalised) -> str:
 
 def _run_gate(context: Context, items: list[Normalised], model: str | None) -> list[DefineEntry]:
     standing, _ = context.dataset.load_definitions()
-    entries: list[DefineEntry] = []
+    entries: dict[int, DefineEntry] = {}
     candidates = [_candidate(item, model) for item in items]
     # the gate may pass on another candidate than it was given, but always with the Definition that came
-    changes = {id(candidate.definition): item.changes for candidate, item in zip(candidates, items, strict=True)}
+    places = {id(candidate.definition): place for place, candidate in enumerate(candidates)}
     with open_sandbox() as sandbox:
         admissions = admit(candidates, index=standing, stage=partial(stage, context), sandbox=sandbox)
         for done, admission in enumerate(admissions, start=1):
             context.progress(f"executing references: {admission.name}", done, len(candidates))
-            entries.append(admission_entry(context, admission, remarks=changes[id(admission.candidate.definition)]))
-    return entries
+            place = places[id(admission.candidate.definition)]
+            entries[place] = admission_entry(context, admission, remarks=items[place].changes)
+    return [entries[place] for place in sorted(entries)]
 
 
 def _candidate(item: Normalised, model: str | None) -> Candidate:

@@ -167,3 +167,10 @@ def test_constants_are_literals_with_a_name_in_capitals() -> None:
     )
     assert find_constants(source) == {"EPS": 1e-5, "N": -2, "INNER": "a"}
     assert find_constants("def (") == {}
+
+
+def test_a_definition_of_others_with_any_name_has_a_signature() -> None:
+    odd = (
+        get_kernel_type("rmsnorm").build({"hidden_size": 64}).model_copy(update={"name": "a name/..", "op_type": "odd"})
+    )
+    assert build_index([odd]) == {signature(odd): "a name/.."}

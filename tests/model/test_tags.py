@@ -32,3 +32,8 @@ def test_a_verified_status_is_not_lost_to_an_unverified_one() -> None:
 
 def test_the_values_of_a_key_are_found() -> None:
     assert find_tag_values(["model:a", "tp:8", "model:b"], "model") == ("a", "b")
+
+
+def test_a_malformed_tag_of_others_is_kept_and_harms_no_reader() -> None:
+    assert merge_tags([":x", "tp:8"], ["tp:²"]) == ["tp:²", "tp:8", ":x"]
+    assert find_tag_values([":x", "", "tp:8"], "tp") == ("8",)

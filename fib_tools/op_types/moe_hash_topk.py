@@ -1,0 +1,121 @@
+"""The choice of experts by token id: a table names them, and the router only weighs them (DeepSeek-V4's first layers)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field, model_validator
+
+from fib_tools.model.definition import Definition
+from fib_tools.model.naming import format_name
+from fib_tools.op_types.base import KernelType, MetaTensor, Parameters, TemplateCall, const, source, tensor, var
+from fib_tools.op_types.inputs import InputRequest
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["HASH_TOPK", "HASH_TOPK_RULES", "HashTopkParameters"]
+
+_API = "flashinfer.fused_moe.hash_topk.hash_topk"
+_ROWS = 4
+_WARP = 32
+"""FlashInfer's kernel gives each token one warp, a thread to each expert."""
+
+
+class HashTopkParameters(Parameters):
+    """The table and the experts that it names."""
+
+    num_experts: int = Field(gt=0)
+    top_k: int = Field(gt=0)
+    vocab_size: int = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _validate_experts_suffice(self) -> HashTopkParameters:
+        if self.top_k > self.num_experts:
+            raise ValueError(f"top_k {self.top_k} of {self.num_experts} experts")
+        return self
+
+
+_RUN = """
+    @torch.no_grad()
+    def run(router_logits, input_ids, tid2eid):
+        experts = tid2eid[input_ids.to(torch.int64)]
+        scores = torch.sqrt(F.softplus(router_logits.to(torch.float32)))
+        weights = scores.gather(1, experts.to(torch.int64))
+        return weights / (weights.sum(dim=-1, keepdim=True) + 1e-20), experts.to(torch.int32)
+"""
+
+
+def _define(parameters: HashTopkParameters) -> Definition:
+    pieces = (("e", parameters.num_experts), ("k", parameters.top_k), ("v", parameters.vocab_size))
+    return Definition(
+        name=format_name("hash_topk", *pieces),
+        description="The experts that a table names for each token id. Weights are their scores "
+        "sqrt(softplus(logit)), made to sum to one; a scaling factor is left to what uses them.",
+        op_type="moe_routing",
+        axes={
+            "num_tokens": var("Tokens."),
+            "num_experts": const(parameters.num_experts, "Experts to choose from."),
+            "top_k": const(parameters.top_k, "Experts for each token."),
+            "vocab_size": const(parameters.vocab_size, "Token ids that the table knows."),
+        },
+        constraints=["top_k <= num_experts"],
+        inputs={
+            "router_logits": tensor("float32", "num_tokens num_experts", "What the router gives each expert."),
+            "input_ids": tensor("int64", "num_tokens", "The token ids."),
+            "tid2eid": tensor("int32", "vocab_size top_k", "The experts of each token id."),
+        },
+        outputs={
+            "topk_weights": tensor("float32", "num_tokens top_k", "The weight of each expert."),
+            "topk_ids": tensor("int32", "num_tokens top_k", "The experts, in the table's order."),
+        },
+        reference=source(_RUN),
+    )
+
+
+def _is_covered(parameters: HashTopkParameters) -> bool:
+    return parameters.top_k <= _WARP
+
+
+def _template(parameters: HashTopkParameters) -> TemplateCall | None:
+    if not _is_covered(parameters):
+        return None
+    return TemplateCall(
+        fi_api=_API,
+        arguments={
+            "router_logits": MetaTensor(shape=(_ROWS, parameters.num_experts), dtype="float32"),
+            "input_ids": MetaTensor(shape=(_ROWS,), dtype="int64"),
+            "tid2eid": MetaTensor(shape=(parameters.vocab_size, parameters.top_k), dtype="int32"),
+            "num_fused_shared_experts": 0,
+            "routed_scaling_factor": 1.0,
+        },
+    )
+
+
+def _token_ids(request: InputRequest) -> torch.Tensor:
+    return request.integers(0, request.axes.get("vocab_size", 1))
+
+
+def _table(request: InputRequest) -> torch.Tensor:
+    """Name distinct experts for each token id, evenly apart, as drawing them one by one takes seconds."""
+    import torch
+
+    rows, chosen = request.shape
+    experts = request.axes.get("num_experts", chosen)
+    first = request.integers(0, experts, (rows, 1))
+    step = request.integers(1, max(experts // max(chosen, 1), 1) + 1, (rows, 1))
+    return (first + step * torch.arange(chosen, dtype=request.dtype, device=request.device)) % experts
+
+
+HASH_TOPK = KernelType(
+    id="hash_topk",
+    op_type="moe_routing",
+    summary="the experts that a table names for each token id, and their weights",
+    parameters=HashTopkParameters,
+    define=_define,
+    fi_api=_API,
+    fi_covers=_is_covered,
+    template=_template,
+    sglang_symbols=("sglang.kernels.ops.moe.dsv4.hash_topk",),
+)
+HASH_TOPK_RULES = {"input_ids": _token_ids, "tid2eid": _table}
