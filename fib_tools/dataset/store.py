@@ -69,14 +69,19 @@ class Dataset:
             for path in sorted((self.root / folder).rglob("*")):
                 if path.is_dir() and not path.is_symlink():
                     continue
-                relative = path.relative_to(self.root).as_posix()
-                yield StoredFile(path=path, relative=relative, location=find_location(relative))
+                yield self._found(path)
+
+    def _found(self, path: Path) -> StoredFile:
+        """Place a file; one whose name is no text has no place, and its bytes are escaped."""
+        relative = path.relative_to(self.root).as_posix()
+        printable = relative.encode("utf-8", "backslashreplace").decode()
+        location = find_location(relative) if printable == relative else None
+        return StoredFile(path=path, relative=printable, location=location)
 
     def definition_files(self) -> Iterator[StoredFile]:
         """Yield the files that hold Definitions."""
-        for path in sorted((self.root / "definitions").glob("*/*.json")):
-            relative = path.relative_to(self.root).as_posix()
-            yield StoredFile(path=path, relative=relative, location=find_location(relative))
+        found = (self._found(path) for path in sorted((self.root / "definitions").glob("*/*.json")))
+        yield from (file for file in found if file.location is not None)
 
     def read(self, relative: str) -> bytes:
         """Read a file of the dataset.
@@ -159,7 +164,10 @@ class Dataset:
 
     def sweep(self) -> None:
         """Remove what a killed run of ours left half-written."""
-        for folder in sorted((self.root / "definitions").glob("*")):
+        definitions = self.root / "definitions"
+        if definitions.is_symlink():
+            return
+        for folder in sorted(definitions.glob("*")):
             if folder.is_dir() and not folder.is_symlink():
                 sweep_temporaries(folder)
 

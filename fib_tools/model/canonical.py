@@ -47,9 +47,24 @@ def load_json(text: str | bytes, *, where: str) -> Any:
         raise FormatError(f"the key {error.key!r} stands twice in one object", where=where) from error
     except (UnicodeDecodeError, RecursionError, ValueError) as error:
         raise FormatError(f"not JSON: {error}", where=where) from error
+    if _may_hold_surrogates(text) and _holds_surrogates(value):
+        raise FormatError("half a character (a lone surrogate) stands in it", where=where)
     if _is_deeper(value, _MAX_DEPTH):
         raise FormatError(f"nested deeper than {_MAX_DEPTH} levels", where=where)
     return value
+
+
+def _may_hold_surrogates(text: str | bytes) -> bool:
+    """Tell whether an escape such as backslash-ud800 stands in the text, which is rare and quick to see."""
+    return rb"\ud" in text.lower() if isinstance(text, bytes) else r"\ud" in text.lower()
+
+
+def _holds_surrogates(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 class _DuplicateKeyError(Exception):

@@ -73,7 +73,6 @@ def discover_models(
     Without clones the newest version of the bundled cookbook is listed, and said so.
     """
     days = _parse_since(since)
-    check_hardware(hardware)
     onboarded = {manifest_model(name) for name in list_manifests(context.workspace)}
     entries, basis = _from_cookbook(context, days, hardware)
     added, remark = _from_sglang(context, days)
@@ -112,6 +111,7 @@ def _from_cookbook(context: Context, days: int, hardware: str | None) -> tuple[l
         recent = {file.path for file in list_added_files(clone, _COOKBOOK_DATA, since_days=days)}
         configs = [config for config in cookbook.configs if config.source in recent]
         basis = f"cookbook: entries added in the last {days} days of the clone"
+    check_hardware(hardware, cookbook)
     return _group(configs, hardware), basis
 
 

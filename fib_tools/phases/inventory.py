@@ -21,6 +21,11 @@ class InventoryResult(Result):
     path: str
     manifest: Manifest
 
+    @property
+    def has_errors(self) -> bool:
+        """A model without a kernel, since every way of serving it was refused, is an error."""
+        return not self.manifest.kernels and bool(self.manifest.refused)
+
     def summary(self) -> Summary:
         """List the kernels, then what is open."""
         manifest = self.manifest

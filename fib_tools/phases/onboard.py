@@ -35,8 +35,9 @@ class OnboardResult(Result):
 
     @property
     def has_errors(self) -> bool:
-        """A refused kernel is an error."""
-        return self.defined is not None and self.defined.has_errors
+        """A refused kernel is an error, and so is a model that could not be served at all."""
+        inventory = InventoryResult(path=self.manifest_path, manifest=self.manifest)
+        return inventory.has_errors or (self.defined is not None and self.defined.has_errors)
 
     def summary(self) -> Summary:
         """Show the kernels, then what was defined and where it is."""

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from fib_tools.errors import PathError, RequestError
 from fib_tools.model.base import Model
 from fib_tools.op_types.registry import list_op_types
-from fib_tools.sources.cookbook import find_serving_configs, load_bundled_cookbook
+from fib_tools.sources.cookbook import Cookbook, find_serving_configs
 
 __all__ = ["DEFAULTS", "ModelArgument", "ModelOptions", "check_hardware", "check_op_types", "check_path"]
 
@@ -86,7 +86,7 @@ def check_op_types(op_types: Collection[str] | None) -> None:
             raise RequestError(f"no op_type {name!r}", todo=f"use {', '.join(known)}")
 
 
-def check_hardware(hardware: str | None, *, model: str | None = None) -> None:
+def check_hardware(hardware: str | None, cookbook: Cookbook, *, model: str | None = None) -> None:
     """Refuse a GPU of which the cookbook does not know, or on which it does not serve the model that it knows.
 
     Raises:
@@ -94,10 +94,10 @@ def check_hardware(hardware: str | None, *, model: str | None = None) -> None:
     """
     if hardware is None:
         return
-    configs = [config for config in load_bundled_cookbook().configs if config.is_nvidia]
+    configs = [config for config in cookbook.configs if config.is_nvidia]
     _require(hardware, (config.hardware for config in configs), f"no GPU {hardware!r} in the sgl-cookbook")
     if model is not None:
-        served = [config.hardware for config in find_serving_configs(model)]
+        served = [config.hardware for config in find_serving_configs(model, cookbook=cookbook)]
         _require(hardware, served or [hardware], f"the sgl-cookbook does not serve {model} on {hardware}")
 
 

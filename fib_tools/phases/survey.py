@@ -21,7 +21,7 @@ from fib_tools.model.manifest import SourceVersion
 from fib_tools.phases.context import Context
 from fib_tools.phases.request import ModelOptions, check_hardware
 from fib_tools.sources.cache import load_or_build
-from fib_tools.sources.cookbook import load_bundled_cookbook
+from fib_tools.sources.cookbook import Cookbook, load_bundled_cookbook, load_cookbook
 from fib_tools.sources.flashinfer import TracedApis, load_traced_apis
 from fib_tools.sources.huggingface import ConfigSource, load_config
 from fib_tools.sources.sglang import SglangFacts, load_sglang
@@ -59,7 +59,8 @@ def survey_model(context: Context, model: str, options: ModelOptions) -> Survey:
     config = load_config(options.hf_repo_id or model, config_file=options.config, offline=context.offline)
     name = config.repo_id or config.slug
     facts = read_facts(config.config, name=name)
-    points = _list_points(options, name)
+    cookbook = _read_cookbook(context)
+    points = _list_points(options, name, cookbook)
     context.progress(f"tracing {name} on the meta device", 0, 0)
     structure = _trace(config)
     context.progress("reading FlashInfer and SGLang", 0, 0)
@@ -77,15 +78,20 @@ def survey_model(context: Context, model: str, options: ModelOptions) -> Survey:
         traced=traced,
         sglang=sglang,
         inventory=inventory,
-        versions=_versions(context, config, (traced, sglang)),
+        versions=_versions(context, config, (traced, sglang, cookbook)),
     )
 
 
-def _list_points(options: ModelOptions, name: str) -> Sequence[ServingPoint]:
+def _read_cookbook(context: Context) -> Cookbook:
+    clone = context.workspace.find_clone("sgl-cookbook")
+    return load_bundled_cookbook() if clone is None else load_cookbook(clone)
+
+
+def _list_points(options: ModelOptions, name: str, cookbook: Cookbook) -> Sequence[ServingPoint]:
     if options.tp_list is None and options.ep_list is None:
-        check_hardware(options.hardware, model=name)
-        return list_serving_points(name, hardware=options.hardware)
-    check_hardware(options.hardware)
+        check_hardware(options.hardware, cookbook, model=name)
+        return list_serving_points(name, hardware=options.hardware, cookbook=cookbook)
+    check_hardware(options.hardware, cookbook)
     return [
         ServingPoint(tp=tp, ep=ep, hardware=options.hardware, source="requested", requested=True)
         for tp in options.tp_list or (max(options.ep_list or (1,)),)
@@ -109,14 +115,16 @@ def _trace_in_child(config: ConfigSource) -> Structure | NotTraceable:
 
 
 def _versions(
-    context: Context, config: ConfigSource, survey: tuple[TracedApis, SglangFacts]
+    context: Context, config: ConfigSource, read: tuple[TracedApis, SglangFacts, Cookbook]
 ) -> dict[str, SourceVersion]:
-    traced, sglang = survey
+    traced, sglang, cookbook = read
     origin = "clone" if context.workspace.find_clone("flashinfer") else "installed"
     return {
         "config": SourceVersion(origin=config.origin, version=config.revision or config.sha256),
         "flashinfer": SourceVersion(origin=origin, version=traced.version),
         "sglang": SourceVersion(origin=sglang.origin, version=sglang.version),
         "transformers": SourceVersion(origin="installed", version=version("transformers")),
-        "sgl-cookbook": SourceVersion(origin="bundled", version=load_bundled_cookbook().source),
+        "sgl-cookbook": SourceVersion(
+            origin="clone" if context.workspace.find_clone("sgl-cookbook") else "bundled", version=cookbook.source
+        ),
     }

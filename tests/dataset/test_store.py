@@ -107,3 +107,23 @@ def test_half_written_files_of_a_killed_run_are_swept_away(tmp_path: Path) -> No
     dataset.sweep()
     assert not stale.exists()
     assert dataset.find_definition(NORM.name) == NORM
+
+
+def test_a_file_whose_name_is_no_text_is_listed_without_a_place(tmp_path: Path) -> None:
+    folder = tmp_path / "definitions/rmsnorm"
+    folder.mkdir(parents=True)
+    (folder / b"\xff.json".decode("utf-8", "surrogateescape")).write_text("{}", encoding="utf-8")
+    (file,) = Dataset(tmp_path).files()
+    assert (file.relative, file.location) == (r"definitions/rmsnorm/\udcff.json", None)
+    assert Dataset(tmp_path).load_definitions() == ({}, ())
+
+
+def test_nothing_is_swept_behind_a_link(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere/rmsnorm"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / ".fib-tmp-999999999-00ff").touch()
+    root = tmp_path / "set"
+    root.mkdir()
+    (root / "definitions").symlink_to(elsewhere.parent)
+    Dataset(root).sweep()
+    assert (elsewhere / ".fib-tmp-999999999-00ff").exists()

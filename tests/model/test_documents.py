@@ -191,3 +191,10 @@ def test_a_trace_without_solution_and_evaluation_is_a_workload_line() -> None:
     trace = Trace(definition="d", workload=Workload(axes={"n": 1}, inputs={}, uuid="u"))
     assert trace.is_workload
     assert format_line(trace) == '{"definition": "d", "workload": {"axes": {"n": 1}, "inputs": {}, "uuid": "u"}}'
+
+
+def test_half_a_character_is_refused_and_a_whole_one_is_not() -> None:
+    assert load_json(r'["\ud83d\ude00"]', where="input") == ["\U0001f600"]
+    for text in (r'["\ud83d"]', rb'{"\uDE00": 1}'):
+        with pytest.raises(FormatError, match="surrogate"):
+            load_json(text, where="input")

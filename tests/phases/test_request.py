@@ -7,6 +7,9 @@ import pytest
 
 from fib_tools.errors import PathError, RequestError
 from fib_tools.phases.request import ModelOptions, check_hardware, check_op_types, check_path
+from fib_tools.sources.cookbook import load_bundled_cookbook
+
+COOKBOOK = load_bundled_cookbook()
 
 
 @pytest.mark.parametrize("option", ["tp_list", "ep_list", "page_sizes"])
@@ -39,12 +42,12 @@ def test_an_op_type_has_to_be_known() -> None:
 
 
 def test_a_gpu_has_to_be_known_and_serve_the_model() -> None:
-    check_hardware(None)
-    check_hardware("h200")
-    check_hardware("H200", model="kimi-k2")
-    check_hardware("H200", model="a-model-without-an-entry")
+    check_hardware(None, COOKBOOK)
+    check_hardware("h200", COOKBOOK)
+    check_hardware("H200", COOKBOOK, model="kimi-k2")
+    check_hardware("H200", COOKBOOK, model="a-model-without-an-entry")
     with pytest.raises(RequestError, match="no GPU 'MI300X'"):
-        check_hardware("MI300X")
+        check_hardware("MI300X", COOKBOOK)
     with pytest.raises(RequestError, match="does not serve kimi-k2 on A100") as caught:
-        check_hardware("a100".upper(), model="kimi-k2")
+        check_hardware("A100", COOKBOOK, model="kimi-k2")
     assert "H200" in (caught.value.todo or "")
