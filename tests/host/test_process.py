@@ -65,6 +65,7 @@ def test_a_daemon_that_keeps_the_output_open_does_not_hold_the_command_up(tmp_pa
     assert run_command(python(code), cwd=tmp_path, timeout=20, env=ENVIRONMENT).stdout == "done\n"
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_leaves_no_process(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "started")
     code = "import os, signal\nopen('started', 'w').write(str(os.getpid()))\nsignal.pause()"

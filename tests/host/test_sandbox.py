@@ -291,6 +291,7 @@ def test_a_preload_that_cannot_be_imported_is_named() -> None:
         run_once("sandbox_jobs:echo", {}, preload=("no_such_module",))
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_leaves_no_process_and_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     before = children(os.getpid())
     seen: list[int] = []
