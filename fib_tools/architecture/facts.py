@@ -218,7 +218,10 @@ def _read_hyper_connections(reader: FieldReader) -> HyperConnectionFacts | None:
     if streams is None:
         return None
     iterations = reader.get_int("hc_sinkhorn_iters", fact="hyper_connections.iterations", limit=LIMITS["small"])
-    return HyperConnectionFacts(streams=streams, sinkhorn_iterations=iterations)
+    eps = reader.find_float("hc_eps", fact="hyper_connections.eps", high=1.0)
+    return HyperConnectionFacts(
+        streams=streams, sinkhorn_iterations=iterations, **({} if eps is None else {"eps": eps})
+    )
 
 
 def _read_mtp(reader: FieldReader) -> int:

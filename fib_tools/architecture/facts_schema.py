@@ -280,6 +280,8 @@ class HyperConnectionFacts(Model):
 
     streams: PositiveInt
     sinkhorn_iterations: PositiveInt
+    eps: float = 1e-6
+    """Added to the weights of streams and to the sums of Sinkhorn's iteration."""
 
 
 class LayerFacts(Model):

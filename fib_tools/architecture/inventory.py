@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fib_tools.architecture.crosscheck import compare_facts
 from fib_tools.architecture.facts_schema import ModelFacts
 from fib_tools.architecture.inventory_attention import need_attention
-from fib_tools.architecture.inventory_compressed import need_compressed, need_hyper_connections
+from fib_tools.architecture.inventory_compressed import need_compressed
 from fib_tools.architecture.inventory_coverage import (
     find_unexplained_calls,
     list_contradictions,
@@ -23,12 +23,13 @@ from fib_tools.architecture.inventory_pages import choose_page_sizes
 from fib_tools.architecture.inventory_quantization import override_quantization
 from fib_tools.architecture.inventory_recurrent import need_recurrent
 from fib_tools.architecture.inventory_schema import Inventory, Refusal
+from fib_tools.architecture.inventory_streams import need_hyper_connections
 from fib_tools.architecture.inventory_trace import need_traced_call
 from fib_tools.architecture.parallelism import ServingPoint, get_serving_point
 from fib_tools.architecture.structure_schema import NotTraceable, OpCall, Structure
 from fib_tools.errors import ParallelismError
 from fib_tools.host.paths import slugify
-from fib_tools.sources.cookbook import default_serving_config, find_serving_configs
+from fib_tools.sources.cookbook import Cookbook, default_serving_config, find_serving_configs
 from fib_tools.sources.flashinfer import TracedApis
 from fib_tools.sources.registry import find_model
 from fib_tools.sources.sglang import SglangFacts
@@ -36,9 +37,12 @@ from fib_tools.sources.sglang import SglangFacts
 __all__ = ["Inventory", "Refusal", "build_inventory", "list_serving_points"]
 
 
-def list_serving_points(name: str, *, hardware: str | None = None) -> tuple[ServingPoint, ...]:
-    """List how a model is served on NVIDIA hardware, from the cookbook; one GPU where the cookbook has no entry."""
-    configs = tuple(config for config in find_serving_configs(name, hardware=hardware) if config.kind == "llm")
+def list_serving_points(
+    name: str, *, hardware: str | None = None, cookbook: Cookbook | None = None
+) -> tuple[ServingPoint, ...]:
+    """List how a model is served on NVIDIA hardware; one GPU where the cookbook (None: the bundled one) has no entry."""
+    found = find_serving_configs(name, hardware=hardware, cookbook=cookbook)
+    configs = tuple(config for config in found if config.kind == "llm")
     if not configs:
         return (get_serving_point(default_serving_config(name)).model_copy(update={"hardware": hardware}),)
     points = (get_serving_point(config) for config in configs)

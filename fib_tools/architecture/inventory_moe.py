@@ -41,6 +41,14 @@ _EXPERT_ACTIVATIONS: Mapping[str, str] = {
     "relu2": "relu2",
 }
 
+_HASH_SCORES = "sqrtsoftplus_bias"
+"""The routing whose scores weigh the experts of a token id; no bias takes part, as nothing is ranked."""
+
+_ROUTED = (
+    "experts that are chosen by token id come to the expert kernel as inputs; FlashInfer's APIs for that "
+    "(trtllm_*_routed_moe) are not those that the kernel types of experts name"
+)
+
 _FUSED_SHARED = (
     "shared experts are listed apart from the routed ones; where SGLang fuses them (by default on one node without EP and "
     "without the trtllm MoE runner, sglang/srt/layers/moe/utils.py:601) they are one more expert and one more choice"
@@ -97,8 +105,21 @@ def _need_moe(site: Site, moe: MoeFacts, layers: frozenset[int]) -> None:
     names = ("num_experts", "top_k", "routing", "n_group", "topk_group", "routed_scaling_factor", "norm_topk_prob")
     facts = tuple(f"moe.{name}" for name in names)
     claim = Claim(module=site.path(rename(site, "mlp.experts")), layers=layers, tp=tp, facts=facts)
-    _need_routing(site, moe, replace(claim, module=site.path(rename(site, "mlp.gate"))))
-    _need_experts(site, moe, replace(claim, facts=(*facts, "hidden_size", "moe.intermediate_size", "mlp.activation")))
+    hashed = frozenset(sorted(layers)[: moe.num_hash_layers])
+    router = site.path(rename(site, "mlp.gate"))
+    expert_facts = (*facts, "hidden_size", "moe.intermediate_size", "mlp.activation")
+    if hashed:
+        _need_hash_routing(site, moe, replace(claim, module=router, layers=hashed))
+        _need_experts(site, moe, replace(claim, facts=expert_facts, layers=hashed), routing=_given(moe))
+    if layers - hashed:
+        claim = replace(claim, layers=layers - hashed)
+        _need_routing(site, moe, replace(claim, module=router))
+        _need_experts(site, moe, replace(claim, facts=expert_facts), routing=_routing_parameters(moe))
+    _need_shared_experts(site, moe, layers)
+
+
+def _need_shared_experts(site: Site, moe: MoeFacts, layers: frozenset[int]) -> None:
+    tp = site.point.tp
     if moe.shared_intermediate_size:
         need_linears(site, fuse_shared_experts(moe, site.facts, tp=tp), layers, tp=tp)
         shared = Claim(module=site.path(rename(site, "mlp.shared_experts.act_fn")), layers=layers, tp=tp)
@@ -109,12 +130,11 @@ def _need_moe(site: Site, moe: MoeFacts, layers: frozenset[int]) -> None:
     if moe.has_shared_expert_gate:
         gate = Sight(kind=OpKind.ACTIVATION, attributes=(("function", "sigmoid"), ("size", 1)))
         site.explain(gate, "the shared experts are multiplied by the sigmoid of a gate, an elementwise operation")
-    if moe.num_hash_layers:
-        site.leave_unexplained(
-            "routing",
-            claim.module,
-            f"{moe.num_hash_layers} layers choose experts by token id, which has no kernel type",
-        )
+
+
+def _given(moe: MoeFacts) -> dict[str, ParameterValue]:
+    """Give the routing parameters of experts that are chosen by a kernel before theirs."""
+    return {"top_k": moe.top_k, "routing": "given", "routed_scaling_factor": moe.routed_scaling_factor}
 
 
 def _routing_parameters(moe: MoeFacts) -> dict[str, ParameterValue]:
@@ -137,7 +157,23 @@ def _need_routing(site: Site, moe: MoeFacts, claim: Claim) -> None:
     site.need("moe_routing", parameters, replace(claim, sights=(sight,), attribute="gate"))
 
 
-def _need_experts(site: Site, moe: MoeFacts, claim: Claim) -> None:
+def _need_hash_routing(site: Site, moe: MoeFacts, claim: Claim) -> None:
+    """Note the choice of experts by token id, from a table that every GPU has whole."""
+    if moe.routing != _HASH_SCORES or not moe.norm_topk_prob:
+        site.leave_unexplained("routing", claim.module, f"experts by token id, weighted by {moe.routing}")
+        return
+    table: dict[str, ParameterValue] = {
+        "num_routed_experts": moe.num_experts,
+        "topk": moe.top_k,
+        "vocab": site.facts.vocab_size,
+    }
+    sizes = (("experts", moe.num_experts), ("top_k", moe.top_k), ("routing", "hash"))
+    facts = ("moe.num_hash_layers", "moe.num_experts", "moe.top_k", "vocab_size")
+    site.need("hash_topk", table, replace(claim, facts=facts, sights=(Sight(kind=OpKind.ROUTING, attributes=sizes),)))
+    site.note(_ROUTED)
+
+
+def _need_experts(site: Site, moe: MoeFacts, claim: Claim, *, routing: Mapping[str, ParameterValue]) -> None:
     by_scheme: defaultdict[QuantizationScheme, set[int]] = defaultdict(set)
     for layer in claim.layers:
         path = f"{site.prefix}.{layer}.{rename(site, 'mlp.experts')}"
@@ -147,7 +183,7 @@ def _need_experts(site: Site, moe: MoeFacts, claim: Claim) -> None:
         if kernel is None:
             site.leave_unexplained("moe", claim.module, f"no kernel type for experts in {scheme.value}")
             continue
-        parameters = _expert_parameters(site, moe, scheme)
+        parameters = _expert_parameters(site, moe, scheme, routing)
         word = None if scheme == QuantizationScheme.NONE else scheme.value
         sights = (Sight(kind=OpKind.GROUPED_LINEAR, attributes=(("experts", moe.num_experts),)),)
         facts = claim.facts if word is None else (*claim.facts, "quantization")
@@ -155,7 +191,9 @@ def _need_experts(site: Site, moe: MoeFacts, claim: Claim) -> None:
         site.need(kernel, parameters, replace(stored, sights=sights))
 
 
-def _expert_parameters(site: Site, moe: MoeFacts, scheme: QuantizationScheme) -> dict[str, ParameterValue]:
+def _expert_parameters(
+    site: Site, moe: MoeFacts, scheme: QuantizationScheme, routing: Mapping[str, ParameterValue]
+) -> dict[str, ParameterValue]:
     local_experts = cut_experts(moe.num_experts, site.point)
     expert_tp = site.point.expert_tp
     width = cut_size(moe.intermediate_size, expert_tp, what="moe_intermediate_size", by="TP / EP")
@@ -166,7 +204,7 @@ def _expert_parameters(site: Site, moe: MoeFacts, scheme: QuantizationScheme) ->
         "num_local_experts": local_experts,
         "hidden_size": site.facts.hidden_size,
         "intermediate_size": width,
-        **_routing_parameters(moe),
+        **routing,
         "activation": _EXPERT_ACTIVATIONS.get(moe.activation, moe.activation),
     }
     if moe.expert_bias:

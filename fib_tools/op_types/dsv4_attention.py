@@ -182,13 +182,14 @@ def _define_compressed(parameters: Dsv4CompressedParameters) -> Definition:
     said = "Slots of the entries of each query, page * compressed_page_size + offset; -1 is none."
     cache = "num_compressed_pages compressed_page_size head_dim"
     extra = {
-        "compressed_cache": tensor(parameters.dtype, cache, "Compressed entries: one key for all heads, also the value."),
+        "compressed_cache": tensor(
+            parameters.dtype, cache, "Compressed entries: one key for all heads, also the value."
+        ),
         "compressed_indices": tensor(INTEGER, f"num_tokens {parameters.entry_axis}", said),
     }
     return Definition(
         name=format_name("dsv4_compressed_attention", *parameters.pieces()),
-        description="One softmax of each query over a window of tokens and "
-        f"{chosen}; a key is the value too. {_SINK}",
+        description=f"One softmax of each query over a window of tokens and {chosen}; a key is the value too. {_SINK}",
         op_type="dsv4_attention",
         axes=_compressed_axes(parameters),
         inputs=_inputs(parameters, extra),

@@ -47,7 +47,7 @@ _COMPRESS = """
     def run(kv_score, position_bias, window_rows):
         entries, span = window_rows.shape
         rate, width = position_bias.shape
-        series = span // rate
+        series = 2 if OVERLAP else 1
         absent = window_rows < 0
         rows = kv_score[window_rows.clamp(min=0).to(torch.int64)].to(torch.float32)
         kv, score = rows.split(width, dim=-1)
@@ -85,14 +85,18 @@ def _define(parameters: KvCompressParameters) -> Definition:
             "kv_score_width == 2 * series_width",
         ],
         inputs={
-            "kv_score": tensor(parameters.dtype, "num_rows kv_score_width", "The projections of tokens, kv then score."),
-            "position_bias": tensor("float32", "compress_rate series_width", "Added to the score, by place in a window."),
+            "kv_score": tensor(
+                parameters.dtype, "num_rows kv_score_width", "The projections of tokens, kv then score."
+            ),
+            "position_bias": tensor(
+                "float32", "compress_rate series_width", "Added to the score, by place in a window."
+            ),
             "window_rows": tensor(
                 _INTEGER, "num_entries span", "The rows that each entry pools, in order of position; -1 is none."
             ),
         },
         outputs={"compressed": tensor(parameters.dtype, "num_entries head_dim", "The entries.")},
-        reference=source(_COMPRESS),
+        reference=source(_COMPRESS, OVERLAP=parameters.overlap),
     )
 
 

@@ -53,7 +53,8 @@ class MhcPostParameters(Parameters):
     hc: int = Field(default=_FLASHINFER_STREAMS, gt=0)
     """Streams of the residual."""
     hidden_size: int = Field(gt=0)
-    dtype: str = "bfloat16"
+    stream_dtype: str = "bfloat16"
+    """Not `dtype`, which is read off a dump's first tensor: weights are float32 whatever the streams are."""
 
 
 class MhcHeadParameters(MhcPostParameters):
@@ -157,14 +158,16 @@ def _define_pre(parameters: MhcPreParameters) -> Definition:
         inputs={
             "dot_mix": tensor("float32", "num_tokens mhc_mix", "The streams, projected without their norm."),
             "sqrsum": tensor("float32", "num_tokens", "The sum of squares of all streams of a token."),
-            "residual": tensor(parameters.dtype, _STREAMS, "The streams."),
+            "residual": tensor(parameters.stream_dtype, _STREAMS, "The streams."),
             "mhc_scale": tensor("float32", "scale_size", "What each kind of weight is multiplied by."),
             "mhc_base": tensor("float32", "mhc_mix", "Added to the weights before sigmoid and softmax."),
         },
         outputs={
             "post_mix": tensor("float32", "num_tokens hc one", "The weight of the sublayer's output in each stream."),
-            "comb_mix": tensor("float32", "num_tokens hc hc", "The weight of an old stream (row) in a new one (column)."),
-            "layer_input": tensor(parameters.dtype, "num_tokens hidden_size", "What enters the sublayer."),
+            "comb_mix": tensor(
+                "float32", "num_tokens hc hc", "The weight of an old stream (row) in a new one (column)."
+            ),
+            "layer_input": tensor(parameters.stream_dtype, "num_tokens hidden_size", "What enters the sublayer."),
         },
         reference=source(
             _PRE,
@@ -191,14 +194,14 @@ def _define_post(parameters: MhcPostParameters) -> Definition:
         op_type="mhc",
         axes=_axes(parameters),
         inputs={
-            "x": tensor(parameters.dtype, "num_tokens hidden_size", "The output of the sublayer."),
-            "residual": tensor(parameters.dtype, _STREAMS, "The streams before it."),
+            "x": tensor(parameters.stream_dtype, "num_tokens hidden_size", "The output of the sublayer."),
+            "residual": tensor(parameters.stream_dtype, _STREAMS, "The streams before it."),
             "post_layer_mix": tensor("float32", "num_tokens hc", "The weight of the output in each stream."),
             "comb_res_mix": tensor(
                 "float32", "num_tokens hc hc", "The weight of an old stream (row) in a new one (column)."
             ),
         },
-        outputs={"out": tensor(parameters.dtype, _STREAMS, "The streams from here on.")},
+        outputs={"out": tensor(parameters.stream_dtype, _STREAMS, "The streams from here on.")},
         reference=source(_POST),
     )
 
@@ -227,12 +230,12 @@ def _define_head(parameters: MhcHeadParameters) -> Definition:
         },
         constraints=["hc_hidden_size == hc * hidden_size"],
         inputs={
-            "residual": tensor(parameters.dtype, _STREAMS, "The streams."),
+            "residual": tensor(parameters.stream_dtype, _STREAMS, "The streams."),
             "hc_fn": tensor("float32", "hc hc_hidden_size", "The learned projection of all streams."),
             "hc_scale": tensor("float32", "one", "What the projections are multiplied by."),
             "hc_base": tensor("float32", "hc", "Added to them before the sigmoid."),
         },
-        outputs={"out": tensor(parameters.dtype, "num_tokens hidden_size", "The hidden state.")},
+        outputs={"out": tensor(parameters.stream_dtype, "num_tokens hidden_size", "The hidden state.")},
         reference=source(_HEAD, EPS=parameters.eps, HC_EPS=parameters.hc_eps),
     )
 
@@ -243,7 +246,7 @@ _PRE_API = "flashinfer.mhc.mhc_pre_big_fuse"
 
 def _is_covered(parameters: MhcPostParameters) -> bool:
     """FlashInfer's kernels are written for four streams of bfloat16."""
-    return parameters.hc == _FLASHINFER_STREAMS and parameters.dtype == "bfloat16"
+    return parameters.hc == _FLASHINFER_STREAMS and parameters.stream_dtype == "bfloat16"
 
 
 def _post_template(parameters: MhcPostParameters) -> TemplateCall | None:

@@ -94,6 +94,7 @@ def _axes(form: _Form[P], parameters: P) -> dict[str, AxisConst]:
     axes = {
         "num_experts": const(parameters.num_experts, "Experts on all devices."),
         "num_local_experts": const(parameters.num_local_experts, "Experts on this device."),
+        **({"top_k": const(parameters.top_k, "Experts for each token.")} if parameters.is_given else {}),
         "hidden_size": const(hidden, "Features of a token."),
         "intermediate_size": const(inner, "Features between the two products."),
         "gemm1_out_size": const(out, "Rows of an expert's first weight: up and gate, or one of them without a gate."),
@@ -170,10 +171,20 @@ def _output_scale_inputs(form: _Form[P], parameters: P) -> dict[str, TensorSpec]
     return {name: tensor("float32", "num_local_experts", f"{text}.") for name, text in zip(names, texts, strict=True)}
 
 
-def _inputs(form: _Form[P], parameters: P) -> dict[str, TensorSpec]:
+def _routing_inputs(parameters: MoeParameters) -> dict[str, TensorSpec]:
+    if parameters.is_given:
+        return {
+            "topk_weights": tensor("float32", "seq_len top_k", "The weight of each chosen expert."),
+            "topk_ids": tensor("int32", "seq_len top_k", "The chosen experts."),
+        }
     inputs = {"routing_logits": tensor("float32", "seq_len num_experts", "What the router gives each expert.")}
     if parameters.has_bias:
         inputs["routing_bias"] = tensor("bfloat16", "num_experts", "Added to the scores for the choice only.")
+    return inputs
+
+
+def _inputs(form: _Form[P], parameters: P) -> dict[str, TensorSpec]:
+    inputs = _routing_inputs(parameters)
     features = "hidden_size" if form.activations != "int8" else "num_packed_hidden"
     inputs["hidden_states"] = tensor(form.activations, f"seq_len {features}", "The tokens.")
     if form.activation_scales:

@@ -25,14 +25,14 @@ _WARP = 32
 class HashTopkParameters(Parameters):
     """The table and the experts that it names."""
 
-    num_experts: int = Field(gt=0)
-    top_k: int = Field(gt=0)
-    vocab_size: int = Field(gt=0)
+    num_routed_experts: int = Field(gt=0)
+    topk: int = Field(gt=0)
+    vocab: int = Field(gt=0)
 
     @model_validator(mode="after")
     def _validate_experts_suffice(self) -> HashTopkParameters:
-        if self.top_k > self.num_experts:
-            raise ValueError(f"top_k {self.top_k} of {self.num_experts} experts")
+        if self.topk > self.num_routed_experts:
+            raise ValueError(f"topk {self.topk} of {self.num_routed_experts} experts")
         return self
 
 
@@ -47,7 +47,7 @@ _RUN = """
 
 
 def _define(parameters: HashTopkParameters) -> Definition:
-    pieces = (("e", parameters.num_experts), ("k", parameters.top_k), ("v", parameters.vocab_size))
+    pieces = (("e", parameters.num_routed_experts), ("k", parameters.topk), ("v", parameters.vocab))
     return Definition(
         name=format_name("hash_topk", *pieces),
         description="The experts that a table names for each token id. Weights are their scores "
@@ -55,26 +55,26 @@ def _define(parameters: HashTopkParameters) -> Definition:
         op_type="moe_routing",
         axes={
             "num_tokens": var("Tokens."),
-            "num_experts": const(parameters.num_experts, "Experts to choose from."),
-            "top_k": const(parameters.top_k, "Experts for each token."),
-            "vocab_size": const(parameters.vocab_size, "Token ids that the table knows."),
+            "num_routed_experts": const(parameters.num_routed_experts, "Experts to choose from."),
+            "topk": const(parameters.topk, "Experts for each token."),
+            "vocab": const(parameters.vocab, "Token ids that the table knows."),
         },
-        constraints=["top_k <= num_experts"],
+        constraints=["topk <= num_routed_experts"],
         inputs={
-            "router_logits": tensor("float32", "num_tokens num_experts", "What the router gives each expert."),
+            "router_logits": tensor("float32", "num_tokens num_routed_experts", "What the router gives each expert."),
             "input_ids": tensor("int64", "num_tokens", "The token ids."),
-            "tid2eid": tensor("int32", "vocab_size top_k", "The experts of each token id."),
+            "tid2eid": tensor("int32", "vocab topk", "The experts of each token id."),
         },
         outputs={
-            "topk_weights": tensor("float32", "num_tokens top_k", "The weight of each expert."),
-            "topk_ids": tensor("int32", "num_tokens top_k", "The experts, in the table's order."),
+            "topk_weights": tensor("float32", "num_tokens topk", "The weight of each expert."),
+            "topk_ids": tensor("int32", "num_tokens topk", "The experts, in the table's order."),
         },
         reference=source(_RUN),
     )
 
 
 def _is_covered(parameters: HashTopkParameters) -> bool:
-    return parameters.top_k <= _WARP
+    return parameters.topk <= _WARP
 
 
 def _template(parameters: HashTopkParameters) -> TemplateCall | None:
@@ -83,9 +83,9 @@ def _template(parameters: HashTopkParameters) -> TemplateCall | None:
     return TemplateCall(
         fi_api=_API,
         arguments={
-            "router_logits": MetaTensor(shape=(_ROWS, parameters.num_experts), dtype="float32"),
+            "router_logits": MetaTensor(shape=(_ROWS, parameters.num_routed_experts), dtype="float32"),
             "input_ids": MetaTensor(shape=(_ROWS,), dtype="int64"),
-            "tid2eid": MetaTensor(shape=(parameters.vocab_size, parameters.top_k), dtype="int32"),
+            "tid2eid": MetaTensor(shape=(parameters.vocab, parameters.topk), dtype="int32"),
             "num_fused_shared_experts": 0,
             "routed_scaling_factor": 1.0,
         },
@@ -93,7 +93,7 @@ def _template(parameters: HashTopkParameters) -> TemplateCall | None:
 
 
 def _token_ids(request: InputRequest) -> torch.Tensor:
-    return request.integers(0, request.axes.get("vocab_size", 1))
+    return request.integers(0, request.axes.get("vocab", 1))
 
 
 def _table(request: InputRequest) -> torch.Tensor:
@@ -101,7 +101,7 @@ def _table(request: InputRequest) -> torch.Tensor:
     import torch
 
     rows, chosen = request.shape
-    experts = request.axes.get("num_experts", chosen)
+    experts = request.axes.get("num_routed_experts", chosen)
     first = request.integers(0, experts, (rows, 1))
     step = request.integers(1, max(experts // max(chosen, 1), 1) + 1, (rows, 1))
     return (first + step * torch.arange(chosen, dtype=request.dtype, device=request.device)) % experts

@@ -50,6 +50,19 @@ def _logits(request: InputRequest) -> torch.Tensor:
     return values.to(dtype=request.dtype, device=request.device)
 
 
+def _chosen(request: InputRequest) -> torch.Tensor:
+    """Choose distinct experts for each token, the first of every other one being local."""
+    import torch
+
+    total = request.axes.get("num_experts", request.shape[-1])
+    local, first = request.axes.get("num_local_experts", total), _offset(request.axes)
+    made = torch.stack([torch.randperm(total, generator=request.generator) for _ in range(request.shape[0])])
+    for token in range(0, request.shape[0], 2):
+        wanted = first + token % local
+        made[token] = (made[token] - made[token, 0] + wanted) % total
+    return made[:, : request.shape[-1]].to(dtype=request.dtype, device=request.device)
+
+
 def _fan_in(request: InputRequest, axis: str) -> float:
     return 1 / math.sqrt(request.axes.get(axis, 1))
 
@@ -111,6 +124,8 @@ _DOWN_SCALES = ("output2_scales_scalar", "output2_scale_scalar")
 MOE_INPUT_RULES: Mapping[str, InputRule] = {
     "routing_logits": _logits,
     "routing_bias": random(0.1),
+    "topk_weights": spread(0.1, 0.3),
+    "topk_ids": _chosen,
     "hidden_states": _hidden,
     "hidden_states_scale": spread(*_GENEROUS),
     "gemm1_weights": partial(_weights, "hidden_size"),

@@ -23,6 +23,7 @@ Routing = Literal[
     "topk",
     "sparsemixer",
     "sqrtsoftplus_bias",
+    "given",
 ]
 Activation = Literal["swiglu", "swiglu_oai", "gelu", "gelu_tanh", "relu2"]
 
@@ -78,6 +79,11 @@ class RoutingParameters(Parameters):
     def is_grouped(self) -> bool:
         """Whether groups of experts are chosen first."""
         return self.routing in _GROUPED
+
+    @property
+    def is_given(self) -> bool:
+        """Whether experts and weights are inputs, chosen by a kernel before, such as `hash_topk`."""
+        return self.routing == "given"
 
     @property
     def has_bias(self) -> bool:

@@ -195,12 +195,18 @@ def _product_lines(arithmetic: Arithmetic, parameters: MoeParameters) -> list[st
     return lines
 
 
+def _routed(parameters: MoeParameters) -> str:
+    """Write what `route` takes before the scaling factor."""
+    if parameters.is_given:
+        return "topk_weights, topk_ids.to(torch.int64)"
+    return f"routing_logits.to(torch.float32){', routing_bias.to(torch.float32)' if parameters.has_bias else ''}"
+
+
 def write_moe(arithmetic: Arithmetic, parameters: MoeParameters, *, arguments: list[str], group_size: int) -> str:
     """Write the reference of a fused MoE that takes `arguments`."""
-    bias = ", routing_bias.to(torch.float32)" if parameters.has_bias else ""
     run = _RUN.format(
         arguments="\n".join(f"    {name}," for name in arguments),
-        routed=f"routing_logits.to(torch.float32){bias}",
+        routed=_routed(parameters),
         hidden=arithmetic.hidden,
         products="\n".join(f"        {line}" for line in _product_lines(arithmetic, parameters)),
     )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pydantic import model_validator
+
 from fib_tools.model.definition import Definition
 from fib_tools.model.naming import format_name
 from fib_tools.op_types.base import KernelType, MetaTensor, OpType, TemplateCall, const, scalar, source, tensor, var
+from fib_tools.op_types.moe_hash_topk import HASH_TOPK, HASH_TOPK_RULES
 from fib_tools.op_types.moe_parameters import RoutingParameters
 from fib_tools.op_types.moe_routing_sources import routing_constants, routing_sentence, write_route
 from fib_tools.op_types.rules import constant, random
 
-__all__ = ["OP_TYPE"]
+__all__ = ["OP_TYPE", "ChoiceParameters"]
 
 _DS_API = "flashinfer.fused_moe.fused_routing_dsv3.fused_topk_deepseek"
 _ROWS = 4
@@ -20,6 +23,16 @@ def run({arguments}):
     weights, experts = route({passed})
     return weights, experts.to(torch.int32)
 """
+
+
+class ChoiceParameters(RoutingParameters):
+    """How experts are chosen, by any kind but one that finds them chosen."""
+
+    @model_validator(mode="after")
+    def _validate_chooses(self) -> ChoiceParameters:
+        if self.is_given:
+            raise ValueError("given routing chooses nothing; use the kernel that did, such as hash_topk")
+        return self
 
 
 def _reference(parameters: RoutingParameters) -> str:
@@ -87,7 +100,7 @@ OP_TYPE = OpType(
             id="moe_routing",
             op_type="moe_routing",
             summary="the experts of each token, and their weights",
-            parameters=RoutingParameters,
+            parameters=ChoiceParameters,
             define=_define,
             fi_api=_DS_API,
             fi_covers=_is_covered,
@@ -99,11 +112,13 @@ OP_TYPE = OpType(
                 "sglang.kernels.ops.moe.topk_softmax",
             ),
         ),
+        HASH_TOPK,
     ),
     input_rules={
         "routing_logits": random(1.0),
         "routing_bias": random(0.1),
         "routed_scaling_factor": constant(2.5),
+        **HASH_TOPK_RULES,
     },
     axis_sizes={"num_tokens": 6},
 )

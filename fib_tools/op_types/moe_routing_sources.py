@@ -112,6 +112,11 @@ _SPARSEMIXER = """
         return torch.cat(weights, dim=-1) * scaling, torch.cat(experts, dim=-1)
 """
 
+_GIVEN = """
+    def route(weights, experts, scaling):
+        return weights * scaling, experts
+"""
+
 _ROUTES: Mapping[str, str] = {
     "default": _DEFAULT,
     "renormalize": _RENORMALIZE,
@@ -124,6 +129,7 @@ _ROUTES: Mapping[str, str] = {
     "topk": _TOPK,
     "sparsemixer": _SPARSEMIXER,
     "sqrtsoftplus_bias": _SQRTSOFTPLUS_BIAS,
+    "given": _GIVEN,
 }
 
 _JITTER_EPS = 0.01
@@ -152,6 +158,7 @@ _SENTENCES: Mapping[str, str] = {
     "sqrtsoftplus_bias": (
         "Scores sqrt(softplus(logit)) plus a bias choose the top_k. Weights are the scores without the bias"
     ),
+    "given": "Experts and weights are chosen before.",
 }
 
 
@@ -165,7 +172,7 @@ def routing_sentence(parameters: RoutingParameters) -> str:
 
 def routing_constants(parameters: RoutingParameters) -> dict[str, int | float]:
     """Give what `write_route` reads as module constants."""
-    constants: dict[str, int | float] = {"TOP_K": parameters.top_k}
+    constants: dict[str, int | float] = {} if parameters.is_given else {"TOP_K": parameters.top_k}
     if parameters.is_grouped:
         constants["N_GROUP"], constants["TOPK_GROUP"] = parameters.groups
     if parameters.routing == "sparsemixer":
@@ -174,7 +181,7 @@ def routing_constants(parameters: RoutingParameters) -> dict[str, int | float]:
 
 
 def write_route(parameters: RoutingParameters) -> str:
-    """Write `route(logits, [bias,] scaling)`."""
+    """Write `route(logits, [bias,] scaling)`, or `route(weights, experts, scaling)` of a choice made before."""
     weights = "weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)" if parameters.normalizes else "weights"
     body = dedent(_ROUTES[parameters.routing]).replace("{weights}", weights)
-    return f"{dedent(_SELECT).strip()}\n\n\n{body.strip()}"
+    return body.strip() if parameters.is_given else f"{dedent(_SELECT).strip()}\n\n\n{body.strip()}"

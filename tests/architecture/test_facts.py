@@ -215,6 +215,8 @@ def test_deepseek_v4_reads_compression_hash_layers_and_hyper_connections() -> No
     assert facts.moe is not None
     assert (facts.moe.routing, facts.moe.num_hash_layers) == ("sqrtsoftplus_bias", 3)
     assert facts.hyper_connections is not None
+    assert (facts.hyper_connections.streams, facts.hyper_connections.eps) == (4, 1e-6)
+    assert facts.provenance["hyper_connections.eps"] == "hc_eps=1e-06"
     assert facts.quantization.expert_scheme is QuantizationScheme.MXFP4
 
 

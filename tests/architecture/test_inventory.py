@@ -8,6 +8,7 @@ from fib_tools.architecture.facts import read_facts
 from fib_tools.architecture.facts_schema import ModelFacts
 from fib_tools.architecture.inventory import Inventory, build_inventory, list_serving_points
 from fib_tools.architecture.parallelism import ServingPoint
+from fib_tools.architecture.structure import trace_structure
 from fib_tools.errors import ParallelismError
 from fib_tools.model.kernel import KernelNeed, WitnessSource
 from fib_tools.op_types.registry import get_kernel_type
@@ -332,8 +333,77 @@ def test_the_order_of_points_does_not_change_the_needs() -> None:
 
 
 def test_what_no_kernel_type_describes_is_listed() -> None:
-    operations = {item.operation for item in build("deepseek-v4-flash").unexplained}
-    assert operations == {"attention", "pooling", "hyper-connection", "routing"}
+    """A relative of DeepSeek-V4 whose heads have no sinks, and whose hash layers weigh experts by sigmoids."""
+    facts = load("deepseek-v4-flash")
+    assert facts.moe is not None
+    plain = {key: attention.model_copy(update={"has_sinks": False}) for key, attention in facts.attentions.items()}
+    moe = facts.moe.model_copy(update={"routing": "sigmoid_bias"})
+    odd = build_inventory(facts.model_copy(update={"attentions": plain, "moe": moe}), (ServingPoint(),))
+    assert {item.operation for item in odd.unexplained} == {"attention", "routing"}
+    assert not [need for need in odd.needs if need.kernel.startswith(("dsv4", "hash"))]
+
+
+V4_KERNELS = (
+    "dsa_topk_indexer", "dsv4_compressed_attention", "dsv4_window_attention", "hash_topk", "kv_compress",
+    "mhc_head", "mhc_post", "mhc_pre_big_fuse", "mhc_prenorm_gemm", "moe_mxfp4", "moe_routing",
+)  # fmt: skip
+
+
+def test_deepseek_v4_has_a_kernel_for_everything_it_does() -> None:
+    inventory = build_inventory(load("deepseek-v4-flash"), (ServingPoint(),))
+    assert inventory.unexplained == ()
+    own = {name_of(need): need.layers for need in inventory.needs if need.kernel in V4_KERNELS}
+    assert own == {
+        "dsa_topk_indexer_fp8_h64_d128_topk512_ps64": 21,
+        "dsv4_compressed_attention_h64_d512_win128_all_ps256_cps2": 20,
+        "dsv4_compressed_attention_h64_d512_win128_topk512_ps256_cps64": 21,
+        "dsv4_window_attention_h64_d512_win128_ps256": 2,
+        "hash_topk_e256_k6_v129280": 3,
+        "kv_compress_d128_r4_overlap": 21,
+        "kv_compress_d512_r128": 20,
+        "kv_compress_d512_r4_overlap": 21,
+        "mhc_head_hc4_h4096": 0,
+        "mhc_post_hc4_h4096": 43,
+        "mhc_pre_big_fuse_hc4_h4096_mix24": 43,
+        "mhc_prenorm_gemm_n24_k16384": 43,
+        "moe_mxfp4_given_topk6_e256_h4096_i2048_limit10": 3,
+        "moe_mxfp4_sqrtsoftplus_bias_topk6_e256_h4096_i2048_limit10": 40,
+        "moe_routing_sqrtsoftplus_bias_topk6_e256": 40,
+    }
+
+
+def test_the_trace_of_deepseek_v4_shows_every_kernel_of_its_own_and_nothing_beside() -> None:
+    entry = get_model("deepseek-v4-flash")
+    assert entry.config is not None
+    structure = trace_structure(entry.config)
+    inventory = build_inventory(load("deepseek-v4-flash"), (ServingPoint(),), structure=structure)
+    assert (inventory.unexplained, inventory.disagreements) == ((), ())
+    own = [need for need in inventory.needs if need.kernel in V4_KERNELS]
+    seen = {need.kernel for need in own if any(item.source == WitnessSource.TRACE for item in need.witnesses)}
+    assert seen == set(V4_KERNELS)
+
+
+def test_tp_cuts_the_heads_of_deepseek_v4_and_neither_its_entries_nor_its_streams() -> None:
+    whole, cut = (build_inventory(load("deepseek-v4-flash"), (ServingPoint(tp=tp),)) for tp in (1, 8))
+    before, after = ({name_of(need) for need in item.needs if need.kernel in V4_KERNELS} for item in (whole, cut))
+    assert sorted(name.partition("_i")[0] for name in after - before) == [
+        "dsv4_compressed_attention_h8_d512_win128_all_ps256_cps2",
+        "dsv4_compressed_attention_h8_d512_win128_topk512_ps256_cps64",
+        "dsv4_window_attention_h8_d512_win128_ps256",
+        "moe_mxfp4_given_topk6_e256_h4096",
+        "moe_mxfp4_sqrtsoftplus_bias_topk6_e256_h4096",
+    ]
+
+
+def test_constants_of_hyper_connections_are_those_of_the_config() -> None:
+    facts = load("deepseek-v4-flash")
+    assert facts.hyper_connections is not None
+    streams = facts.hyper_connections.model_copy(update={"eps": 1e-4, "sinkhorn_iterations": 7})
+    inventory = build_inventory(facts.model_copy(update={"hyper_connections": streams}), (ServingPoint(),))
+    (weights,) = (need.parameters for need in inventory.needs if need.kernel == "mhc_pre_big_fuse")
+    assert weights == {
+        "hc": 4, "hidden_size": 4096, "eps": 1e-6, "hc_eps": 1e-4, "sinkhorn_iters": 7, "post_mult": 2.0
+    }  # fmt: skip
 
 
 def test_a_size_that_a_kernel_type_refuses_is_listed_and_not_needed() -> None:

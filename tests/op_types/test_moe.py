@@ -256,6 +256,36 @@ def test_clamped_swiglu_is_the_block_of_deepseek_v4(run_reference: Callable[...,
     _assert_one_rounding(ours, exact)
 
 
+def test_given_experts_are_those_of_the_hash_block_of_deepseek_v4(
+    run_reference: Callable[..., Any], hidden: Any
+) -> None:
+    """The choice is an input, from the kernel that looks experts up by token id."""
+    import torch
+    from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4Experts, DeepseekV4HashRouter
+
+    config = _experts_config(swiglu_limit=1.0, scoring_func="sqrtsoftplus", routed_scaling_factor=1.0, vocab_size=20)
+    router, experts = _fill(DeepseekV4HashRouter(config)), _fill(DeepseekV4Experts(config))
+    router.tid2eid.copy_(torch.rand(20, 8, generator=torch.Generator().manual_seed(5)).argsort(dim=1)[:, :2])
+    logits, weights, ids = router(hidden, torch.arange(10) * 2)
+    exact = experts(hidden, ids, weights).detach()
+    choose = get_kernel_type("hash_topk").build({"num_routed_experts": 8, "topk": 2, "vocab": 20})
+    choice = run_reference(choose, logits.float(), torch.arange(10) * 2, router.tid2eid.int())
+    given = [_up_first(experts.gate_up_proj.detach()), experts.down_proj.detach().bfloat16()]
+    ours = _run_block(run_reference, list(choice), hidden, given, routing="given", swiglu_limit=1.0)
+    _assert_one_rounding(ours, exact)
+
+
+def test_given_experts_need_no_logits_and_half_of_the_made_ones_are_local(try_kernel: Callable[..., Any]) -> None:
+    trial = try_kernel("moe_mxfp4", {"seq_len": 8}, **{**SMALL, "routing": "given"})
+    assert trial.definition.name == "moe_mxfp4_given_topk4_e8_h256_i192"
+    assert list(trial.definition.inputs)[:3] == ["topk_weights", "topk_ids", "hidden_states"]
+    first = trial.inputs["local_expert_offset"]
+    rows = trial.inputs["topk_ids"].tolist()
+    assert all(len(set(row)) == 4 and 0 <= min(row) <= max(row) < 16 for row in rows)
+    assert all(first <= row[0] < first + 8 for row in rows[::2])
+    assert trial.outputs["output"].abs().amax(dim=1)[::2].min() > 0.01
+
+
 def test_llama4_weights_the_input_as_the_block_of_llama4_does(run_reference: Callable[..., Any], hidden: Any) -> None:
     import torch
     from transformers.models.llama4.modeling_llama4 import Llama4Router, Llama4TextExperts

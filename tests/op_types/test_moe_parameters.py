@@ -96,6 +96,11 @@ def test_the_number_of_all_experts_is_told_apart_where_the_name_does_not_say_it(
     assert parameters.qualifier() == qualifier
 
 
+def test_a_routing_kernel_cannot_be_given_its_choice() -> None:
+    with pytest.raises(ValidationError, match="chooses nothing"):
+        get_kernel_type("moe_routing").build({"num_experts": 8, "top_k": 2, "routing": "given"})
+
+
 def test_another_group_size_has_a_qualifier() -> None:
     assert MoeW4a16Parameters(**KIMI).qualifier() == ""
     assert MoeW4a16Parameters(**KIMI, group_size=128).qualifier() == "groupsize128"
@@ -114,6 +119,7 @@ def test_another_group_size_has_a_qualifier() -> None:
         ({"num_local_experts": 257}, "257 local experts of 256"),
         ({"activation": "relu2", "swiglu_limit": 7.0}, "relu2 does not clamp"),
         ({"routing": "unheard_of"}, "Input should be"),
+        ({"routing": "given"}, "knows no groups"),
     ],
 )
 def test_parameters_that_contradict_each_other_are_refused(change: dict[str, Any], complaint: str) -> None:
