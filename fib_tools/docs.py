@@ -1,4 +1,8 @@
-"""Tables in the documents that are generated from OPERATIONS and the rules; `python -m fib_tools.docs` writes them anew."""
+"""What is generated for readers: tables in the documents, and JSON schemas.
+
+python -m fib_tools.docs README.md           write its tables anew
+python -m fib_tools.docs --schemas FOLDER    write a JSON schema for each kind of document
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,13 @@ from pathlib import Path
 
 from fib_tools.checks.dataset import FAMILIES
 from fib_tools.errors import FormatError
-from fib_tools.host.files import write_atomically
+from fib_tools.host.files import storage_errors, write_atomically
+from fib_tools.model.canonical import canonical_bytes
+from fib_tools.model.schema import DOCUMENTS, json_schema
 from fib_tools.op_types.registry import list_op_types
 from fib_tools.operations import OPERATIONS
 
-__all__ = ["TABLES", "main", "render_document"]
+__all__ = ["TABLES", "main", "render_document", "write_schemas"]
 
 _BLOCK = re.compile(r"<!-- (?P<name>[a-z]+): generated, do not edit -->\n.*?<!-- /(?P=name) -->", re.DOTALL)
 
@@ -63,9 +69,20 @@ def render_document(text: str) -> str:
     return _BLOCK.sub(fill, text)
 
 
-def main(paths: list[str]) -> None:
-    """Write the generated blocks of these documents anew."""
-    for path in map(Path, paths):
+def write_schemas(folder: Path) -> None:
+    """Write one JSON schema a document into a folder."""
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name in DOCUMENTS:
+        write_atomically(folder / f"{name}.schema.json", canonical_bytes(json_schema(name)))
+
+
+def main(arguments: list[str]) -> None:
+    """Write the generated blocks of documents anew, or the schemas."""
+    if arguments[:1] == ["--schemas"]:
+        write_schemas(Path(arguments[1]))
+        return
+    for path in map(Path, arguments):
         write_atomically(path, render_document(path.read_text(encoding="utf-8")).encode())
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from fib_tools.docs import main, render_document
 from fib_tools.errors import FormatError
+from fib_tools.model.schema import DOCUMENTS
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,3 +36,9 @@ def test_a_document_is_written_with_its_tables(tmp_path: Path) -> None:
 
 def test_the_guide_for_agents_stays_short() -> None:
     assert len((ROOT / "CLAUDE.md").read_text(encoding="utf-8").splitlines()) < 120
+
+
+def test_a_schema_is_written_for_each_kind_of_document(tmp_path: Path) -> None:
+    main(["--schemas", str(tmp_path / "schemas")])
+    written = sorted(path.name for path in (tmp_path / "schemas").iterdir())
+    assert written == [f"{name}.schema.json" for name in sorted(DOCUMENTS)]
