@@ -67,7 +67,7 @@ def build_app() -> App:
     """Build the command line from OPERATIONS."""
     app = App(
         name="fib",
-        help="Turn a newly released LLM into verified, benchmarked GPU kernel definitions for FlashInfer-Bench.",
+        help="Turn a newly released LLM into GPU kernel Definitions for FlashInfer-Bench, each with an executed reference.",
         version=__version__,
         help_epilogue="Begin with: fib onboard kimi-k2",
         help_format="plaintext",  # markdown would cost 50 ms at every --help

@@ -34,17 +34,33 @@ def _printable(text: str) -> Text:
 def print_summary(summary: Summary, console: Console) -> None:
     """Print tables and lines; nothing in them is taken as markup."""
     for table in summary.tables:
-        console.print(_rich_table(table))
+        shown = _fit(table, console)
+        console.print(_rich_table(shown))
+        left_out = table.columns[len(shown.columns) :]
+        if left_out:
+            console.print(_printable(f"(too narrow for {', '.join(left_out)}; widen the terminal, or use --json)"))
     for line in summary.lines:
         console.print(_printable(line), soft_wrap=True)
+
+
+def _fit(table: Table, console: Console) -> Table:
+    """Leave out columns from the right until a row needs no folding; the last two left may fold."""
+    for count in range(len(table.columns), 2, -1):
+        cut = table.model_copy(
+            update={"columns": table.columns[:count], "rows": tuple(row[:count] for row in table.rows)}
+        )
+        if console.measure(_rich_table(cut)).maximum <= console.width:
+            return cut
+    kept = min(2, len(table.columns))
+    return table.model_copy(update={"columns": table.columns[:kept], "rows": tuple(row[:kept] for row in table.rows)})
 
 
 def _rich_table(table: Table) -> RichTable:
     rich_table = RichTable(
         title=_printable(table.title), title_justify="left", header_style="bold", box=None, pad_edge=False
     )
-    for index, column in enumerate(table.columns):
-        rich_table.add_column(_printable(column), overflow="fold", no_wrap=index == 0)
+    for column in table.columns:
+        rich_table.add_column(_printable(column), overflow="fold")
     for row in table.rows:
         rich_table.add_row(*map(_printable, row))
     return rich_table

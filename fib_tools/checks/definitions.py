@@ -18,7 +18,7 @@ from fib_tools.model.report import Finding
 from fib_tools.model.tags import find_tag_values, parse_tag
 from fib_tools.op_types.axes import choose_axes, is_over_axes
 
-__all__ = ["DEFINITIONS"]
+__all__ = ["DEFINITIONS", "NOT_EXECUTED"]
 
 _UNREADABLE = error("definition.unreadable", "the file does not hold a Definition", "mend or remove it")
 _FIELD = note("definition.unknown_field", "a field that the published schema does not know")
@@ -27,6 +27,9 @@ _CLASH = error("definition.constraints_clash", "no lengths of the var axes satis
 _STRANGE = error(
     "definition.constraint_name", "a constraint speaks of something that is no axis or input", "correct it"
 )
+_UNCHECKED = note("definition.constraint_unchecked", "a constraint that says more than arithmetic over axes")
+NOT_EXECUTED = error("definition.not_executed", "the reference does not do what the Definition declares", "correct it")
+"""Found by running the reference, which `fib validate --execute` does."""
 _ARITY = error("definition.run_arity", "run does not take as many arguments as there are inputs", "correct run")
 _ORDER = warning("definition.run_names", "run's parameters are not named as the inputs", "rename or reorder them")
 _TEXT = warning("definition.description_missing", "a text is missing", "describe it")
@@ -74,6 +77,8 @@ def _check_constraints(path: str, definition: Definition) -> Iterator[Finding]:
             strange = sorted(_names_in(text) - known - {"min", "max", "abs", "item", "len", "and", "or", "not"})
             if strange:
                 yield _STRANGE.at(path, f"constraint {text!r} names {', '.join(strange)}")
+            elif not _names_in(text) & definition.inputs.keys():
+                yield _UNCHECKED.at(path, f"constraint {text!r} was not evaluated")
             continue
         if find_names(text) <= definition.const_axes.keys() and not _holds(text, definition):
             sound = False
@@ -166,7 +171,7 @@ def _check_name(path: str, definition: Definition) -> Iterator[Finding]:
 DEFINITIONS = Family(
     name="definition",
     rules=(
-        _UNREADABLE, _FIELD, _FALSE, _CLASH, _STRANGE, _ARITY, _ORDER, _TEXT, _UNUSED, _UNBOUND, _ZERO, _TAG, _STATUS,
+        _UNREADABLE, _FIELD, _FALSE, _CLASH, _STRANGE, _UNCHECKED, NOT_EXECUTED, _ARITY, _ORDER, _TEXT, _UNUSED, _UNBOUND, _ZERO, _TAG, _STATUS,
         _NUMBER,
     ),
     check=_check,

@@ -20,9 +20,11 @@ _BARE = error("trace.no_evaluation", "a line without solution or evaluation", "m
 _SOLUTION = error("trace.solution_unknown", "a result of a Solution that is not there", "add the Solution")
 _UUID = error("trace.uuid_unknown", "a result on a Workload that is not there", "add the Workload")
 _CONTENT = error("trace.workload_differs", "the Workload differs from the one of the same uuid", "measure again")
-_COVERAGE = warning("trace.coverage", "Workloads without a result of an author", "run: fib bench")
-_NO_BASELINE = warning("baseline.missing", "a Definition without a baseline Solution", "run: fib baselines write")
-_NO_TRACE = warning("baseline.trace_missing", "a baseline without results", "run: fib bench --author baseline")
+_COVERAGE = warning("trace.coverage", "Workloads without a result of an author", "measure them")
+_NO_BASELINE = warning(
+    "baseline.missing", "a Definition without a baseline Solution", "add a Solution by the author baseline"
+)
+_NO_TRACE = warning("baseline.trace_missing", "a baseline without results", "measure it")
 _FAILING = warning("baseline.not_passing", "a baseline that did not pass", "correct the baseline or the reference")
 _FOREIGN = error("baseline.foreign_solution", "a baseline result of a Solution that is no baseline", "move it")
 

@@ -39,7 +39,7 @@ _SHAPE = error("workload.blob_shape", "a blob's tensor has another shape than th
 _DTYPE = error("workload.blob_dtype", "a blob's tensor has another dtype than the Definition says", "write it again")
 _TWICE = error("workload.uuid_duplicate", "two workloads with one uuid", "give each its own")
 _SAME = warning("workload.content_duplicate", "two workloads that say the same", "remove one")
-_NONE = warning("workload.none", "a Definition without workloads", "run: fib collect")
+_NONE = warning("workload.none", "a Definition without workloads", "collect workloads for it")
 _UNUSED = warning("workload.blob_orphan", "a blob that no workload names", "remove it")
 
 _SAFETENSORS = {

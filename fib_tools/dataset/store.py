@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 from fib_tools.dataset.layout import Kind, Location, find_location
-from fib_tools.errors import FormatError, PathError, RequestError
+from fib_tools.errors import FormatError, PathError, RequestError, StorageError
 from fib_tools.host.files import read_limited, storage_errors, sweep_temporaries, write_atomically
 from fib_tools.host.paths import confine
 from fib_tools.model.base import read_lenient
@@ -64,11 +65,13 @@ class Dataset:
         return cls(root)
 
     def files(self) -> Iterator[StoredFile]:
-        """Yield every file under the dataset's own folders, in order of path; links out of the root are not followed."""
+        """Yield every file under the dataset's own folders, in order of path; links are not followed.
+
+        Raises:
+            StorageError: when a folder cannot be read: a dataset half seen would look whole.
+        """
         for folder in _FOLDERS:
-            for path in sorted((self.root / folder).rglob("*")):
-                if path.is_dir() and not path.is_symlink():
-                    continue
+            for path in sorted(_walk(self.root / folder)):
                 yield self._found(path)
 
     def _found(self, path: Path) -> StoredFile:
@@ -80,8 +83,8 @@ class Dataset:
 
     def definition_files(self) -> Iterator[StoredFile]:
         """Yield the files that hold Definitions."""
-        found = (self._found(path) for path in sorted((self.root / "definitions").glob("*/*.json")))
-        yield from (file for file in found if file.location is not None)
+        found = (self._found(path) for path in sorted(_walk(self.root / "definitions")))
+        yield from (file for file in found if file.location is not None and file.location.kind is Kind.DEFINITION)
 
     def read(self, relative: str) -> bytes:
         """Read a file of the dataset.
@@ -170,6 +173,20 @@ class Dataset:
         for folder in sorted(definitions.glob("*")):
             if folder.is_dir() and not folder.is_symlink():
                 sweep_temporaries(folder)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise StorageError(
+                f"cannot read a folder: {error.strerror}",
+                where=str(error.filename),
+                todo="give yourself permission to it",
+            ) from error
+
+    for parent, folders, files in os.walk(folder, onerror=refuse):
+        links = [name for name in folders if (Path(parent) / name).is_symlink()]
+        yield from (Path(parent) / name for name in (*files, *links))
 
 
 def _make_folder(folder: Path) -> None:

@@ -80,8 +80,10 @@ class Trace(Model):
     """A Workload of a Definition, with a Solution and its Evaluation unless it is a workload line."""
 
     definition: NonEmpty
+    """The name of the Definition."""
     workload: Workload
     solution: str | None = None
+    """The name of the Solution; none on a workload line."""
     evaluation: Evaluation | None = None
 
     @property

@@ -44,8 +44,11 @@ class Workload(Model):
     """Lengths for every var axis and a source for every input."""
 
     axes: dict[NonEmpty, NonNegative]
+    """A length for every var axis."""
     inputs: dict[NonEmpty, InputSpec]
+    """A source for every input."""
     uuid: NonEmpty
+    """Unique in its Definition's file; ours follow from the content."""
 
 
 def workload_uuid(definition: str, axes: dict[str, int], inputs: dict[str, InputSpec]) -> str:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import datetime, timezone
 from pathlib import Path
 
 from fib_tools.host.locks import hold
-from fib_tools.model.manifest import Manifest, ManifestKernel
+from fib_tools.model.manifest import DefineStatus, Manifest, ManifestKernel
 from fib_tools.model.summary import Result, Summary, Table
 from fib_tools.phases.context import Context
-from fib_tools.phases.manifests import find_manifest, manifest_name, merge_manifests, save_manifest
+from fib_tools.phases.manifests import (
+    Standing,
+    find_manifest,
+    manifest_name,
+    merge_manifests,
+    narrow_manifest,
+    save_manifest,
+)
 from fib_tools.phases.request import DEFAULTS, ModelArgument, ModelOptions, check_op_types
 
 __all__ = ["InventoryResult", "refresh_manifest", "take_inventory", "workspace_lock"]
@@ -40,9 +48,16 @@ class InventoryResult(Result):
         lines += [f"disagreement: {entry.subject}: {entry.chosen}" for entry in manifest.disagreements]
         lines += [f"unexplained: {entry.operation} in {entry.module} {entry.detail}" for entry in manifest.unexplained]
         lines += [f"note: {text}" for text in manifest.notes]
-        new = sum(kernel.phase1_status.value == "new" for kernel in manifest.kernels)
-        lines.append(f"{len(manifest.kernels)} kernels, {new} new to the dataset; manifest: {self.path}")
+        counts = Counter(_standing(kernel) for kernel in manifest.kernels)
+        said = ", ".join(f"{count} {word}" for word, count in counts.items())
+        lines.append(f"{len(manifest.kernels)} kernels ({said}); manifest: {self.path}")
         return Summary(tables=(table,), lines=tuple(lines))
+
+
+def _standing(kernel: ManifestKernel) -> str:
+    """Say where a kernel stands: as phase 1 found it, or as phase 2 left it."""
+    is_open = kernel.define_status is DefineStatus.PENDING
+    return kernel.phase1_status.value if is_open else kernel.define_status.value
 
 
 def _row(kernel: ManifestKernel) -> tuple[str, ...]:
@@ -52,7 +67,7 @@ def _row(kernel: ManifestKernel) -> tuple[str, ...]:
     return (
         kernel.definition or kernel.name,
         served,
-        kernel.phase1_status.value,
+        _standing(kernel),
         "template" if kernel.fi_trace_template else kernel.fi_status.value,
         kernel.sgl_status.value,
         witnesses,
@@ -62,12 +77,13 @@ def _row(kernel: ManifestKernel) -> tuple[str, ...]:
 def take_inventory(context: Context, model: ModelArgument, options: ModelOptions = DEFAULTS) -> InventoryResult:
     """List every kernel that a model needs, from its config and structure, with the witnesses of each.
 
-    Default: the NVIDIA configurations of the sgl-cookbook. Writes the model's manifest into the workspace.
+    Default: the NVIDIA configurations of the sgl-cookbook. Lists what was asked for; the model's manifest in the
+    workspace also keeps the kernels of earlier runs.
     """
     context.workspace.create()
     with hold(workspace_lock(context), purpose="an onboarding"):
-        path, manifest = refresh_manifest(context, model, options)
-    return InventoryResult(path=path, manifest=manifest)
+        standing = refresh_manifest(context, model, options)
+    return InventoryResult(path=str(context.workspace.root / standing.name), manifest=standing.asked)
 
 
 def workspace_lock(context: Context) -> Path:
@@ -75,7 +91,7 @@ def workspace_lock(context: Context) -> Path:
     return context.workspace.root / ".onboard.lock"
 
 
-def refresh_manifest(context: Context, model: str, options: ModelOptions) -> tuple[str, Manifest]:
+def refresh_manifest(context: Context, model: str, options: ModelOptions) -> Standing:
     """Take the inventory and merge it into the model's manifest; the caller holds the workspace's lock."""
     # these load a hundred classes, which `fib --help` can do without
     from fib_tools.phases.classify import build_manifest
@@ -89,4 +105,4 @@ def refresh_manifest(context: Context, model: str, options: ModelOptions) -> tup
     name = found[0] if found else manifest_name(fresh.model, datetime.now(timezone.utc).date())
     manifest = merge_manifests(found[1], fresh) if found else fresh
     save_manifest(context.workspace, name, manifest)
-    return str(context.workspace.root / name), manifest
+    return Standing(name=name, whole=manifest, asked=narrow_manifest(manifest, fresh))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from datetime import date
 
 from fib_tools.errors import FormatError, RequestError
@@ -14,17 +15,30 @@ from fib_tools.model.manifest import DefineStatus, Manifest, ManifestKernel
 from fib_tools.phases.context import Workspace
 
 __all__ = [
+    "Standing",
     "find_manifest",
     "kernel_key",
     "list_manifests",
     "manifest_model",
     "manifest_name",
     "merge_manifests",
+    "narrow_manifest",
     "save_manifest",
 ]
 
 _LIMIT = 32 << 20
+_SIZES = ("tp", "ep", "page_sizes")
 _NAME = re.compile(r"onboard_(?P<model>.+)_(?P<date>\d{4}-\d{2}-\d{2})\.json")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """A model's manifest as it stands, and the part of it that this run was asked for."""
+
+    name: str
+    """Of its file."""
+    whole: Manifest
+    asked: Manifest
 
 
 def manifest_name(model: str, day: date) -> str:
@@ -106,6 +120,17 @@ def merge_manifests(standing: Manifest, fresh: Manifest) -> Manifest:
     return fresh.model_copy(update={"kernels": (*kernels, *kept)})
 
 
+def narrow_manifest(whole: Manifest, asked: Manifest) -> Manifest:
+    """Show of a merged manifest what was asked for: those kernels, in those sizes, with the progress of all runs."""
+    sizes = {kernel_key(kernel): kernel for kernel in asked.kernels}
+    kernels = []
+    for kernel in whole.kernels:
+        own = sizes.get(kernel_key(kernel))
+        if own is not None:
+            kernels.append(kernel.model_copy(update={field: getattr(own, field) for field in _SIZES}))
+    return whole.model_copy(update={"kernels": tuple(kernels)})
+
+
 def _with_progress(fresh: ManifestKernel, standing: ManifestKernel | None) -> ManifestKernel:
     if standing is None:
         return fresh
@@ -118,9 +143,7 @@ def _with_progress(fresh: ManifestKernel, standing: ManifestKernel | None) -> Ma
         "fi_name",
         "fi_trace_template_request_url",
     )
-    merged = {
-        field: join_sizes(getattr(fresh, field), getattr(standing, field)) for field in ("tp", "ep", "page_sizes")
-    }
+    merged = {field: join_sizes(getattr(fresh, field), getattr(standing, field)) for field in _SIZES}
     return fresh.model_copy(update={**{field: getattr(standing, field) for field in progress}, **merged})
 
 

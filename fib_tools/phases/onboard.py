@@ -12,7 +12,7 @@ from fib_tools.model.manifest import Manifest, SourceVersion
 from fib_tools.model.summary import Result, Summary, Table
 from fib_tools.phases.context import Context
 from fib_tools.phases.inventory import InventoryResult, refresh_manifest, workspace_lock
-from fib_tools.phases.manifests import find_manifest
+from fib_tools.phases.manifests import find_manifest, narrow_manifest
 from fib_tools.phases.outcomes import DefineResult
 from fib_tools.phases.request import DEFAULTS, ModelArgument, ModelOptions
 
@@ -82,15 +82,15 @@ def onboard_model(
     context.workspace.create()
     with hold(workspace_lock(context), purpose=f"the onboarding of {model}"):
         context.sweep()
-        path, manifest = refresh_manifest(context, model, options)
-        defined = None
+        standing = refresh_manifest(context, model, options)
+        manifest, defined = standing.asked, None
         if 2 in phases:
-            defined = define_kernels(context, (path, manifest), skip_existing=skip_existing, dry_run=dry_run)
+            defined = define_kernels(context, standing, skip_existing=skip_existing, dry_run=dry_run)
             found = find_manifest(context.workspace, manifest.model)
-            manifest = found[1] if found else manifest
+            manifest = narrow_manifest(found[1], manifest) if found else manifest
     return OnboardResult(
         model=manifest.model,
-        manifest_path=path,
+        manifest_path=str(context.workspace.root / standing.name),
         manifest=manifest,
         sources=manifest.sources,
         defined=defined,

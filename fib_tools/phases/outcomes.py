@@ -20,9 +20,11 @@ class DefineEntry(Result):
     name: str
     """The name it is staged under, or was to be."""
     op_type: str = ""
-    status: Literal["defined", "existing", "conflict", "refused", "would define"]
+    status: Literal["defined", "defined before", "existing", "conflict", "changed", "refused", "would define"]
+    """`defined before`: by an earlier run; `changed`: so too, but the file says something else now."""
     reason: str = ""
     executed: bool | None = None
+    """Whether the reference ran; for those defined before, in that earlier run."""
     seconds: float | None = None
     fi_name: str | None = None
     remarks: tuple[str, ...] = ()
@@ -40,13 +42,15 @@ class DefineResult(Result):
 
     @property
     def has_errors(self) -> bool:
-        """A kernel that the gate refused is an error."""
-        return any(entry.status == "refused" for entry in self.entries)
+        """A kernel that the gate refused is an error, and so is a Definition that was changed."""
+        return any(entry.status in {"refused", "changed"} for entry in self.entries)
 
     def summary(self) -> Summary:
         """List what is not plainly defined, then the totals."""
         odd = [
-            entry for entry in self.entries if entry.status in {"conflict", "refused", "would define"} or entry.remarks
+            entry
+            for entry in self.entries
+            if entry.status in {"conflict", "changed", "refused", "would define"} or entry.remarks
         ]
         rows = tuple((entry.name, entry.status, entry.reason or "; ".join(entry.remarks)) for entry in odd)
         tables = (Table(title="remarks", columns=("definition", "status", "reason"), rows=rows),) if rows else ()
@@ -58,8 +62,8 @@ class DefineResult(Result):
         counts: dict[str, int] = {}
         for entry in self.entries:
             counts[entry.status] = counts.get(entry.status, 0) + 1
-        executed = sum(bool(entry.executed) for entry in self.entries)
-        return ", ".join([*(f"{count} {status}" for status, count in counts.items()), f"{executed} executed"])
+        counts["executed"] = sum(bool(entry.executed) and entry.status != "defined before" for entry in self.entries)
+        return ", ".join(f"{count} {status}" for status, count in counts.items())
 
 
 def find_shared(context: Context, names: Collection[str]) -> dict[str, tuple[str, ...]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 
 from fib_tools.gate.execute import open_sandbox
 from fib_tools.gate.gate import admit
@@ -15,23 +14,23 @@ from fib_tools.op_types.registry import get_kernel_type
 from fib_tools.phases.admissions import add_tags, admission_entry, stage
 from fib_tools.phases.candidates import KernelCandidate, build_candidates, list_tags
 from fib_tools.phases.context import Context
-from fib_tools.phases.manifests import kernel_key, save_manifest
+from fib_tools.phases.manifests import Standing, kernel_key, save_manifest
 from fib_tools.phases.outcomes import DefineEntry, DefineResult, find_shared
 
 __all__ = ["define_kernels"]
 
 
 def define_kernels(
-    context: Context, standing: tuple[str, Manifest], *, skip_existing: bool = True, dry_run: bool = False
+    context: Context, standing: Standing, *, skip_existing: bool = True, dry_run: bool = False
 ) -> DefineResult:
-    """Define the kernels of a manifest that are not defined yet; the caller holds the workspace's lock."""
-    path, manifest = standing
+    """Define the kernels that were asked for and are not defined yet; the caller holds the workspace's lock."""
+    manifest = standing.asked
     definitions, _ = context.dataset.load_definitions()
     entries: dict[str, DefineEntry] = {}
     todo: list[ManifestKernel] = []
     for kernel in manifest.kernels:
         if skip_existing and _is_done(kernel, definitions):
-            entries[kernel_key(kernel)] = _entry_of_done(kernel)
+            entries[kernel_key(kernel)] = _entry_of_done(kernel, definitions)
             if not dry_run:
                 _refresh_tags(context, (manifest, kernel), definitions)
         else:
@@ -44,7 +43,7 @@ def define_kernels(
     elif todo:
         outcomes = _run_gate(context, (manifest, todo), definitions)
         entries |= outcomes
-        save_manifest(context.workspace, Path(path).name, _with_outcomes(manifest, outcomes))
+        save_manifest(context.workspace, standing.name, _with_outcomes(standing.whole, outcomes))
     ordered = tuple(entries[kernel_key(kernel)] for kernel in manifest.kernels)
     return DefineResult(
         subject=manifest.model,
@@ -59,6 +58,14 @@ def _is_done(kernel: ManifestKernel, definitions: Mapping[str, Definition]) -> b
     return is_ours and (kernel.definition or kernel.name) in definitions
 
 
+def _is_changed(kernel: ManifestKernel, standing: Definition) -> bool:
+    """Tell whether somebody changed a Definition after it was defined here; tags may be added."""
+    if kernel.define_status is not DefineStatus.DEFINED:
+        return False
+    built = get_kernel_type(kernel.kernel).build(kernel.parameters)
+    return built.model_copy(update={"name": standing.name, "tags": standing.tags}) != standing
+
+
 def _refresh_tags(
     context: Context, line: tuple[Manifest, ManifestKernel], definitions: Mapping[str, Definition]
 ) -> None:
@@ -71,12 +78,19 @@ def _refresh_tags(
         add_tags(context, standing.name, built.model_copy(update={"tags": merge_tags(built.tags, tags)}))
 
 
-def _entry_of_done(kernel: ManifestKernel) -> DefineEntry:
+def _entry_of_done(kernel: ManifestKernel, definitions: Mapping[str, Definition]) -> DefineEntry:
+    name = kernel.definition or kernel.name
+    if _is_changed(kernel, definitions[name]):
+        return DefineEntry(
+            name=name,
+            op_type=kernel.op_type,
+            status="changed",
+            reason="the file says something else than was defined; it was left as it is: remove it to define it anew",
+        )
     return DefineEntry(
-        name=kernel.definition or kernel.name,
+        name=name,
         op_type=kernel.op_type,
-        status="defined" if kernel.define_status is DefineStatus.DEFINED else "existing",
-        reason="defined before",
+        status="defined before" if kernel.define_status is DefineStatus.DEFINED else "existing",
         executed=kernel.executed,
         fi_name=kernel.fi_name,
     )

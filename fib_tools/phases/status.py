@@ -33,7 +33,7 @@ class StatusResult(Result):
         """List the onboardings, then what else there is."""
         rows = tuple((entry.model, *_counts(entry), entry.manifest) for entry in self.onboardings)
         columns = ("model", *(status.value for status in DefineStatus), "manifest")
-        held = ", ".join(f"{count} {kind}" for kind, count in self.documents.items()) or "empty"
+        held = ", ".join(f"{kind}: {count}" for kind, count in self.documents.items()) or "empty"
         lines = (
             f"dataset {self.dataset}: {held}",
             f"clones: {', '.join(self.clones) or 'none (bundled facts are used)'}",

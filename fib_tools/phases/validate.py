@@ -51,8 +51,8 @@ class ValidationResult(Result):
             (f"... and {len(ranked) - _SHOWN} more; --json or --report FILE shows all",) if len(ranked) > _SHOWN else ()
         )
         totals = {severity: sum(f.severity is severity for f in self.findings) for severity in Severity}
-        looked = ", ".join(f"{count} {kind}" for kind, count in self.counts.items())
-        said = ", ".join(f"{count} {severity.value}s" for severity, count in totals.items())
+        looked = ", ".join(f"{kind}: {count}" for kind, count in self.counts.items())
+        said = ", ".join(f"{severity.value}s: {count}" for severity, count in totals.items())
         return Summary(tables=tables, lines=(*more, f"{self.dataset}: {looked}", said))
 
 
@@ -120,6 +120,7 @@ def _require_selection(
 
 
 def _execute(context: Context, view: DatasetView) -> tuple[int, list[Finding]]:
+    from fib_tools.checks.definitions import NOT_EXECUTED
     from fib_tools.gate.execute import execute_many
 
     wanted = {name: found[0] for name, found in view.definitions.items() if view.wants(name)}
@@ -129,19 +130,9 @@ def _execute(context: Context, view: DatasetView) -> tuple[int, list[Finding]]:
         context.progress(f"executing: {name}", done, len(wanted))
         executed += execution.executed
         if not execution.executed:
-            broken.append(_not_executed(wanted[name][0], name, execution.reason or "the reference did not run"))
+            reason = execution.reason or "the reference did not run"
+            broken.append(NOT_EXECUTED.at(wanted[name][0], reason, definition=name))
     return executed, broken
-
-
-def _not_executed(path: str, name: str, reason: str) -> Finding:
-    return Finding(
-        severity=Severity.ERROR,
-        check="definition.not_executed",
-        where=path,
-        message=reason,
-        todo="correct the reference",
-        definition=name,
-    )
 
 
 def _write_report(result: ValidationResult, path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from example_dataset import BLOB, safetensors, write
 from fib_tools.checks.dataset import FAMILIES, check_dataset, list_rules
+from fib_tools.checks.definitions import NOT_EXECUTED
 from fib_tools.checks.view import open_view
 from fib_tools.dataset.store import Dataset
 from fib_tools.errors import RequestError
@@ -70,6 +71,7 @@ CHANGED: list[tuple[str, str, Callable[[Any], Any]]] = [
     ("definition.constraint_false", D, put("constraints", ["n == 5"])),
     ("definition.constraints_clash", D, put("constraints", ["rows == 2", "rows == 3"])),
     ("definition.constraint_name", D, put("constraints", ["rows == offsets[-1]"])),
+    ("definition.constraint_unchecked", D, put("constraints", ["n == 9**9"])),
     ("definition.run_arity", D, put("reference", "def run(x, indptr):\n    return x\n")),
     ("definition.run_arity", D, put("reference", "def run(x, indptr, *, scale):\n    return x\n")),
     ("definition.run_names", D, put("reference", "def run(x, scale, indptr):\n    return x\n")),
@@ -183,7 +185,9 @@ def test_a_file_out_of_order_breaks_the_rule(good: Path, rule: str, place: Calla
 
 
 def test_every_rule_has_a_test_that_breaks_it() -> None:
-    assert {rule.id for rule in list_rules()} == {row[0] for row in CHANGED} | {row[0] for row in PLACED}
+    by_running = {NOT_EXECUTED.id}  # tests/phases/test_validate.py breaks it
+    broken = {row[0] for row in CHANGED} | {row[0] for row in PLACED}
+    assert {rule.id for rule in list_rules()} == broken | by_running
 
 
 def test_rule_ids_begin_with_the_name_of_their_family() -> None:

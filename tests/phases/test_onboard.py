@@ -101,7 +101,8 @@ def test_a_second_run_changes_no_byte(copied: tuple[Context, Path], monkeypatch:
     again = onboard_model(context, "tiny", ModelOptions(config=config))
     assert snapshot(context.workspace.root) == before
     assert again.defined is not None
-    assert {entry.reason for entry in again.defined.entries} == {"defined before"}
+    assert {entry.status for entry in again.defined.entries} == {"defined before"}
+    assert again.summary().lines[-2].endswith("defined before, 0 executed")
 
 
 def test_what_was_made_passes_every_check_and_runs(onboarded: tuple[Context, OnboardResult, Path]) -> None:
@@ -141,7 +142,7 @@ def test_a_lost_definition_is_defined_again(
     assert after.model_dump(exclude={"tags"}) == before.model_dump(exclude={"tags"})
     assert set(before.tags) - set(after.tags) == {f"fi_name:{find_tag_values(before.tags, 'fi_name')[0]}"}
     assert result.defined is not None
-    assert [entry.name for entry in result.defined.entries if not entry.reason] == ["rmsnorm_h64"]
+    assert [entry.name for entry in result.defined.entries if entry.status == "defined"] == ["rmsnorm_h64"]
 
 
 def test_a_killed_run_is_resumed_to_the_same_bytes(copied: tuple[Context, Path]) -> None:
@@ -161,6 +162,18 @@ def test_a_killed_run_is_resumed_to_the_same_bytes(copied: tuple[Context, Path])
     assert snapshot(context.workspace.root) == before
 
 
+def test_a_definition_that_was_changed_is_reported_and_left_as_it_is(copied: tuple[Context, Path]) -> None:
+    context, config = copied
+    path = context.dataset.root / "definitions/rmsnorm/rmsnorm_h64.json"
+    text = path.read_text(encoding="utf-8").replace('"value": 64', '"value": 65')
+    path.write_text(text, encoding="utf-8")
+    result = onboard_model(context, "tiny", ModelOptions(config=config))
+    assert result.defined is not None
+    assert [entry.name for entry in result.defined.entries if entry.status == "changed"] == ["rmsnorm_h64"]
+    assert result.has_errors
+    assert path.read_text(encoding="utf-8") == text
+
+
 def test_statuses_survive_a_new_inventory(copied: tuple[Context, Path]) -> None:
     context, config = copied
     before = [(kernel["name"], kernel["define_status"], kernel["fi_name"]) for kernel in _with_names(context)]
@@ -178,8 +191,11 @@ def test_another_tp_adds_its_kernels_and_its_tags(
 ) -> None:
     context, config = copied
     result = onboard_model(context, "tiny", ModelOptions(config=config, tp_list=(2,)))
-    names = {kernel.name for kernel in result.manifest.kernels}
-    assert {"gqa_paged_decode_h2_kv2_d32_ps64", "gqa_paged_decode_h1_kv1_d32_ps64"} <= names
+    asked = {kernel.name for kernel in result.manifest.kernels}
+    assert "gqa_paged_decode_h1_kv1_d32_ps64" in asked
+    assert "gqa_paged_decode_h2_kv2_d32_ps64" not in asked, "what was not asked for is not shown"
+    kept = {kernel["name"] for kernel in read_manifest(context)["kernels"]}
+    assert {"gqa_paged_decode_h2_kv2_d32_ps64", "gqa_paged_decode_h1_kv1_d32_ps64"} <= kept
     norm = context.dataset.find_definition("rmsnorm_h64")
     assert norm is not None
     assert find_tag_values(norm.tags, "tp") == ("1", "2")
@@ -206,7 +222,7 @@ def test_a_dry_run_leaves_the_dataset_alone(
     )
     assert snapshot(context.dataset.root) == before
     assert again.defined is not None
-    assert ("rmsnorm_h64", "defined") in {(entry.name, entry.status) for entry in again.defined.entries}
+    assert ("rmsnorm_h64", "defined before") in {(entry.name, entry.status) for entry in again.defined.entries}
 
 
 @pytest.mark.usefixtures("quick_gate")
@@ -288,9 +304,7 @@ def test_the_same_kernel_of_others_under_another_name_is_left_as_it_is(
     assert (kernel.phase1_status.value, kernel.definition) == ("existing", "norm_of_others")
     again = onboard_model(context, "two", ModelOptions(config=write_config(), op_types=("rmsnorm",)))
     assert again.defined is not None
-    assert ("norm_of_others", "existing", "defined before") in [
-        (entry.name, entry.status, entry.reason) for entry in again.defined.entries
-    ]
+    assert ("norm_of_others", "existing") in [(entry.name, entry.status) for entry in again.defined.entries]
     assert foreign.read_text(encoding="utf-8") == text
 
 
@@ -329,8 +343,8 @@ def test_kernels_of_an_older_manifest_are_kept_when_they_are_done(
     write_config: Callable[..., Path],
 ) -> None:
     onboard_model(context, "one", ModelOptions(config=write_config(), op_types=("rmsnorm",)))
-    result = onboard_model(context, "one", ModelOptions(config=write_config(hidden_size=128), op_types=("rmsnorm",)))
-    names = [kernel.name for kernel in result.manifest.kernels]
+    onboard_model(context, "one", ModelOptions(config=write_config(hidden_size=128), op_types=("rmsnorm",)))
+    names = [kernel["name"] for kernel in read_manifest(context)["kernels"]]
     assert names == ["fused_add_rmsnorm_h128", "rmsnorm_h128", "fused_add_rmsnorm_h64", "rmsnorm_h64"]
 
 

@@ -31,7 +31,7 @@ def test_a_clean_dataset_has_no_error(
     result = validate_dataset(context)
     assert not result.has_errors, result.findings
     assert result.counts["definition"] == 1
-    assert result.summary().lines[-1].startswith("0 errors")
+    assert result.summary().lines[-1].startswith("errors: 0")
 
 
 def test_a_reference_is_executed_only_when_asked(context: Context, dataset: Path) -> None:
@@ -116,8 +116,8 @@ def test_many_findings_are_shown_in_part_and_errors_first() -> None:
     assert summary.tables[0].rows[0][2] == "file99"
     assert summary.lines == (
         "... and 11 more; --json or --report FILE shows all",
-        "data: 1 definition",
-        "1 errors, 0 warnings, 50 notes",
+        "data: definition: 1",
+        "errors: 1, warnings: 0, notes: 50",
     )
 
 
