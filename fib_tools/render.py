@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -21,6 +22,8 @@ __all__ = ["print_error", "print_summary", "show_progress"]
 
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters but tab and line break, marks that turn the direction of writing, and lone surrogates."""
+
+_UNBOUNDED = 10_000
 
 _LINE_SECONDS = 2.0
 """Without a terminal, progress is a line at each new step, and then one in so many seconds."""
@@ -45,11 +48,12 @@ def print_summary(summary: Summary, console: Console) -> None:
 
 def _fit(table: Table, console: Console) -> Table:
     """Leave out columns from the right until a row needs no folding; the last two left may fold."""
+    unbounded = console.options.update(width=_UNBOUNDED)
     for count in range(len(table.columns), 2, -1):
         cut = table.model_copy(
             update={"columns": table.columns[:count], "rows": tuple(row[:count] for row in table.rows)}
         )
-        if console.measure(_rich_table(cut)).maximum <= console.width:
+        if Measurement.get(console, unbounded, _rich_table(cut)).maximum <= console.width:
             return cut
     kept = min(2, len(table.columns))
     return table.model_copy(update={"columns": table.columns[:kept], "rows": tuple(row[:kept] for row in table.rows)})

@@ -104,3 +104,18 @@ def test_a_terminal_gets_a_live_line_that_leaves_nothing_behind(terminal: Consol
     assert "[red]x[/red]" in text or "executing" in text
     assert "\x1b[2J" not in text
     assert text.endswith("\x1b[2K"), "the line is erased at the end"
+
+
+@pytest.mark.parametrize(
+    ("width", "shown", "said"),
+    [(100, ("name", "served", "witnesses"), ""), (40, ("name", "served"), "too narrow for witnesses")],
+)
+def test_a_table_leaves_out_columns_rather_than_cut_names(width: int, shown: tuple[str, ...], said: str) -> None:
+    row = ("gqa_paged_decode_h32", "tp8", "config trace sglang")
+    table = Table(title="kernels", columns=("name", "served", "witnesses"), rows=(row,))
+    console = Console(width=width, file=io.StringIO())
+    print_summary(Summary(tables=(table,)), console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert said in text
+    assert row[0] in text
+    assert [word for word in ("name", "served", "witnesses") if word in text.splitlines()[1]] == list(shown)

@@ -35,6 +35,10 @@ _SLOW_SECONDS = 0.2
 _INIT_BYTES = 512 << 20
 """An init fills its tensors in float32, at real size; beyond this the rules share storage instead."""
 
+_MESSAGE_LENGTH = 300
+
+_REFUSED = " (refused by the isolation: a reference may start no process and open no socket and no file outside)"
+
 
 class _MismatchError(Exception):
     """Why a reference does not do what its Definition says, and what was seen instead."""
@@ -74,6 +78,13 @@ def execute(payload: dict[str, Any]) -> dict[str, Any]:
 _Way = Callable[[Definition, int, int], "tuple[dict[str, int], dict[str, Any]]"]
 
 
+def _describe(error: Exception) -> str:
+    """Give the first line of its message, as C++ code appends a stack trace, and name a refusal of the sandbox."""
+    message = str(error).strip().partition("\n")[0][:_MESSAGE_LENGTH]
+    refused = isinstance(error, PermissionError) or isinstance(error.__cause__, PermissionError)
+    return f"{type(error).__name__}: {message}{_REFUSED if refused else ''}"
+
+
 def _ways(definition: Definition) -> list[_Way]:
     """Rules come first where this project knows the op_type, the dump's own `init` where it does not."""
     has_init = isinstance((definition.model_extra or {}).get("init"), str)
@@ -87,7 +98,7 @@ def _by_rules(definition: Definition, seed: int, budget: int) -> tuple[dict[str,
         axes = choose_axes(definition, _sizes(definition))
         return axes, make_trial_inputs(definition, axes, seed=seed, byte_budget=budget)
     except (FibError, RuntimeError, ValueError, KeyError) as error:
-        raise _MismatchError(f"no inputs by rule: {type(error).__name__}: {error}") from error
+        raise _MismatchError(f"no inputs by rule: {_describe(error)}") from error
 
 
 def _sizes(definition: Definition) -> dict[str, int]:
@@ -120,7 +131,7 @@ def _by_init(definition: Definition, seed: int, budget: int) -> tuple[dict[str, 
     except _MismatchError:
         raise
     except Exception as error:
-        raise _MismatchError(f"its init raised {type(error).__name__}: {error}") from error
+        raise _MismatchError(f"its init raised {_describe(error)}") from error
 
 
 def _lengths_for(function: Callable[..., Any], axes: Mapping[str, int]) -> dict[str, int]:
@@ -188,7 +199,7 @@ def _load(definition: Definition) -> Callable[..., Any]:
     try:
         exec(compile(definition.reference, f"{definition.name}/reference.py", "exec"), namespace)  # noqa: S102  # confined
     except Exception as error:
-        raise _MismatchError(f"the reference cannot be loaded: {type(error).__name__}: {error}") from error
+        raise _MismatchError(f"the reference cannot be loaded: {_describe(error)}") from error
     found: Callable[..., Any] = namespace["run"]
     return found
 
@@ -238,7 +249,7 @@ def _call(definition: Definition, run: Callable[..., Any], inputs: dict[str, Any
     except Exception as error:
         if "can't allocate memory" in str(error):
             raise MemoryError from error
-        raise _MismatchError(f"the reference raised {type(error).__name__}: {str(error)[:300]}") from error
+        raise _MismatchError(f"the reference raised {_describe(error)}") from error
     values = list(result) if isinstance(result, (tuple, list)) else [result]
     if len(values) != len(definition.outputs):
         raise _MismatchError(f"the reference returns {len(values)} values for {len(definition.outputs)} outputs")

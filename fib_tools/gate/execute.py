@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from fib_tools.errors import ChildMemoryError
+from fib_tools.errors import ChildMemoryError, FibError
 from fib_tools.host.sandbox import Limits, Outcome, Protections, Sandbox
 from fib_tools.model.base import to_document
 from fib_tools.model.definition import Definition
@@ -23,6 +23,9 @@ DEFAULT_LIMITS = Limits(wall_seconds=60, memory_bytes=6 << 30)
 _ENTRY = "fib_tools.gate._execute_child:execute"
 _BYTE_BUDGET = 64 << 20
 """Bytes of one input before its storage is shared along leading axes."""
+_MESSAGE_LENGTH = 300
+_REASON_LENGTH = 2 * _MESSAGE_LENGTH + 100
+"""A reference can fail with inputs by rule and then with those of its `init`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +85,7 @@ def _to_execution(outcome: Outcome, limits: Limits) -> Execution:
         return Execution(executed=False, reason=reason, seconds=outcome.seconds, protections=outcome.protections)
     if outcome.error is not None or outcome.value is None:
         return Execution(
-            executed=False, reason=str(outcome.error), seconds=outcome.seconds, protections=outcome.protections
+            executed=False, reason=_explain(outcome.error), seconds=outcome.seconds, protections=outcome.protections
         )
     answer = outcome.value
     axes = answer.get("axes")
@@ -98,4 +101,15 @@ def _to_execution(outcome: Outcome, limits: Limits) -> Execution:
 
 
 def _text(value: object) -> str | None:
-    return value[:2000] if isinstance(value, str) and value else None
+    return _first_line(value)[:_REASON_LENGTH] if isinstance(value, str) and value else None
+
+
+def _explain(error: FibError | None) -> str:
+    if error is None:
+        return "the sandbox gave no answer"
+    return str(error).replace(error.what, _first_line(error.what)[:_MESSAGE_LENGTH], 1)[:_REASON_LENGTH]
+
+
+def _first_line(text: str) -> str:
+    """Leave out what follows a message: C++ code appends its stack trace."""
+    return text.strip().partition("\n")[0]

@@ -88,16 +88,38 @@ def enter_namespaces() -> bool:
 
     Must run in a single-threaded process. Containers and some distributions refuse it: then nothing has changed.
     """
-    if not is_linux():
+    if not is_linux() or not _may_leave_host():
         return False
+    _leave_host()
+    return True
+
+
+def _may_leave_host() -> bool:
+    """Try it in a fork: root without capabilities gets the namespaces and no user in them, and there is no way back."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            _leave_host()
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def _leave_host() -> None:
     uid, gid = os.geteuid(), os.getegid()
     if libc().unshare(_CLONE_NEWUSER | _CLONE_NEWPID | _CLONE_NEWNET | _CLONE_NEWIPC) != 0:
-        return False
+        raise OSError(ctypes.get_errno(), "unshare refused new namespaces")
+    _map_user(uid, gid)
+
+
+def _map_user(uid: int, gid: int) -> None:
+    """Keep the own user and group, which a new user namespace does not know."""
     me = Path("/proc/self")
     (me / "uid_map").write_text(f"{uid} {uid} 1", encoding="utf-8")
     (me / "setgroups").write_text("deny", encoding="utf-8")
     (me / "gid_map").write_text(f"{gid} {gid} 1", encoding="utf-8")
-    return True
 
 
 def new_pid_namespace() -> bool:

@@ -38,6 +38,7 @@ _START_SECONDS = 180.0
 """Importing torch and transformers from a cold disk takes most of a minute."""
 _END_SECONDS = 5.0
 _LOG_TAIL_BYTES = 4000
+_LAST_WORDS_LENGTH = 300
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,7 +118,7 @@ class Warm:
             except ConnectionResetError:
                 data = b""
             if not data:
-                raise ChildCrashedError("the warm process of the sandbox died", where=self._log_tail() or None)
+                raise self._death()
             self._received += data
         self._control.settimeout(None)
         line, _, self._received = self._received.partition(b"\n")
@@ -137,7 +138,16 @@ class Warm:
             self._process.wait()
             self._log.close()
 
-    def _log_tail(self) -> str:
+    def _death(self) -> ChildCrashedError:
+        words = self._last_words()
+        what = f"the warm process of the sandbox died{': ' if words else ''}{words}"
+        if self._is_ready:
+            return ChildCrashedError(what, todo="run it again, with more memory if the kernel ended it for want of it")
+        todo = "give this machine or container more memory and the usual rights (Docker's default capabilities)"
+        return ChildCrashedError(what, where="start of the sandbox", todo=todo)
+
+    def _last_words(self) -> str:
+        """Read the last line it wrote: of a traceback, the exception."""
         size = os.fstat(self._log.fileno()).st_size
         tail = os.pread(self._log.fileno(), _LOG_TAIL_BYTES, max(0, size - _LOG_TAIL_BYTES))
-        return redact(tail.decode(errors="replace")).strip()
+        return redact(tail.decode(errors="replace")).strip().rpartition("\n")[2][:_LAST_WORDS_LENGTH]

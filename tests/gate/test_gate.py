@@ -66,6 +66,28 @@ def test_a_reference_that_does_not_says_why(sandbox: Sandbox, body: str, words: 
     assert words in str(done.reason)
 
 
+def test_of_a_message_with_a_stack_trace_only_the_first_line_is_a_reason(sandbox: Sandbox) -> None:
+    for body in ("def run(x):\n    {}\n", "{}\ndef run(x):\n    return x\n"):
+        done = execute(_toy(body.format("raise ValueError('no rule' + '!' * 900 + '\\nframe #0')")), sandbox=sandbox)
+        assert "ValueError: no rule!" in str(done.reason)
+        assert "frame" not in str(done.reason)
+        assert len(str(done.reason)) < 400
+
+
+def test_an_answer_of_untrusted_code_is_cut_to_a_line_too(sandbox: Sandbox) -> None:
+    body = "def run(x):\n    raise BaseException('odd' + '!' * 900 + '\\nframe #0')\n"
+    reason = str(execute(_toy(body), sandbox=sandbox).reason)
+    assert reason.startswith("BaseException: odd!")
+    assert "frame" not in reason
+    assert len(reason) < 700
+
+
+@pytest.mark.parametrize("line", ["__import__('subprocess').run(['true'])", "open('/etc/passwd')"])
+def test_what_the_isolation_refused_is_named_so(sandbox: Sandbox, line: str) -> None:
+    done = execute(_toy(f"{line}\ndef run(x):\n    return x\n"), sandbox=sandbox)
+    assert "refused by the isolation" in str(done.reason)
+
+
 def test_a_reference_without_end_is_killed(sandbox: Sandbox) -> None:
     done = execute(
         _toy("def run(x):\n    while True:\n        pass\n"), limits=Limits(wall_seconds=0.5), sandbox=sandbox

@@ -286,6 +286,58 @@ def test_a_killed_warm_process_is_reported_and_replaced() -> None:
         assert is_still_warm(sandbox)
 
 
+UNMAPPED = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from fib_tools.host import _linux
+def refuse(uid, gid):
+    raise PermissionError(1, "Operation not permitted")
+_linux._map_user = refuse
+def identity():
+    return os.getuid(), *(os.readlink(f"/proc/self/ns/{name}") for name in ("user", "net", "ipc", "pid_for_children"))
+before = identity()
+print(_linux.enter_namespaces(), identity() == before)
+"""
+
+
+def test_namespaces_without_a_user_in_them_are_not_entered() -> None:
+    command = [sys.executable, "-c", UNMAPPED, str(ROOT)]
+    completed = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (completed.stdout.split(), completed.stderr) == (["False", "True"], "")
+
+
+POWERLESS = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from fib_tools.host._linux import drop_capabilities
+from fib_tools.host.sandbox import Sandbox
+assert drop_capabilities()
+with Sandbox(import_paths=(Path(sys.argv[2]),)) as sandbox:
+    sandbox.run("sandbox_jobs:echo", {})
+    print(*sandbox.protections.missing())
+"""
+
+
+def test_root_without_capabilities_gets_what_the_kernel_still_grants(sandbox: Sandbox) -> None:
+    command = [sys.executable, "-c", POWERLESS, str(ROOT), str(HERE)]
+    completed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    assert is_still_warm(sandbox)
+    assert sandbox.protections is not None
+    assert set(completed.stdout.split()) <= {*sandbox.protections.missing(), "signals_confined", "whole_tree_killed"}
+
+
+def test_a_death_at_the_start_is_told_in_one_line_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = f"raise RuntimeError('first line\\nlast {TOKEN} ' + 'x' * 2000)"
+    monkeypatch.setattr("fib_tools.host._sandbox_warm._BOOTSTRAP", code)
+    with Sandbox() as sandbox, pytest.raises(ChildCrashedError, match=r"died: last \*\*\* x") as caught:
+        sandbox.run("sandbox_jobs:echo", {})
+    assert caught.value.where == "start of the sandbox"
+    assert caught.value.todo
+    assert len(str(caught.value)) < 600
+    assert "\n" not in str(caught.value)
+
+
 def test_a_preload_that_cannot_be_imported_is_named() -> None:
     with pytest.raises(ChildCrashedError, match="no_such_module"):
         run_once("sandbox_jobs:echo", {}, preload=("no_such_module",))
