@@ -30,6 +30,26 @@ _SAMPLING = (
 _DEFAULT_DRAFT_TOKENS = 4
 """`--speculative-num-draft-tokens` in every MTP configuration of the cookbook: the root and three guesses."""
 
+_EMBEDDING_OF_MOST = (
+    "the cut of the embedding with DP attention is that of most model files in SGLang 0.5.23; a few older ones "
+    "(models/llama.py) do not ask for the attention TP, and SGLANG_ENABLE_EMBED_REPLICATION keeps it whole for DeepSeek"
+)
+
+_KEEPS_EMBEDDING_WHOLE = (
+    "BailingMoeV2_5",
+    "BailingMoeV3",
+    "DeepseekV4",
+    "ExaoneMoE",
+    "ExaoneMoe",
+    "InternS2Mobius",
+    "Qwen3_5",
+    "SarvamMLA",
+    "Step3p5",
+)
+"""Beginnings of the architectures whose file in SGLang 0.5.23 says `enable_tp=not is_dp_attention_enabled()`, such as
+`models/deepseek_v4.py:3773` and `models/qwen3_5.py:1872`.
+"""
+
 
 def need_hidden_norms(site: Site) -> None:
     """Note the norms of the hidden state, fused with the residual add where SGLang fuses them."""
@@ -55,13 +75,57 @@ def _norm_kernel(kind: NormKind, *, is_fused: bool) -> str:
 
 
 def need_ends(site: Site) -> None:
-    """Note the embedding and the LM head, both cut along the padded vocabulary."""
+    """Note the embedding and the LM head, both cut along the padded vocabulary, though not always alike."""
+    _need_embedding(site)
+    _need_lm_head(site)
+    cap = site.facts.final_softcap
+    if cap is not None:
+        function = Sight(kind=OpKind.ACTIVATION, attributes=(("function", "tanh"), ("size", site.facts.vocab_size)))
+        site.explain(function, f"logits are capped at {cap} by a tanh, an elementwise operation of its own")
+
+
+def _need_embedding(site: Site) -> None:
+    facts, point = site.facts, site.point
+    is_whole = facts.architecture.startswith(_KEEPS_EMBEDDING_WHOLE)
+    tp = 1 if point.has_dp_attention and is_whole else point.attention_tp
+    embedding: dict[str, ParameterValue] = {
+        "vocab_size": cut_vocabulary(facts.vocab_size, tp),
+        "hidden_size": facts.hidden_size,
+    }
+    top = site.prefix.rpartition(".")[0]
+    claim = Claim(module=f"{top}.embed_tokens", facts=("vocab_size", "hidden_size"), tp=tp)
+    if point.has_dp_attention:
+        claim = replace(claim, engine=_describe_embedding(is_whole=is_whole))
+        _note_dp_attention(site, embedding_tp=tp)
+        if not is_whole:
+            site.note(_EMBEDDING_OF_MOST)
+    site.need("embedding", embedding, replace(claim, sights=(Sight(kind=OpKind.EMBEDDING),)))
+
+
+def _describe_embedding(*, is_whole: bool) -> str:
+    if is_whole:
+        return "with DP attention every GPU has the whole embedding: enable_tp=not is_dp_attention_enabled()"
+    return (
+        "with DP attention the embedding is cut by the attention TP: "
+        "sglang/srt/layers/vocab_parallel_embedding.py:185, use_attn_tp_group"
+    )
+
+
+def _note_dp_attention(site: Site, *, embedding_tp: int) -> None:
+    point = site.point
+    cut = point.attention_tp
+    embedding = "and the embedding are" if embedding_tp == cut else "are"
+    whole = "" if embedding_tp == cut else "; the embedding is whole on every GPU and carries tp 1"
+    site.note(
+        f"{point.describe()}: attention kernels {embedding} cut by an attention TP of {cut} (tp {point.tp} / dp "
+        f"{point.dp}) and carry tp {cut}{whole}; the LM head stays cut by tp {point.tp}"
+    )
+
+
+def _need_lm_head(site: Site) -> None:
     facts, tp = site.facts, site.point.tp
     rows = cut_vocabulary(facts.vocab_size, tp)
-    top = site.prefix.rpartition(".")[0]
-    embedding: dict[str, ParameterValue] = {"vocab_size": rows, "hidden_size": facts.hidden_size}
-    claim = Claim(module=f"{top}.embed_tokens", facts=("vocab_size", "hidden_size"), tp=tp)
-    site.need("embedding", embedding, replace(claim, sights=(Sight(kind=OpKind.EMBEDDING),)))
+    claim = Claim(facts=("vocab_size", "hidden_size"), tp=tp)
     part = LinearPart(path="lm_head", role="lm_head", total=facts.vocab_size, local=rows)
     linear = FusedLinear(
         name="lm_head",
@@ -75,9 +139,6 @@ def need_ends(site: Site) -> None:
     scheme = QuantizationScheme.NONE if facts.tied_embeddings else site.quantization.get_scheme("lm_head")
     sight = Sight(kind=OpKind.LINEAR, attributes=(("n", facts.vocab_size), ("k", facts.hidden_size)))
     need_gemm(site, linear, scheme, replace(claim, module="lm_head", sights=(sight,), attribute="lm_head"))
-    if facts.final_softcap is not None:
-        cap = Sight(kind=OpKind.ACTIVATION, attributes=(("function", "tanh"), ("size", facts.vocab_size)))
-        site.explain(cap, f"logits are capped at {facts.final_softcap} by a tanh, an elementwise operation of its own")
 
 
 def need_sampling(site: Site) -> None:

@@ -12,7 +12,7 @@ from fib_tools.architecture.inventory_evidence import Claim, Sight
 from fib_tools.architecture.inventory_linears import need_linears, rename
 from fib_tools.architecture.inventory_needs import Site
 from fib_tools.architecture.inventory_quantization import MOE_KERNELS
-from fib_tools.architecture.parallelism import check_fp8_block, cut_experts, cut_size
+from fib_tools.architecture.parallelism import check_fp8_block, cut_experts, cut_mxfp4_width, cut_size
 from fib_tools.architecture.quantization import QuantizationScheme
 from fib_tools.architecture.structure_schema import OpKind
 from fib_tools.model.kernel import ParameterValue
@@ -52,6 +52,14 @@ _ROUTED = (
 _FUSED_SHARED = (
     "shared experts are listed apart from the routed ones; where SGLang fuses them (by default on one node without EP and "
     "without the trtllm MoE runner, sglang/srt/layers/moe/utils.py:601) they are one more expert and one more choice"
+)
+
+_WHOLE_BLOCKS = "MXFP4 experts are cut in whole blocks of 32 weights, sglang/srt/models/gpt_oss.py:992-996"
+
+_PADDED_MXFP4 = (
+    "MXFP4 experts are listed with the share that SGLang loads; its kernels pad further "
+    "(sglang/srt/layers/quantization/mxfp4.py): trtllm rounds both sizes up to 128 (:485-488), Marlin the expert's "
+    "width to 128 (:465) and the hidden size to 256 (:468)"
 )
 
 
@@ -188,22 +196,32 @@ def _need_experts(site: Site, moe: MoeFacts, claim: Claim, *, routing: Mapping[s
         sights = (Sight(kind=OpKind.GROUPED_LINEAR, attributes=(("experts", moe.num_experts),)),)
         facts = claim.facts if word is None else (*claim.facts, "quantization")
         stored = replace(claim, layers=frozenset(layers), quantization=word, facts=facts)
+        if scheme == QuantizationScheme.MXFP4:
+            site.note(_PADDED_MXFP4)
+            if _expert_width(site, moe, QuantizationScheme.NONE) != parameters["intermediate_size"]:
+                stored = replace(stored, engine=_WHOLE_BLOCKS)
         site.need(kernel, parameters, replace(stored, sights=sights))
+
+
+def _expert_width(site: Site, moe: MoeFacts, scheme: QuantizationScheme) -> int:
+    expert_tp = site.point.expert_tp
+    if scheme == QuantizationScheme.MXFP4:
+        return cut_mxfp4_width(moe.intermediate_size, expert_tp)
+    width = cut_size(moe.intermediate_size, expert_tp, what="moe_intermediate_size", by="TP / EP")
+    if scheme == QuantizationScheme.FP8_BLOCK:
+        check_fp8_block(width, site.quantization.group_size or 128, what="width of one expert", tp=expert_tp)
+    return width
 
 
 def _expert_parameters(
     site: Site, moe: MoeFacts, scheme: QuantizationScheme, routing: Mapping[str, ParameterValue]
 ) -> dict[str, ParameterValue]:
     local_experts = cut_experts(moe.num_experts, site.point)
-    expert_tp = site.point.expert_tp
-    width = cut_size(moe.intermediate_size, expert_tp, what="moe_intermediate_size", by="TP / EP")
-    if scheme == QuantizationScheme.FP8_BLOCK:
-        check_fp8_block(width, site.quantization.group_size or 128, what="width of one expert", tp=expert_tp)
     parameters: dict[str, ParameterValue] = {
         "num_experts": moe.num_experts,
         "num_local_experts": local_experts,
         "hidden_size": site.facts.hidden_size,
-        "intermediate_size": width,
+        "intermediate_size": _expert_width(site, moe, scheme),
         **routing,
         "activation": _EXPERT_ACTIVATIONS.get(moe.activation, moe.activation),
     }

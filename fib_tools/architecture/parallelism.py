@@ -1,7 +1,8 @@
 """How a model is cut over GPUs: the serving points people use and SGLang's rules of divisibility.
 
 A serving point is one way to run a model, such as TP=8 with 4-way data-parallel attention. Attention is cut by
-`attention_tp` (tp / dp with DP attention), everything else by `tp`, and the experts by `ep` and then by tp / ep.
+`attention_tp` (tp / dp with DP attention), and so is the embedding of most models (`inventory_ends.py` knows those
+that keep it whole); the experts are cut by `ep` and then by tp / ep, and everything else, the LM head too, by `tp`.
 The rules and their words follow SGLang 0.5.23: `layers/linear.py` (QKVParallelLinear), `layers/quantization/fp8.py`
 (validate_block_quant_shapes), `layers/vocab_parallel_embedding.py`, `layers/moe/fused_moe_triton/layer.py`.
 """
@@ -21,6 +22,7 @@ __all__ = [
     "check_fp8_block",
     "cut_experts",
     "cut_kv_heads",
+    "cut_mxfp4_width",
     "cut_query_heads",
     "cut_size",
     "cut_vocabulary",
@@ -30,6 +32,9 @@ __all__ = [
 
 _VOCABULARY_PADDING = 64
 """DEFAULT_VOCAB_PADDING_SIZE of SGLang."""
+
+_MXFP4_BLOCK = 32
+"""How many weights of MXFP4 share a scale."""
 
 _LARGEST_TP = 1024
 """No deployment known cuts one layer over more GPUs; it bounds the values that errors list."""
@@ -58,6 +63,11 @@ class ServingPoint(Model):
     """True: the user asked for it by name, so a refusal is an error and not a line of the report."""
 
     @property
+    def has_dp_attention(self) -> bool:
+        """Whether attention is cut over fewer GPUs than the rest; one data-parallel rank changes nothing."""
+        return self.enable_dp_attention and self.dp > 1
+
+    @property
     def attention_tp(self) -> int:
         """Over how many GPUs one attention layer is cut."""
         if not self.enable_dp_attention:
@@ -74,7 +84,7 @@ class ServingPoint(Model):
         words = [f"tp{self.tp}"]
         if self.ep > 1:
             words.append(f"ep{self.ep}")
-        if self.enable_dp_attention and self.dp > 1:
+        if self.has_dp_attention:
             words.append(f"dp{self.dp}-attention")
         return " ".join(words)
 
@@ -153,6 +163,17 @@ def cut_experts(total: int, point: ServingPoint) -> int:
             f"tp={point.tp} cannot be cut by EP {point.ep}", where="ep", todo=f"use EP {_format(allowed)}"
         )
     return cut_size(total, point.ep, what="num_experts", by="EP")
+
+
+def cut_mxfp4_width(total: int, parts: int) -> int:
+    """Divide the width of an MXFP4 expert in whole blocks of scales, so that the last GPU may hold less than the share.
+
+    Raises:
+        ParallelismError: when the width itself does not divide, which SGLang asserts first.
+
+    Source: SGLang 0.5.23, `models/gpt_oss.py:992` and `layers/moe/fused_moe_triton/layer.py:427`.
+    """
+    return _round_up(cut_size(total, parts, what="moe_intermediate_size", by="TP / EP"), _MXFP4_BLOCK)
 
 
 def cut_vocabulary(vocabulary: int, tp: int) -> int:

@@ -142,6 +142,34 @@ def test_kimi_k2_on_h200_has_the_heads_of_each_attention_tp() -> None:
     ]
 
 
+def test_dp_attention_cuts_the_embedding_with_attention_and_the_lm_head_by_tp() -> None:
+    dp = ServingPoint(tp=8, dp=4, enable_dp_attention=True)
+    inventory = build("kimi-k2", ServingPoint(tp=8), dp)
+    embeddings = {name_of(need): need.tp for need in inventory.needs if need.kernel == "embedding"}
+    assert embeddings == {"embedding_v20480_d7168": (8,), "embedding_v81920_d7168": (2,)}
+    assert find(inventory, "gemm_n20480_k7168").tp == (8,)
+    assert "gemm_n81920_k7168" not in names(inventory)
+    cut = find(inventory, "embedding_v81920_d7168")
+    assert any("vocab_parallel_embedding.py:185" in witness.detail for witness in cut.witnesses)
+    (note,) = (note for note in inventory.notes if note.startswith("tp8"))
+    assert note.startswith("tp8 dp4-attention: attention kernels and the embedding are cut by an attention TP of 2 ")
+    assert "carry tp 2; the LM head stays cut by tp 8" in note
+
+
+def test_some_models_keep_the_embedding_whole_with_dp_attention() -> None:
+    dp = ServingPoint(tp=8, dp=4, enable_dp_attention=True)
+    inventory = build("deepseek-v4-flash", dp, page_sizes=())
+    embeddings = {name_of(need): need.tp for need in inventory.needs if need.kernel == "embedding"}
+    assert embeddings == {"embedding_v129280_d4096": (1,)}
+    assert any("the embedding is whole on every GPU and carries tp 1" in note for note in inventory.notes)
+
+
+def test_without_dp_attention_the_embedding_is_cut_by_tp_and_nothing_is_noted() -> None:
+    inventory = build("deepseek-v4-flash", ServingPoint(tp=8, dp=4), page_sizes=())
+    assert find(inventory, "embedding_v16160_d4096").tp == (8,)
+    assert not [note for note in inventory.notes if "attention TP" in note]
+
+
 def test_qwen3_moe_at_tp4_has_one_kv_head_and_qk_norms() -> None:
     found = names(build("qwen3-30b-a3b", ServingPoint(tp=4)))
     assert {
@@ -166,6 +194,25 @@ def test_gpt_oss_has_sinks_and_a_window_in_every_other_layer() -> None:
         "gqa_paged_decode_h64_kv8_d64_ps1_w127_sinks": 12,
     }
     assert {"gemm_bias_n5120_k2880", "moe_mxfp4_renorm_topk4_e32_h2880_i2880_swiglu_oai_bias"} <= set(names(inventory))
+
+
+@pytest.mark.parametrize(("tp", "width"), [(1, 2880), (4, 736), (8, 384)])
+def test_the_mxfp4_experts_of_gpt_oss_are_cut_in_whole_blocks(tp: int, width: int) -> None:
+    inventory = build("gpt-oss-120b", ServingPoint(tp=tp))
+    (need,) = (need for need in inventory.needs if need.kernel == "moe_mxfp4")
+    assert need.parameters["intermediate_size"] == width
+    said = any("gpt_oss.py:992-996" in witness.detail for witness in need.witnesses)
+    assert said == (tp > 1)
+    assert any("Marlin" in note and "mxfp4.py" in note for note in inventory.notes)
+
+
+def test_bf16_experts_are_not_cut_by_blocks() -> None:
+    facts = load("gpt-oss-120b")
+    plain = facts.model_copy(update={"quantization": type(facts.quantization)()})
+    inventory = build_inventory(plain, (ServingPoint(tp=8),), page_sizes=(1,))
+    (need,) = (need for need in inventory.needs if need.kernel == "moe_bf16")
+    assert need.parameters["intermediate_size"] == 360
+    assert not [note for note in inventory.notes if "MXFP4" in note]
 
 
 def test_gemma2_caps_its_scores_and_norms_after_sublayers() -> None:

@@ -9,6 +9,7 @@ from fib_tools.architecture.parallelism import (
     check_fp8_block,
     cut_experts,
     cut_kv_heads,
+    cut_mxfp4_width,
     cut_query_heads,
     cut_size,
     cut_vocabulary,
@@ -34,6 +35,32 @@ def test_dp_that_does_not_divide_tp_is_refused() -> None:
 
 def test_an_expert_is_cut_by_what_expert_parallelism_leaves_of_tp() -> None:
     assert ServingPoint(tp=8, ep=4).expert_tp == 2
+
+
+def test_a_single_data_parallel_rank_is_no_dp_attention() -> None:
+    points = (
+        ServingPoint(tp=8, dp=4, enable_dp_attention=True),
+        ServingPoint(tp=8, dp=1, enable_dp_attention=True),
+        ServingPoint(tp=8, dp=4),
+    )
+    assert [point.has_dp_attention for point in points] == [True, False, False]
+
+
+def test_an_mxfp4_expert_is_cut_in_whole_blocks() -> None:
+    assert [cut_mxfp4_width(2880, tp) for tp in (1, 2, 4, 8, 16)] == [2880, 1440, 736, 384, 192]
+    assert cut_mxfp4_width(2048, 8) == 256
+
+
+def test_an_mxfp4_width_that_does_not_divide_is_refused() -> None:
+    with pytest.raises(ParallelismError, match="moe_intermediate_size=2880 cannot be cut by TP / EP 7"):
+        cut_mxfp4_width(2880, 7)
+
+
+@given(st.integers(1, 128), st.sampled_from((1, 2, 4, 8, 16)))
+def test_the_gpus_together_hold_every_mxfp4_block(blocks: int, tp: int) -> None:
+    share = cut_mxfp4_width(blocks * 32, tp)
+    assert share % 32 == 0
+    assert share == -(-blocks // tp) * 32
 
 
 def test_phi_4_at_tp4_is_refused_with_the_values_that_work() -> None:
