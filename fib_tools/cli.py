@@ -168,7 +168,13 @@ def _run(operation: Operation, options: dict[str, Any], shared: dict[str, Any]) 
         )
         _report_error(refused, errors, as_json=bool(shared["json"]))
         return 2
-    _print_result(result, as_json=bool(shared["json"]))
+    try:
+        _print_result(result, as_json=bool(shared["json"]))
+    except OSError as error:
+        refused = StorageError(f"the result cannot be written: {error.strerror}", todo="free some space, or use a pipe")
+        _report_error(refused, errors, as_json=False)
+        _drop_stdout()
+        return 2
     return 1 if result.has_errors else 0
 
 

@@ -373,3 +373,13 @@ def test_a_closed_pipe_is_left_for_good(
     monkeypatch.undo()
     os.write(sys.stdout.fileno(), b"into nothing")
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_a_full_disk_behind_stdout_is_an_error_without_a_traceback(as_json: list[str], tmp_path: Path) -> None:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        command = [sys.executable, "-m", "fib_tools", "status", "--workspace", str(tmp_path), *as_json]
+        ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ran.returncode == 2
+    assert "No space left" in ran.stderr
+    assert "Traceback" not in ran.stderr

@@ -8,7 +8,7 @@ The registry finds the files by itself, so a new op_type is one new file.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -41,7 +41,14 @@ class Parameters(Model):
 
     def qualifier(self) -> str:
         """Spell the silent parameters that differ from what the plain name means, such as `eps1e-05`."""
-        parts = [f"{name}{getattr(self, name)}" for name, plain in self.silent.items() if getattr(self, name) != plain]
+        return self._spell(name for name, plain in self.silent.items() if getattr(self, name) != plain)
+
+    def plain_qualifier(self) -> str:
+        """Spell what the plain name means, such as `eps1e-06`: for when another kernel has taken that name."""
+        return self._spell(name for name in self.silent if isinstance(getattr(self, name), (int, float)))
+
+    def _spell(self, names: Iterable[str]) -> str:
+        parts = [f"{name}{getattr(self, name)}" for name in names]
         return "_".join(part.replace("_", "").replace(" ", "") for part in parts)
 
 

@@ -58,7 +58,8 @@ def _candidate(
     kernel_type = get_kernel_type(kernel.kernel)
     tags = list_tags(manifest, kernel, fi_name)
     tagged = definition.model_copy(update={"tags": merge_tags(definition.tags, tags)})
-    qualifier = kernel_type.parameters.model_validate(kernel.parameters).qualifier()
+    parameters = kernel_type.parameters.model_validate(kernel.parameters)
+    qualifier = parameters.qualifier() or parameters.plain_qualifier()
     return KernelCandidate(
         kernel=kernel,
         candidate=Candidate(definition=tagged, qualifier=qualifier),

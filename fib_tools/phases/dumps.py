@@ -114,4 +114,4 @@ def _qualifier(item: Normalised) -> str:
         return ""
     kernel_type = get_kernel_type(item.recognised.kernel)
     parameters: Parameters = kernel_type.parameters.model_validate(item.recognised.parameters)
-    return parameters.qualifier()
+    return parameters.qualifier() or parameters.plain_qualifier()

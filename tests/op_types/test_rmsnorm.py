@@ -121,6 +121,7 @@ def test_eps_is_left_out_of_the_name_and_kept_in_the_qualifier() -> None:
     kernel = get_kernel_type("rmsnorm")
     plain, llama = (kernel.parameters.model_validate({"hidden_size": 64, "eps": eps}) for eps in (1e-6, 1e-5))
     assert (plain.qualifier(), llama.qualifier()) == ("", "eps1e-05")
+    assert plain.plain_qualifier() == "eps1e-06"
     assert kernel.define(plain).name == kernel.define(llama).name
 
 
