@@ -22,6 +22,11 @@ from fib_tools.phases.request import DEFAULTS, ModelArgument, ModelOptions, chec
 
 __all__ = ["InventoryResult", "refresh_manifest", "take_inventory", "workspace_lock"]
 
+_LEGEND = (
+    "FlashInfer: template = has the kernel and a trace template, fi_supported = the kernel only, fi_missing = neither; "
+    "SGLang: whether it calls FlashInfer's kernel"
+)
+
 
 class InventoryResult(Result):
     """The manifest, and where it was written."""
@@ -43,7 +48,7 @@ class InventoryResult(Result):
             columns=columns,
             rows=tuple(_row(kernel) for kernel in manifest.kernels),
         )
-        lines = [f"serving: {point}" for point in manifest.serving]
+        lines = [_LEGEND, *(f"serving: {point}" for point in manifest.serving)]
         lines += [f"refused: {entry.subject}: {entry.reason}" for entry in manifest.refused]
         lines += [f"disagreement: {entry.subject}: {entry.chosen}" for entry in manifest.disagreements]
         lines += [f"unexplained: {entry.operation} in {entry.module} {entry.detail}" for entry in manifest.unexplained]
