@@ -17,7 +17,7 @@ from fib_tools.gate.trial import TRIAL_AXES, TRIAL_SCALARS, make_trial_inputs
 from fib_tools.model.base import read_lenient
 from fib_tools.model.definition import Definition, TensorSpec
 from fib_tools.op_types.axes import choose_axes
-from fib_tools.op_types.inputs import torch_dtype
+from fib_tools.op_types.input_request import torch_dtype
 from fib_tools.op_types.registry import find_op_type
 
 __all__ = ["execute"]

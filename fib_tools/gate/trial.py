@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from fib_tools.model.definition import Definition
-from fib_tools.op_types.inputs import InputRequest, generate_inputs
+from fib_tools.op_types.input_request import InputRequest
+from fib_tools.op_types.inputs import generate_inputs
 from fib_tools.op_types.registry import find_op_type
 from fib_tools.op_types.rules import STOCK_RULES
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fib_tools.model.definition import AxisVar, TensorSpec
 from fib_tools.op_types.base import InputRule, scalar, source, tensor, var
-from fib_tools.op_types.inputs import InputRequest
+from fib_tools.op_types.input_request import InputRequest
 from fib_tools.op_types.rules import constant, positive
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from fib_tools.model.base import Model
 from fib_tools.model.definition import AxisConst, AxisVar, Definition, DType, TensorSpec
+from fib_tools.op_types.input_request import InputRequest
 
 __all__ = [
     "InputRule",
@@ -111,8 +112,8 @@ class KernelType(Generic[P]):
         return self.define(self.parameters.model_validate(dict(parameters)))
 
 
-InputRule = Callable[["Any"], Any]
-"""Make one input: takes an `InputRequest` (see `inputs.py`), gives a tensor or a scalar."""
+InputRule = Callable[[InputRequest], Any]
+"""Make one input, a tensor or a scalar."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

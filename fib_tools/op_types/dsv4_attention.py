@@ -16,7 +16,7 @@ from fib_tools.model.definition import AxisConst, AxisVar, Definition, TensorSpe
 from fib_tools.model.naming import format_name
 from fib_tools.op_types.attention import INTEGER, lse_output, settle_scale, sm_scale_input, softmax_scale
 from fib_tools.op_types.base import InputRule, KernelType, OpType, Parameters, const, source, tensor, var
-from fib_tools.op_types.inputs import InputRequest
+from fib_tools.op_types.input_request import InputRequest
 
 if TYPE_CHECKING:
     import torch

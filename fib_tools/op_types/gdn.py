@@ -30,7 +30,7 @@ from fib_tools.op_types.base import (
     tensor,
     var,
 )
-from fib_tools.op_types.inputs import InputRequest, fill_random
+from fib_tools.op_types.input_request import InputRequest, fill_random
 from fib_tools.op_types.rules import random, row_ids
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from pydantic import Field
 from fib_tools.model.definition import Definition
 from fib_tools.model.naming import format_name
 from fib_tools.op_types.base import KernelType, OpType, Parameters, const, source, tensor, var
-from fib_tools.op_types.inputs import InputRequest
+from fib_tools.op_types.input_request import InputRequest
 from fib_tools.op_types.low_bit import DECODE_E2M1, E2M1_RMS, packed_bytes, spread
 
 __all__ = ["OP_TYPE", "GemmNvfp4Parameters"]

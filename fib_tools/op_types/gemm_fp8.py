@@ -25,7 +25,7 @@ from fib_tools.op_types.base import (
     tensor,
     var,
 )
-from fib_tools.op_types.inputs import InputRequest
+from fib_tools.op_types.input_request import InputRequest
 from fib_tools.op_types.low_bit import DECODE_E4M3, count_blocks, spread
 
 __all__ = ["OP_TYPE", "GemmFp8BlockParameters", "GemmFp8Parameters"]

@@ -15,7 +15,7 @@ from pydantic import Field
 from fib_tools.model.definition import Definition
 from fib_tools.model.naming import format_name
 from fib_tools.op_types.base import KernelType, OpType, Parameters, const, source, tensor, var
-from fib_tools.op_types.inputs import InputRequest
+from fib_tools.op_types.input_request import InputRequest
 from fib_tools.op_types.rules import random
 
 if TYPE_CHECKING:

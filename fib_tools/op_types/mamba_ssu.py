@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from fib_tools.model.definition import Axis, Definition
 from fib_tools.model.naming import format_name
 from fib_tools.op_types.base import InputRule, KernelType, OpType, Parameters, const, source, tensor, var
-from fib_tools.op_types.inputs import InputRequest
+from fib_tools.op_types.input_request import InputRequest
 from fib_tools.op_types.rules import random, row_ids
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from fib_tools.op_types.base import (
     tensor,
     var,
 )
-from fib_tools.op_types.inputs import InputRequest, fill_random
+from fib_tools.op_types.input_request import InputRequest, fill_random
 from fib_tools.op_types.rules import positive, random
 
 if TYPE_CHECKING:

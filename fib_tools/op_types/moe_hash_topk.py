@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from fib_tools.model.definition import Definition
 from fib_tools.model.naming import format_name
 from fib_tools.op_types.base import KernelType, MetaTensor, Parameters, TemplateCall, const, source, tensor, var
-from fib_tools.op_types.inputs import InputRequest
+from fib_tools.op_types.input_request import InputRequest
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fib_tools.model.definition import DType
 from fib_tools.op_types.base import InputRule
-from fib_tools.op_types.inputs import InputRequest, fill_random
+from fib_tools.op_types.input_request import InputRequest, fill_random
 from fib_tools.op_types.low_bit import E2M1_RMS, INT4_RMS, exponent_bytes, packed_bytes, spread
 from fib_tools.op_types.rules import constant, random
 

@@ -27,7 +27,7 @@ from fib_tools.op_types.base import (
     tensor,
     var,
 )
-from fib_tools.op_types.inputs import InputRequest
+from fib_tools.op_types.input_request import InputRequest
 from fib_tools.op_types.rules import split_total
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from fib_tools.op_types.base import (
     tensor,
     var,
 )
-from fib_tools.op_types.inputs import fill_random
+from fib_tools.op_types.input_request import fill_random
 from fib_tools.op_types.low_bit import count_blocks, spread
 
 __all__ = ["OP_TYPE", "QuantizeParameters"]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fib_tools.op_types.base import InputRule
-from fib_tools.op_types.inputs import InputRequest, fill_random
+from fib_tools.op_types.input_request import InputRequest, fill_random
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,8 @@ from fib_tools.model.base import to_document
 from fib_tools.model.definition import AxisConst, Definition
 from fib_tools.op_types.axes import choose_axes
 from fib_tools.op_types.base import MetaTensor
-from fib_tools.op_types.inputs import generate_inputs, torch_dtype
+from fib_tools.op_types.input_request import torch_dtype
+from fib_tools.op_types.inputs import generate_inputs
 from fib_tools.op_types.registry import get_kernel_type
 
 GQA = {"num_qo_heads": 8, "num_kv_heads": 2, "head_dim": 16}

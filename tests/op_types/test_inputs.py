@@ -7,7 +7,8 @@ import pytest
 
 from fib_tools.model.definition import AxisConst, AxisVar, Definition, DType
 from fib_tools.op_types.base import scalar, tensor
-from fib_tools.op_types.inputs import generate_inputs, torch_dtype
+from fib_tools.op_types.input_request import torch_dtype
+from fib_tools.op_types.inputs import generate_inputs
 
 
 def _definition(*, op_type: str = "unheard_of", **inputs: Any) -> Definition:

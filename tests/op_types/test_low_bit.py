@@ -7,7 +7,7 @@ import pytest
 
 from fib_tools.model.definition import Definition
 from fib_tools.op_types.base import const, source, tensor
-from fib_tools.op_types.inputs import InputRequest
+from fib_tools.op_types.input_request import InputRequest
 from fib_tools.op_types.low_bit import (
     DECODE_E2M1,
     DECODE_E4M3,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fib_tools.model.definition import AxisVar, Definition
 from fib_tools.op_types.base import InputRule, scalar, tensor
-from fib_tools.op_types.inputs import InputRequest
+from fib_tools.op_types.input_request import InputRequest
 from fib_tools.op_types.rules import (
     STOCK_RULES,
     constant,
