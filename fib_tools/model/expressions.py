@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 from fib_tools.errors import FormatError
 
@@ -38,36 +39,51 @@ def parse_expression(text: str, *, where: str = "constraint") -> ast.expr:
     Raises:
         FormatError: for anything but integers, names, + - * / // %, comparisons, and/or/not, if-else and min/max/abs.
     """
+    try:
+        return _parse(text)
+    except FormatError as error:
+        raise FormatError(error.what, where=where, todo=error.todo) from error
+
+
+@lru_cache(maxsize=4096)
+def _parse(text: str) -> ast.expr:
+    """Parse once: a Definition's constraints are asked again for each of its workloads."""
     if len(text) > _MAX_LENGTH:
-        raise FormatError(f"an expression of {len(text)} characters", where=where, todo=f"keep it under {_MAX_LENGTH}")
+        raise FormatError(f"an expression of {len(text)} characters", todo=f"keep it under {_MAX_LENGTH}")
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise FormatError(f"{text!r} is not an expression: {error}", where=where) from error
+        raise FormatError(f"{text!r} is not an expression: {error}") from error
     for node in ast.walk(tree):
-        _check_node(node, text, where)
+        _check_node(node, text)
     return tree
 
 
-def _check_node(node: ast.AST, text: str, where: str) -> None:
+def _check_node(node: ast.AST, text: str) -> None:
     allowed = (
         ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.Name, ast.Load,
         ast.And, ast.Or, ast.Not, ast.USub, ast.UAdd, *_BINARY, *_COMPARE,
     )  # fmt: skip
     if isinstance(node, ast.Constant):
         if not isinstance(node.value, int):
-            raise FormatError(f"{text!r} holds the constant {node.value!r}", where=where, todo="use integers only")
+            raise FormatError(f"{text!r} holds the constant {node.value!r}", todo="use integers only")
     elif isinstance(node, ast.Call):
         if not isinstance(node.func, ast.Name) or node.func.id not in _CALLS or node.keywords:
-            raise FormatError(f"{text!r} calls something other than min, max or abs", where=where)
+            raise FormatError(f"{text!r} calls something other than min, max or abs")
     elif not isinstance(node, allowed):
-        raise FormatError(f"{text!r} uses {type(node).__name__}", where=where, todo="use plain integer arithmetic")
+        raise FormatError(f"{text!r} uses {type(node).__name__}", todo="use plain integer arithmetic")
 
 
 def find_names(text: str, *, where: str = "constraint") -> frozenset[str]:
     """Return the axis names an expression speaks of."""
-    tree = parse_expression(text, where=where)
-    return frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id not in _CALLS)
+    parse_expression(text, where=where)
+    return _names(text)
+
+
+@lru_cache(maxsize=4096)
+def _names(text: str) -> frozenset[str]:
+    nodes = ast.walk(_parse(text))
+    return frozenset(node.id for node in nodes if isinstance(node, ast.Name) and node.id not in _CALLS)
 
 
 def evaluate(text: str, axes: Mapping[str, int], *, where: str = "constraint") -> int:
