@@ -18,16 +18,19 @@ from fib_tools.host.files import storage_errors, write_atomically
 from fib_tools.model.canonical import canonical_bytes
 from fib_tools.model.schema import DOCUMENTS, json_schema
 from fib_tools.op_types.registry import list_op_types
-from fib_tools.operations import OPERATIONS
+from fib_tools.operations import OPERATIONS, Effect
 
 __all__ = ["TABLES", "main", "render_document", "write_schemas"]
 
 _BLOCK = re.compile(r"<!-- (?P<name>[a-z]+): generated, do not edit -->\n.*?<!-- /(?P=name) -->", re.DOTALL)
 
 
+_WRITES = {Effect.READ: "nothing", Effect.WORKSPACE: "the workspace", Effect.OUTSIDE: "the outside"}
+
+
 def _commands() -> str:
     rows = [
-        f"| `fib {entry.verb}` | {_first_line(entry.function)} | {entry.effect.value} | `{entry.tool}` |"
+        f"| `fib {entry.verb}` | {_first_line(entry.function)} | {_WRITES[entry.effect]} | `{entry.tool}` |"
         for entry in OPERATIONS
     ]
     return "\n".join(["| Command | What it does | Writes to | MCP tool |", "|---|---|---|---|", *rows])
