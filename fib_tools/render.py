@@ -24,6 +24,8 @@ _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u20
 """Control characters but tab and line break, marks that turn the direction of writing, and lone surrogates."""
 
 _UNBOUNDED = 10_000
+_FOLDED = 40
+"""Columns that a long text needs at least, to be folded into several lines and still be read."""
 
 _LINE_SECONDS = 2.0
 """Without a terminal, progress is a line at each new step, and then one in so many seconds."""
@@ -47,16 +49,21 @@ def print_summary(summary: Summary, console: Console) -> None:
 
 
 def _fit(table: Table, console: Console) -> Table:
-    """Leave out columns from the right until a row needs no folding; the last two left may fold."""
-    unbounded = console.options.update(width=_UNBOUNDED)
+    """Leave out columns from the right until a row needs no folding but that of a long last column."""
     for count in range(len(table.columns), 2, -1):
-        cut = table.model_copy(
-            update={"columns": table.columns[:count], "rows": tuple(row[:count] for row in table.rows)}
-        )
-        if Measurement.get(console, unbounded, _rich_table(cut)).maximum <= console.width:
-            return cut
-    kept = min(2, len(table.columns))
-    return table.model_copy(update={"columns": table.columns[:kept], "rows": tuple(row[:kept] for row in table.rows)})
+        fits = _natural_width(_first_columns(table, count), console) <= console.width
+        lead = _natural_width(_first_columns(table, count - 1), console)
+        if fits or lead + _FOLDED <= console.width:
+            return _first_columns(table, count)
+    return _first_columns(table, 2)
+
+
+def _first_columns(table: Table, count: int) -> Table:
+    return table.model_copy(update={"columns": table.columns[:count], "rows": tuple(row[:count] for row in table.rows)})
+
+
+def _natural_width(table: Table, console: Console) -> int:
+    return Measurement.get(console, console.options.update(width=_UNBOUNDED), _rich_table(table)).maximum
 
 
 def _rich_table(table: Table) -> RichTable:

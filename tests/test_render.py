@@ -119,3 +119,13 @@ def test_a_table_leaves_out_columns_rather_than_cut_names(width: int, shown: tup
     assert said in text
     assert row[0] in text
     assert [word for word in ("name", "served", "witnesses") if word in text.splitlines()[1]] == list(shown)
+
+
+def test_a_long_last_column_is_folded_and_not_left_out() -> None:
+    reason = "the same kernel as another one, " * 6
+    table = Table(title="remarks", columns=("name", "status", "reason"), rows=(("rmsnorm_h64", "existing", reason),))
+    console = Console(width=80, file=io.StringIO())
+    print_summary(Summary(tables=(table,)), console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "too narrow" not in text
+    assert text.count("kernel") == 6

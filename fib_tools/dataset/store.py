@@ -56,9 +56,9 @@ class Dataset:
         """Open an existing dataset.
 
         Raises:
-            RequestError: when there is no such folder.
+            RequestError: when there is no such folder, or it has none of a dataset's folders.
         """
-        if not root.is_dir():
+        if not any((root / folder).is_dir() for folder in _FOLDERS):
             raise RequestError(
                 "there is no dataset", where=str(root), todo="pass --dataset DIR or run: fib define MODEL"
             )
