@@ -45,15 +45,18 @@ def _read_kda(reader: FieldReader) -> LinearFacts:
     linear = reader.find_object("linear_attn_config", fact="linears.kda")
     if linear is None:
         raise reader.fail("linear_attn_config", "the field is missing")
-    heads = linear.get_int("num_heads", fact="num_heads", limit=LIMITS["heads"])
-    head_dim = linear.get_int("head_dim", fact="head_dim", limit=LIMITS["head_dim"])
+    heads = linear.get_int("num_heads", fact="num_key_heads", limit=LIMITS["heads"])
+    head_dim = linear.get_int("head_dim", fact="key_head_dim", limit=LIMITS["head_dim"])
+    conv_width = linear.get_int("short_conv_kernel_size", fact="conv_width", limit=LIMITS["small"])
+    for fact, field in linear.provenance.items():
+        reader.explain(f"linears.kda.{fact}", f"linear_attn_config.{field}")
     return LinearFacts(
         kind=MixerKind.KDA,
         num_key_heads=heads,
         num_value_heads=heads,
         key_head_dim=head_dim,
         value_head_dim=head_dim,
-        conv_width=linear.get_int("short_conv_kernel_size", fact="conv_width", limit=LIMITS["small"]),
+        conv_width=conv_width,
         norm_group_size=head_dim,
     )
 
