@@ -88,6 +88,8 @@ class Collected:
         self.blocks: list[str] = []
         self.names: list[str] = []
         self.seen: set[str] = set()
+        self.followed: set[tuple[str, str]] = set()
+        """Re-exports that were gone after, as (module, name)."""
 
 
 class Library:
@@ -159,6 +161,9 @@ class Library:
         inner = f"{source}.{alias.name}" if self._load(f"{source}.{alias.name}") else source
         if inner != source:
             raise RefusedError(f"the reference uses the module {inner}")
+        if (source, alias.name) in collected.followed:
+            raise RefusedError(f"the modules of FlashInfer import {alias.name} from each other")
+        collected.followed.add((source, alias.name))
         collected.seen.discard(alias.name)
         self._resolve(alias.name, source, collected)
         if alias.asname and alias.asname != alias.name:

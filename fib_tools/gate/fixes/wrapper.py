@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from fib_tools.errors import FormatError
 from fib_tools.gate.fixes.axes import find_expressions
 from fib_tools.gate.fixes.draft import Draft, RefusedError
 from fib_tools.gate.fixes.source import Function, read_function
@@ -197,18 +198,27 @@ def _allocate(draft: Draft, output: str) -> str:
     return f"torch.zeros(({lengths}), dtype=torch.{spec['dtype']})"
 
 
-def _length(draft: Draft, axis: str) -> str:
-    """Write an axis's length: its value, or where a tensor input shows it."""
+def _length(draft: Draft, axis: str, pending: frozenset[str] = frozenset()) -> str:
+    """Write an axis's length: its value, or where a tensor input shows it; `pending` axes wait for this one."""
     if axis in draft.const_values:
         return repr(draft.const_values[axis])
     for name, spec in draft.inputs.items():
         if spec["shape"] and axis in spec["shape"]:
             return f"{name}.shape[{spec['shape'].index(axis)}]"
-    expression = next((text for text in find_expressions(draft, axis) if axis not in find_names(text)), None)
+    waiting = pending | {axis}
+    expression = next((text for text in find_expressions(draft, axis) if _is_free_of(text, waiting)), None)
     if expression is None:
         raise RefusedError(f"the reference needs the length of {axis}, which no input has")
-    lengths = {name: _length(draft, name) for name in find_names(expression)}
+    lengths = {name: _length(draft, name, waiting) for name in find_names(expression)}
     return "(" + re.sub(r"[A-Za-z_]\w*", lambda match: lengths.get(match[0], match[0]), expression) + ")"
+
+
+def _is_free_of(text: str, axes: frozenset[str]) -> bool:
+    """Tell whether an expression is arithmetic over other axes than these."""
+    try:
+        return not find_names(text) & axes
+    except FormatError:
+        return False
 
 
 def _literal(value: Any) -> str:
