@@ -76,8 +76,7 @@ def _check_fields(view: DatasetView, path: str, op_type: str, name: str) -> Iter
 
 def _check_owner(view: DatasetView, path: str, location: Location) -> Iterator[Finding]:
     definition = view.find_definition(location.definition)
-    unreadable = {place.rsplit("/", 1)[-1].removesuffix(".json") for place, _, _ in view.unreadable}
-    if definition is None and location.definition in unreadable:
+    if definition is None and location.definition in view.unreadable_names:
         return  # definition.unreadable says it
     if definition is None:
         yield _ORPHAN.at(path, f"there is no Definition {location.definition!r}", definition=location.definition)

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from fib_tools.checks.rules import Family, error, warning
 from fib_tools.checks.view import DatasetView
 from fib_tools.dataset.layout import Kind, Location
-from fib_tools.model.base import to_document
-from fib_tools.model.canonical import content_hash
 from fib_tools.model.report import Finding
 from fib_tools.model.trace import EvaluationStatus, Trace
+from fib_tools.model.workload import workload_content
 
 __all__ = ["BASELINES", "TRACES"]
 
@@ -54,7 +53,7 @@ def _known_uuids(view: DatasetView, path: str, location: Location) -> dict[str, 
     if standing is not None:
         return standing
     workloads = [line.trace.workload for line in view.lines(path) if line.trace is not None]
-    return {w.uuid: content_hash({"axes": w.axes, "inputs": to_document(w.inputs)}) for w in workloads}
+    return {workload.uuid: workload_content(workload) for workload in workloads}
 
 
 def _check_line(
@@ -73,7 +72,7 @@ def _check_line(
     workload = trace.workload
     if workload.uuid not in uuids:
         yield _UUID.at(where, f"there is no Workload {workload.uuid}", definition=name)
-    elif uuids[workload.uuid] != content_hash({"axes": workload.axes, "inputs": to_document(workload.inputs)}):
+    elif uuids[workload.uuid] != workload_content(workload):
         yield _CONTENT.at(where, f"Workload {workload.uuid} says something else in workloads/", definition=name)
 
 

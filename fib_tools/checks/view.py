@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import PurePosixPath
 from typing import TypeVar
 
 from fib_tools.dataset.layout import Kind, Location
@@ -15,18 +17,9 @@ from fib_tools.model.definition import Definition
 from fib_tools.model.solution import Solution
 from fib_tools.model.trace import Trace
 
-__all__ = ["DatasetView", "Line", "Loaded", "open_view"]
+__all__ = ["DatasetView", "Line", "open_view"]
 
 ModelT = TypeVar("ModelT", bound=Model)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Loaded:
-    """A document with the place it was read from."""
-
-    relative: str
-    location: Location
-    document: Definition | Solution
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +46,11 @@ class DatasetView:
     """Only findings on these definitions are wanted; None: all."""
     uuids: dict[str, dict[str, str]] = field(default_factory=dict)
     """By definition: uuid -> canonical line, filled by the first pass over the workload files."""
+
+    @cached_property
+    def unreadable_names(self) -> frozenset[str]:
+        """The names that the paths of unreadable documents give."""
+        return frozenset(PurePosixPath(path).name.removesuffix(".json") for path, _, _ in self.unreadable)
 
     def find_definition(self, name: str) -> Definition | None:
         """Find a Definition by name."""

@@ -12,12 +12,10 @@ from fib_tools.checks.view import DatasetView
 from fib_tools.dataset.layout import Kind, Location
 from fib_tools.errors import FibError, FormatError
 from fib_tools.host.paths import confine
-from fib_tools.model.base import to_document
-from fib_tools.model.canonical import content_hash
 from fib_tools.model.definition import Definition, DType, TensorSpec
 from fib_tools.model.expressions import evaluate, find_names
 from fib_tools.model.report import Finding
-from fib_tools.model.workload import SafetensorsInput, ScalarInput, Workload
+from fib_tools.model.workload import SafetensorsInput, ScalarInput, Workload, workload_content
 from fib_tools.op_types.axes import is_over_axes
 
 __all__ = ["WORKLOADS"]
@@ -79,7 +77,7 @@ def _check_file(view: DatasetView, path: str, location: Location, used: set[str]
         if trace.definition != location.definition:
             yield _OTHER.at(line.where, f"it is for {trace.definition!r}", definition=location.definition)
         workload = trace.workload
-        content = content_hash({"axes": workload.axes, "inputs": to_document(workload.inputs)})
+        content = workload_content(workload)
         if workload.uuid in uuids:
             yield _TWICE.at(line.where, f"uuid {workload.uuid} stands above", definition=location.definition)
         elif content in contents:

@@ -145,10 +145,6 @@ class Dataset:
         write_atomically(path, canonical_bytes(definition))
         return Written.UPDATED if existed else Written.CREATED
 
-    def stage(self, definition: Definition) -> None:
-        """Write a Definition that passed the gate."""
-        self.write_definition(definition)
-
     def write_workloads(self, op_type: str, traces: list[Trace]) -> Written:
         """Write a Definition's workload file: one line a Workload, in order of uuid."""
         names = {trace.definition for trace in traces}

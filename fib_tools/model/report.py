@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from enum import Enum
 
-from pydantic import Field
-
 from fib_tools.model.base import Model, NonEmpty
 
-__all__ = ["Finding", "Report", "Severity"]
+__all__ = ["Finding", "Severity"]
 
 
 class Severity(str, Enum):
@@ -32,23 +30,3 @@ class Finding(Model):
     """What to do about it."""
     definition: str | None = None
     """The definition it concerns, when there is one."""
-
-
-class Report(Model):
-    """Everything one run of checks found, and what it looked at."""
-
-    subject: NonEmpty
-    """What was checked: a dataset's root, or a folder of dumps."""
-    counts: dict[str, int] = Field(default_factory=dict)
-    """What was looked at: definitions, workloads, solutions, traces, blobs, executed."""
-    findings: list[Finding] = Field(default_factory=list)
-
-    @property
-    def errors(self) -> tuple[Finding, ...]:
-        """The findings that fail the run."""
-        return tuple(finding for finding in self.findings if finding.severity is Severity.ERROR)
-
-    @property
-    def is_clean(self) -> bool:
-        """Tell whether there is no error; warnings are allowed."""
-        return not self.errors

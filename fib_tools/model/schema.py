@@ -8,7 +8,7 @@ from typing import Any
 from fib_tools.model.base import Model
 from fib_tools.model.definition import Definition
 from fib_tools.model.manifest import Manifest
-from fib_tools.model.report import Report
+from fib_tools.model.report import Finding
 from fib_tools.model.solution import Solution
 from fib_tools.model.trace import Trace
 from fib_tools.model.workload import Workload
@@ -17,8 +17,8 @@ __all__ = ["DOCUMENTS", "json_schema"]
 
 DOCUMENTS: Mapping[str, type[Model]] = {
     "definition": Definition,
+    "finding": Finding,
     "manifest": Manifest,
-    "report": Report,
     "solution": Solution,
     "trace": Trace,
     "workload": Workload,

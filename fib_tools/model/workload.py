@@ -10,7 +10,15 @@ from pydantic import Field
 from fib_tools.model.base import Model, NonEmpty, NonNegative, to_document
 from fib_tools.model.canonical import content_hash
 
-__all__ = ["InputSpec", "RandomInput", "SafetensorsInput", "ScalarInput", "Workload", "workload_uuid"]
+__all__ = [
+    "InputSpec",
+    "RandomInput",
+    "SafetensorsInput",
+    "ScalarInput",
+    "Workload",
+    "workload_content",
+    "workload_uuid",
+]
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://huggingface.co/datasets/flashinfer-ai/flashinfer-trace")
 
@@ -49,6 +57,11 @@ class Workload(Model):
     """A source for every input."""
     uuid: NonEmpty
     """Unique in its Definition's file; ours follow from the content."""
+
+
+def workload_content(workload: Workload) -> str:
+    """Hash what a workload says, whatever its uuid."""
+    return content_hash({"axes": workload.axes, "inputs": to_document(workload.inputs)})
 
 
 def workload_uuid(definition: str, axes: dict[str, int], inputs: dict[str, InputSpec]) -> str:

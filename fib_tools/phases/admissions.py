@@ -65,7 +65,7 @@ def stage(context: Context, definition: Definition) -> None:
         StorageError: when the disk refuses.
     """
     try:
-        context.dataset.stage(definition)
+        context.dataset.write_definition(definition)
     except FormatError as error:
         raise RequestError(
             f"the file in the place of {definition.name!r} holds no Definition: {error.what}",

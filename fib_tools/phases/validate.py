@@ -112,9 +112,8 @@ def _require_selection(
     for op_type in op_types or ():
         if op_type not in held:
             raise RequestError(f"nothing of op_type {op_type!r}", where=str(view.dataset.root), todo="check the name")
-    missing = [name for name in definitions or () if name not in view.definitions]
-    unreadable = {path.rsplit("/", 1)[-1].removesuffix(".json") for path, _, _ in view.unreadable}
-    missing = [name for name in missing if name not in unreadable]
+    known = view.definitions.keys() | view.unreadable_names
+    missing = [name for name in definitions or () if name not in known]
     if missing:
         raise RequestError(f"no Definition {missing[0]!r}", where=str(view.dataset.root), todo="check the name")
 
