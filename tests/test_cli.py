@@ -11,12 +11,14 @@ from typing import Annotated, Any
 import pytest
 from pydantic import Field
 
-from fib_tools import __version__, cli
-from fib_tools.cli import main
+from fib_tools import __version__
+from fib_tools.cli import app
+from fib_tools.cli.app import main
 from fib_tools.errors import FibError, GitError, RequestError, StorageError
 from fib_tools.model.base import to_document
 from fib_tools.model.summary import Result, Summary
-from fib_tools.operations import OPERATIONS, Effect, Operation
+from fib_tools.operation import Effect, Operation
+from fib_tools.operations import OPERATIONS
 from fib_tools.phases.context import Context, Workspace
 from fib_tools.phases.discover import discover_models
 from fib_tools.phases.status import show_status
@@ -51,7 +53,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Result]]
 
     def install(function: Callable[..., Result]) -> None:
         operation = Operation(verb="try", tool="fib_try_it", function=function, phase=None, effect=Effect.READ)
-        monkeypatch.setattr(cli, "OPERATIONS", (operation,))
+        monkeypatch.setattr(app, "OPERATIONS", (operation,))
 
     return install
 

@@ -18,9 +18,11 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"architecture", "checks", "capture", "evaluate"}),
     frozenset({"gate", "publish"}),
     frozenset({"phases", "draft"}),
+    frozenset({"operation"}),
     frozenset({"operations"}),
-    frozenset({"render"}),
-    frozenset({"cli", "agent", "docs", "mcp_server"}),
+    frozenset({"tools", "skills", "render"}),
+    frozenset({"agent", "docs", "mcp_server"}),
+    frozenset({"cli"}),
 )
 TOP = frozenset({"__init__", "__main__"})
 MODULES = sorted([*ROOT.glob("fib_tools/**/*.py"), *ROOT.glob("mcp_server/**/*.py")])

@@ -8,8 +8,10 @@ from typing import get_type_hints
 
 import pytest
 
+from fib_tools.errors import ConfigError, PathError, RequestError, StorageError, UnknownModelError
 from fib_tools.model.summary import Result
-from fib_tools.operations import OPERATIONS, Effect, Operation, get_operation
+from fib_tools.operation import Effect, Operation
+from fib_tools.operations import OPERATIONS, get_operation
 from fib_tools.phases.context import Context, Workspace
 from fib_tools.phases.request import DEFAULTS, ModelArgument, ModelOptions
 
@@ -57,7 +59,8 @@ def test_the_fields_of_a_model_are_options_of_their_own_and_come_back_as_that_mo
 
 @every_operation
 def test_a_tool_is_named_for_its_command(operation: Operation) -> None:
-    assert re.fullmatch(rf"fib_{operation.verb}_[a-z_]+", operation.tool) or operation.verb == "status"
+    verb = {"status": "show", "brief": "get", "admit": "submit"}.get(operation.verb, operation.verb)
+    assert re.fullmatch(rf"fib_{verb}_[a-z_]+", operation.tool)
     assert get_operation(operation.verb) is operation
 
 
@@ -70,3 +73,96 @@ def test_verbs_and_tools_are_there_once() -> None:
 def test_a_result_has_nothing_to_say_of_its_own() -> None:
     assert not Result().has_errors
     assert Result().summary().lines == ()
+
+
+SIZES = ("tp_list", "ep_list", "page_sizes")
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Context:
+    return Context(workspace=Workspace(root=tmp_path / "work"), offline=True)
+
+
+@pytest.mark.parametrize("option", SIZES)
+@pytest.mark.parametrize("sizes", [(), (0,), (1, -8), (1 << 40,), ("eight",)])
+def test_sizes_that_no_deployment_has_are_refused_by_the_option(
+    context: Context, option: str, sizes: tuple[int, ...]
+) -> None:
+    with pytest.raises(RequestError, match=f"^{option} cannot be ") as caught:
+        get_operation("inventory").run(context, {"model": "kimi-k2", option: sizes})
+    assert "sizes" in (caught.value.todo or "")
+    assert not context.workspace.root.exists()
+
+
+def test_an_option_that_is_not_there_is_named_before_one_that_is_missing(context: Context) -> None:
+    with pytest.raises(RequestError, match="there is no option 'modl'") as caught:
+        get_operation("inventory").run(context, {"modl": "kimi-k2"})
+    assert "model, hf_repo_id" in (caught.value.todo or "")
+    with pytest.raises(RequestError, match="model is missing"):
+        get_operation("inventory").run(context, {})
+
+
+def test_a_path_with_a_nul_is_refused(context: Context) -> None:
+    with pytest.raises(PathError, match="NUL"):
+        get_operation("inventory").run(context, {"model": "x", "config": Path("a\0b")})
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../outside.json", "link/config.json"])
+def test_a_confined_caller_reads_no_file_outside_the_workspace(context: Context, tmp_path: Path, path: str) -> None:
+    context.workspace.create()
+    (context.workspace.root / "link").symlink_to(tmp_path)
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(PathError):
+        get_operation("inventory").run(replace(context, is_confined=True), {"model": "x", "config": path})
+
+
+@pytest.mark.parametrize("model", ["/outside", "../outside", "outside"])
+def test_a_confined_caller_cannot_name_a_folder_outside_the_workspace_as_a_model(
+    context: Context, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "config.json").write_text("{}", encoding="utf-8")
+    said = str(tmp_path / "outside") if model == "/outside" else model
+    with pytest.raises((PathError, UnknownModelError)):
+        get_operation("inventory").run(replace(context, is_confined=True), {"model": said})
+    with pytest.raises(ConfigError):
+        get_operation("inventory").run(context, {"model": str(tmp_path / "outside")})
+
+
+def test_the_relative_paths_of_a_confined_caller_begin_in_the_workspace(
+    context: Context, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    seen: list[Path | None] = []
+
+    def look(_context: Context, options: ModelOptions = DEFAULTS) -> Result:
+        """Look."""
+        seen.append(options.config)
+        return Result()
+
+    operation = replace(get_operation("inventory"), function=look)
+    inside = context.workspace.root / "a.json"
+    for caller, said in ((context, "a.json"), (replace(context, is_confined=True), "a.json"), (context, str(inside))):
+        operation.run(caller, {"config": said})
+    assert seen == [Path("a.json"), inside, inside]
+
+
+def test_what_the_system_refuses_to_read_is_an_error_with_advice(context: Context) -> None:
+    def read(_context: Context) -> Result:
+        """Read."""
+        raise PermissionError(13, "Permission denied", "/secret")
+
+    with pytest.raises(StorageError, match="the system refused: Permission denied") as caught:
+        replace(get_operation("status"), function=read).run(context, {})
+    assert caught.value.where == "/secret"
+
+
+def test_places_outside_the_workspace_are_for_people_only() -> None:
+    hidden = {
+        (operation.verb, option.name)
+        for operation in OPERATIONS
+        for option in operation.list_options()
+        if not option.is_for_agents
+    }
+    assert hidden == {("clone", "urls"), ("validate", "report")}

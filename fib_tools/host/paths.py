@@ -7,11 +7,36 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from fib_tools.errors import PathError
 
-__all__ = ["check_component", "confine", "slugify"]
+__all__ = ["check_component", "check_path", "confine", "locate", "slugify"]
 
 _LONGEST_NAME = 200
 """Leaves room for suffixes under the 255 bytes that file systems allow."""
 _COMPONENT = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9._+-]*", re.ASCII)
+
+
+def check_path(path: Path) -> Path:
+    """Return a path that the system can be asked for.
+
+    Raises:
+        PathError: it holds a NUL.
+    """
+    if "\0" in str(path):
+        raise PathError(f"{str(path)!r} holds a NUL character", todo="pass another path")
+    return path
+
+
+def locate(root: Path, path: Path) -> Path:
+    """Find a path inside `root`: a relative one begins there, an absolute one has to lead there.
+
+    Raises:
+        PathError: it leads elsewhere.
+    """
+    if not path.is_absolute():
+        return confine(root, str(path))
+    for base in (root, root.resolve()):
+        if path.is_relative_to(base):
+            return confine(root, str(path.relative_to(base)))
+    raise PathError(f"{str(path)!r} is not in the workspace", where=str(root), todo="pass a path inside the workspace")
 
 
 def confine(root: Path, *parts: str) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from fib_tools.model.base import Model
@@ -26,6 +28,11 @@ class Summary(Model):
 
 class Result(Model):
     """What an operation returns: a document for machines, with a summary for people."""
+
+    rows: ClassVar[str] = ""
+    """The path of its one list that is long by nature, such as `manifest.kernels`; agents are shown it in pages."""
+    row_fields: ClassVar[tuple[str, ...]] = ()
+    """The fields of its rows that agents are shown unless they ask for others; all if empty."""
 
     @property
     def has_errors(self) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fib_tools.dataset.store import Dataset
 from fib_tools.host.files import storage_errors, sweep_temporaries
-from fib_tools.host.paths import check_component
+from fib_tools.host.paths import check_component, check_path, locate
 
 __all__ = ["Context", "Progress", "Workspace", "be_silent"]
 
@@ -56,11 +56,21 @@ class Context:
     progress: Progress = be_silent
     dataset_override: Path | None = None
     """A dataset elsewhere than in the workspace."""
+    is_confined: bool = False
+    """The caller is an agent: the paths it names lie in the workspace, and relative ones begin there."""
 
     @property
     def dataset(self) -> Dataset:
         """The dataset this run reads and writes."""
         return Dataset(self.dataset_override or self.workspace.dataset_root)
+
+    def check_readable(self, path: Path) -> Path:
+        """Return a path that the caller named, as this run may use it.
+
+        Raises:
+            PathError: it holds a NUL, or leads out of the workspace that the caller is confined to.
+        """
+        return locate(self.workspace.root, path) if self.is_confined else check_path(path)
 
     def sweep(self) -> None:
         """Remove what killed runs left half-written, in the workspace and in the dataset."""

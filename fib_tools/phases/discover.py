@@ -39,6 +39,8 @@ class Discovery(Result):
 class DiscoverResult(Result):
     """What is new, and how far back was looked."""
 
+    rows = "discoveries"
+
     discoveries: tuple[Discovery, ...]
     basis: tuple[str, ...]
     """What was looked at, and what could not be."""

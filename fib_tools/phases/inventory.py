@@ -20,7 +20,22 @@ from fib_tools.phases.manifests import (
 )
 from fib_tools.phases.request import DEFAULTS, ModelArgument, ModelOptions, check_op_types
 
-__all__ = ["InventoryResult", "refresh_manifest", "take_inventory", "workspace_lock"]
+__all__ = ["KERNEL_FIELDS", "InventoryResult", "refresh_manifest", "take_inventory", "workspace_lock"]
+
+KERNEL_FIELDS = (
+    "name",
+    "op_type",
+    "tp",
+    "ep",
+    "page_sizes",
+    "fi_status",
+    "sgl_status",
+    "phase1_status",
+    "define_status",
+    "define_reason",
+    "definition",
+)
+"""What an agent is shown of a kernel; its witnesses and parameters on demand."""
 
 _LEGEND = (
     "FlashInfer: template = has the kernel and a trace template, fi_supported = the kernel only, fi_missing = neither; "
@@ -30,6 +45,9 @@ _LEGEND = (
 
 class InventoryResult(Result):
     """The manifest, and where it was written."""
+
+    rows = "manifest.kernels"
+    row_fields = KERNEL_FIELDS
 
     path: str
     manifest: Manifest

@@ -11,7 +11,7 @@ from fib_tools.host.locks import hold
 from fib_tools.model.manifest import Manifest, SourceVersion
 from fib_tools.model.summary import Result, Summary, Table
 from fib_tools.phases.context import Context
-from fib_tools.phases.inventory import InventoryResult, refresh_manifest, workspace_lock
+from fib_tools.phases.inventory import KERNEL_FIELDS, InventoryResult, refresh_manifest, workspace_lock
 from fib_tools.phases.manifests import find_manifest, narrow_manifest
 from fib_tools.phases.outcomes import DefineResult
 from fib_tools.phases.request import DEFAULTS, ModelArgument, ModelOptions
@@ -24,6 +24,9 @@ _LATER = {3: "collect (workloads need a GPU)", 4: "submit (pull requests)"}
 
 class OnboardResult(Result):
     """What each phase came to."""
+
+    rows = "manifest.kernels"
+    row_fields = KERNEL_FIELDS
 
     model: str
     manifest_path: str
@@ -60,7 +63,8 @@ def onboard_model(
     options: ModelOptions = DEFAULTS,
     *,
     phases: Annotated[
-        tuple[int, ...], Field(description="0 refresh, 1 discover, 2 define; 3 collect and 4 submit come later.")
+        tuple[Annotated[int, Field(ge=0, le=4)], ...],
+        Field(description="0 refresh, 1 discover, 2 define; 3 collect and 4 submit come later.", min_length=1),
     ] = (0, 1, 2),
     skip_existing: Annotated[bool, Field(description="Leave kernels alone that were defined before.")] = True,
     dry_run: Annotated[bool, Field(description="Say what would be defined; the dataset is not touched.")] = False,
@@ -69,10 +73,6 @@ def onboard_model(
 
     Needs no GPU and no weights, and for known models no network. Run it again to go on after an interruption.
     """
-    unknown = [phase for phase in phases if phase not in {*_AVAILABLE, *_LATER}]
-    if unknown or not phases:
-        what = f"no phase {unknown[0]}" if unknown else "no phase to run"
-        raise RequestError(what, todo="use phases of 0,1,2,3,4")
     later = tuple(f"{phase} {_LATER[phase]}" for phase in phases if phase in _LATER)
     if not set(phases) & set(_AVAILABLE):
         raise RequestError(f"phase {later[0]} is not part of this version", todo="use --phases 0,1,2")

@@ -34,6 +34,8 @@ class DefineEntry(Result):
 class DefineResult(Result):
     """What was defined, and what was not."""
 
+    rows = "entries"
+
     subject: str
     dataset: str
     entries: tuple[DefineEntry, ...]
@@ -47,15 +49,15 @@ class DefineResult(Result):
 
     def summary(self) -> Summary:
         """List what is not plainly defined, then the totals."""
+        wrong = [entry for entry in self.entries if entry.status in {"conflict", "changed", "refused"}]
         odd = [
-            entry
-            for entry in self.entries
-            if entry.status in {"conflict", "changed", "refused", "would define"} or entry.remarks
+            entry for entry in self.entries if entry not in wrong and (entry.status == "would define" or entry.remarks)
         ]
         rows = tuple((entry.name, entry.status, entry.reason or "; ".join(entry.remarks)) for entry in odd)
         tables = (Table(title="remarks", columns=("definition", "status", "reason"), rows=rows),) if rows else ()
         shared = (f"{len(self.shared)} Definitions are shared with other models",) if self.shared else ()
-        return Summary(tables=tables, lines=(*shared, f"{self.subject}: {self.count_text()}", self.dataset))
+        said = tuple(f"{entry.status}: {entry.name}: {entry.reason}" for entry in wrong)
+        return Summary(tables=tables, lines=(*said, *shared, f"{self.subject}: {self.count_text()}", self.dataset))
 
     def count_text(self) -> str:
         """Count the entries by status, and the executed ones."""

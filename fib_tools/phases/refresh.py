@@ -11,6 +11,7 @@ from fib_tools.errors import OfflineError, RequestError
 from fib_tools.host.locks import hold
 from fib_tools.model.summary import Result, Summary, Table
 from fib_tools.phases.context import Context
+from fib_tools.phases.request import COMMAND_LINE_ONLY
 from fib_tools.sources.clones import REPOS, Clone, CloneStatus, clone_sources
 
 __all__ = ["CloneResult", "clone_repositories"]
@@ -42,13 +43,15 @@ class CloneResult(Result):
 def clone_repositories(
     context: Context,
     *,
-    target_dir: Annotated[str | None, Field(description="Folder of the clones; the workspace when left out.")] = None,
+    target_dir: Annotated[Path | None, Field(description="Folder of the clones; the workspace when left out.")] = None,
     only: Annotated[
         tuple[str, ...] | None, Field(description="Only these: sglang, flashinfer, sgl-cookbook, flashinfer-trace.")
     ] = None,
     sglang_branch: Annotated[str | None, Field(description="Branch or tag of SGLang.")] = None,
     urls: Annotated[
-        tuple[str, ...] | None, Field(description="Other origins, as name=url, such as sglang=file:///mirror/sglang.")
+        tuple[str, ...] | None,
+        Field(description="Other origins, as name=url, such as sglang=file:///mirror/sglang."),
+        COMMAND_LINE_ONLY,
     ] = None,
 ) -> CloneResult:
     """Clone SGLang, FlashInfer, the sgl-cookbook and the dataset, or bring clones up to date.
@@ -62,7 +65,7 @@ def clone_repositories(
     unknown = sorted(set(only or ()) - set(_NAMES))
     if unknown:
         raise RequestError(f"no repository {unknown[0]!r}", todo=f"use {', '.join(_NAMES)}")
-    target = context.workspace.root if target_dir is None else Path(target_dir)
+    target = target_dir or context.workspace.root
     context.workspace.create()
     with hold(context.workspace.root / ".clone.lock", purpose="cloning"):
         config = clone_sources(target, only=only, sglang_branch=sglang_branch, urls=_parse_urls(urls))

@@ -6,18 +6,34 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from fib_tools.errors import PathError, RequestError
+from fib_tools.errors import RequestError
 from fib_tools.model.base import Model
 from fib_tools.op_types.registry import list_op_types
 from fib_tools.sources.cookbook import Cookbook, find_serving_configs
 
-__all__ = ["DEFAULTS", "ModelArgument", "ModelOptions", "check_hardware", "check_op_types", "check_path"]
+__all__ = [
+    "ALLOW_SUBMIT",
+    "COMMAND_LINE_ONLY",
+    "DEFAULTS",
+    "ModelArgument",
+    "ModelOptions",
+    "check_hardware",
+    "check_op_types",
+]
 
-_LARGEST_GROUP = 1024
-"""GPUs over which one layer is cut; far beyond any deployment."""
-_LARGEST_PAGE = 4096
+COMMAND_LINE_ONLY = "command line only"
+"""Marks a parameter that agents are not offered: it names a place outside the workspace."""
+
+ALLOW_SUBMIT = "Offer the tools that write outside the workspace: pull requests, issues."
+"""What the option of that name is for, at every face that has it."""
+
+_GroupSize = Annotated[int, Field(ge=1, le=1024)]
+"""GPUs over which one layer is cut; the largest is far beyond any deployment."""
+_PageSize = Annotated[int, Field(ge=1, le=4096)]
+_GroupSizes = Annotated[tuple[_GroupSize, ...], Field(min_length=1)]
+_PageSizes = Annotated[tuple[_PageSize, ...], Field(min_length=1)]
 
 ModelArgument = Annotated[
     str, Field(description="A known name (kimi-k2), a Hugging Face repository (org/name) or a folder with config.json.")
@@ -31,11 +47,11 @@ class ModelOptions(Model):
     """Hugging Face repository to read config.json from."""
     config: Path | None = None
     """A config.json to use instead of any other source."""
-    tp_list: tuple[int, ...] | None = None
+    tp_list: _GroupSizes | None = None
     """Tensor-parallel sizes; the cookbook's NVIDIA ones if left out."""
-    ep_list: tuple[int, ...] | None = None
+    ep_list: _GroupSizes | None = None
     """Expert-parallel sizes, crossed with the TP sizes."""
-    page_sizes: tuple[int, ...] | None = None
+    page_sizes: _PageSizes | None = None
     """KV page sizes; those the engine chooses if left out."""
     hardware: str | None = None
     """Only the cookbook's configurations of this GPU, such as H200."""
@@ -43,35 +59,6 @@ class ModelOptions(Model):
     """Only kernels of these op_types."""
     sglang_path: Path | None = None
     """SGLang's source: a clone, an installed package or an unpacked wheel."""
-
-    @model_validator(mode="after")
-    def _validate_sizes_and_paths(self) -> ModelOptions:
-        """Refuse sizes that no deployment has, as a RequestError that names the option."""
-        _check_sizes("--tp-list", self.tp_list, largest=_LARGEST_GROUP)
-        _check_sizes("--ep-list", self.ep_list, largest=_LARGEST_GROUP)
-        _check_sizes("--page-sizes", self.page_sizes, largest=_LARGEST_PAGE)
-        for path in (self.config, self.sglang_path):
-            check_path(path)
-        return self
-
-
-def _check_sizes(option: str, sizes: tuple[int, ...] | None, *, largest: int) -> None:
-    todo = f"use whole numbers from 1 to {largest}"
-    if sizes is not None and not sizes:
-        raise RequestError(f"{option} holds no value", todo=todo)
-    for size in sizes or ():
-        if not 1 <= size <= largest:
-            raise RequestError(f"{option} holds {size}", todo=todo)
-
-
-def check_path(path: Path | None) -> None:
-    """Refuse a path that the system cannot even be asked for.
-
-    Raises:
-        PathError: it holds a NUL.
-    """
-    if path is not None and "\0" in str(path):
-        raise PathError(f"{str(path)!r} holds a NUL character", todo="pass another path")
 
 
 def check_op_types(op_types: Collection[str] | None) -> None:

@@ -23,6 +23,8 @@ class OnboardingStatus(Result):
 class StatusResult(Result):
     """What a workspace holds."""
 
+    rows = "onboardings"
+
     workspace: str
     dataset: str
     documents: dict[str, int]

@@ -56,7 +56,12 @@ def survey_model(context: Context, model: str, options: ModelOptions) -> Survey:
         ParallelismError: a TP or EP that was asked for cannot be.
     """
     context.progress("reading the model's config", 0, 0)
-    config = load_config(options.hf_repo_id or model, config_file=options.config, offline=context.offline)
+    config = load_config(
+        options.hf_repo_id or model,
+        config_file=options.config,
+        offline=context.offline,
+        inside=context.workspace.root if context.is_confined else None,
+    )
     name = config.repo_id or config.slug
     facts = read_facts(config.config, name=name)
     cookbook = _read_cookbook(context)

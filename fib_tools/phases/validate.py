@@ -15,7 +15,7 @@ from fib_tools.model.report import Finding, Severity
 from fib_tools.model.summary import Result, Summary, Table
 from fib_tools.phases.context import Context
 from fib_tools.phases.report_html import format_html
-from fib_tools.phases.request import check_path
+from fib_tools.phases.request import COMMAND_LINE_ONLY
 
 if TYPE_CHECKING:
     from fib_tools.checks.view import DatasetView
@@ -28,6 +28,8 @@ _REPORTS = (".html", ".json", ".txt")
 
 class ValidationResult(Result):
     """What was looked at, and what was found."""
+
+    rows = "findings"
 
     dataset: str
     counts: dict[str, int]
@@ -70,7 +72,9 @@ def validate_dataset(
     execute: Annotated[
         bool, Field(description="Run every reference in an isolated child on generated inputs.")
     ] = False,
-    report: Annotated[Path | None, Field(description="Also write a report: .html, .json or .txt.")] = None,
+    report: Annotated[
+        Path | None, Field(description="Also write a report: .html, .json or .txt."), COMMAND_LINE_ONLY
+    ] = None,
 ) -> ValidationResult:
     """Check a dataset: everything that flashinfer-bench checks, and what it lets through.
 
@@ -100,7 +104,6 @@ def validate_dataset(
 
 
 def _check_report(path: Path) -> None:
-    check_path(path)
     if path.suffix not in _REPORTS:
         raise RequestError(f"cannot write a report named {path.name!r}", todo=f"use {', '.join(_REPORTS)}")
 

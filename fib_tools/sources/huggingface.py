@@ -11,7 +11,7 @@ from pydantic import Field
 
 from fib_tools.errors import DocumentTooLargeError, FibError, GatedError, OfflineError, SourceError, UnknownModelError
 from fib_tools.host.files import read_limited
-from fib_tools.host.paths import slugify
+from fib_tools.host.paths import locate, slugify
 from fib_tools.model.base import Model
 from fib_tools.sources.config_text import parse_config
 from fib_tools.sources.registry import ModelEntry, find_model, find_nearest_names
@@ -61,10 +61,12 @@ def load_config(
     offline: bool = False,
     refresh: bool = False,
     hub: Hub | None = None,
+    inside: Path | None = None,
 ) -> ConfigSource:
     """Load a model's config: from the file, a local folder, the registry, or the hub, in this order.
 
     `refresh` goes to the hub even for a model that the registry holds.
+    A local folder has to lie in `inside`, where relative names begin, if that is given.
 
     Raises:
         UnknownModelError: no source knows the name.
@@ -72,13 +74,15 @@ def load_config(
         OfflineError: only the hub could know, and it cannot or may not be reached.
         ConfigError: the config is malformed.
         DocumentTooLargeError: it has more than 2 MB.
+        PathError: the name is a path that leads out of `inside`.
     """
     hub = hub or Hub()
     entry = find_model(name)
     if config_file is not None:
         return _from_file(name, config_file, entry, "file")
-    if _holds_config(name):
-        return _from_file(Path(name).resolve().name, Path(name) / _FILE, None, "local")
+    folder = _find_folder(name, inside)
+    if folder is not None:
+        return _from_file(folder.resolve().name, folder / _FILE, None, "local")
     if entry is not None and entry.config_bytes is not None and not refresh and hub.revision is None:
         return _from_registry(entry)
     repo_id = entry.repo_id if entry else name
@@ -87,11 +91,13 @@ def load_config(
     return _from_hub(repo_id, entry, hub=hub, offline=offline)
 
 
-def _holds_config(name: str) -> bool:
+def _find_folder(name: str, inside: Path | None) -> Path | None:
+    """Find the local folder of this name if it holds a config."""
+    folder = Path(name) if inside is None else locate(inside, Path(name))
     try:
-        return (Path(name) / _FILE).is_file()
+        return folder if (folder / _FILE).is_file() else None
     except OSError:  # too long for a path, or not ours to look at
-        return False
+        return None
 
 
 def _from_file(name: str, path: Path, entry: ModelEntry | None, origin: Literal["file", "local"]) -> ConfigSource:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fib_tools.errors import PathError
-from fib_tools.host.paths import check_component, confine, slugify
+from fib_tools.host.paths import check_component, check_path, confine, locate, slugify
 
 
 def test_a_plain_path_is_joined_below_the_root(tmp_path: Path) -> None:
@@ -76,3 +76,24 @@ def test_every_slug_is_a_safe_component(text: str) -> None:
     except PathError:
         return
     assert check_component(slug) == slug
+
+
+def test_a_path_is_located_inside_the_root_however_it_is_spelled(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "a").mkdir(parents=True)
+    (tmp_path / "alias").symlink_to(root)
+    for spelled in (Path("a/b"), root / "a" / "b"):
+        assert locate(root, spelled) == root.resolve() / "a" / "b"
+    assert locate(tmp_path / "alias", tmp_path / "alias" / "a") == root / "a"
+
+
+@pytest.mark.parametrize("path", ["/", "/etc/passwd", "..", "a/../../b", "a\0b"])
+def test_a_path_that_leads_out_is_not_located(tmp_path: Path, path: str) -> None:
+    with pytest.raises(PathError):
+        locate(tmp_path, Path(path))
+
+
+def test_a_path_with_a_nul_is_refused(tmp_path: Path) -> None:
+    assert check_path(tmp_path) == tmp_path
+    with pytest.raises(PathError, match="NUL"):
+        check_path(Path("a\0b"))

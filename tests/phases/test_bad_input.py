@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fib_tools.cli import main
+from fib_tools.cli.app import main
 from fib_tools.host.locks import hold
 from fib_tools.phases.context import Context
 from fib_tools.phases.onboard import onboard_model
@@ -144,17 +144,17 @@ def test_a_config_that_is_not_there_is_refused(refused: Run, tmp_path: Path) -> 
     ("options", "said"),
     [
         (("--tp-list", "3"), "2 query heads cannot be cut by attention TP 3"),
-        (("--tp-list", "0"), "--tp-list holds 0"),
-        (("--tp-list", "1,5000"), "--tp-list holds 5000"),
-        (("--ep-list", "-1"), "--ep-list holds -1"),
-        (("--page-sizes", "0"), "--page-sizes holds 0"),
-        (("--page-sizes", "100000"), "use whole numbers from 1 to 4096"),
+        (("--tp-list", "0"), "tp_list cannot be 0"),
+        (("--tp-list", "1,5000"), "tp_list cannot be 5000: input should be less than or equal to 1024"),
+        (("--ep-list", "-1"), "ep_list cannot be -1"),
+        (("--page-sizes", "0"), "page_sizes cannot be 0"),
+        (("--page-sizes", "100000"), "input should be less than or equal to 4096"),
         (("--tp-list", "two"), "'two' is not a list of whole numbers such as 2,4"),
         (("--tp-list", ","), "--tp-list"),
         (("--hardware", "X9"), "no GPU 'X9' in the sgl-cookbook"),
         (("--op-types", "nope"), "no op_type 'nope'"),
         (("--phases", "3"), "phase 3 collect (workloads need a GPU) is not part of this version"),
-        (("--phases", "9"), "no phase 9"),
+        (("--phases", "9"), "phases cannot be 9"),
     ],
 )
 @pytest.mark.usefixtures("untraced")

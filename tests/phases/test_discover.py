@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fib_tools.cli import main
+from fib_tools.cli.app import main
 from fib_tools.errors import GitError, OfflineError, RequestError
 from fib_tools.model.manifest import Manifest
 from fib_tools.phases.context import Context, Workspace

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import example_dataset
-from fib_tools.cli import main
+from fib_tools.cli.app import main
 from fib_tools.errors import RequestError, StorageError
 from fib_tools.model.report import Finding, Severity
 from fib_tools.phases.context import Context

@@ -1,0 +1,94 @@
+"""The command line: one command for each of OPERATIONS; results to stdout, progress and errors to stderr.
+
+Exit status: 0 done, 1 the data has errors, 2 the request cannot be served, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cyclopts import App, CycloptsError
+from rich.console import Console
+
+from fib_tools import __version__
+from fib_tools.cli.agent import AGENT
+from fib_tools.cli.mcp import MCP
+from fib_tools.cli.output import print_result, report_error
+from fib_tools.cli.parameters import SHARED, make_parameter
+from fib_tools.errors import FibError, RequestError
+from fib_tools.host.env import read_settings
+from fib_tools.operation import Operation
+from fib_tools.operations import OPERATIONS
+from fib_tools.phases.context import Context, Workspace
+from fib_tools.render import show_progress
+
+__all__ = ["build_app", "main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    console = Console(stderr=True)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        status = build_app()(given, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        report_error(RequestError(str(error), todo="see fib --help"), console, as_json="--json" in given)
+        return 2
+    except KeyboardInterrupt:
+        console.print("interrupted; what was finished is kept, run the same command again to go on", markup=False)
+        return 130
+    return status if isinstance(status, int) else 0
+
+
+def build_app() -> App:
+    """Build the command line from OPERATIONS."""
+    app = App(
+        name="fib",
+        help="Turn a newly released LLM into GPU kernel Definitions for FlashInfer-Bench, each with an executed reference.",
+        version=__version__,
+        help_epilogue="Begin with: fib onboard kimi-k2",
+        help_format="plaintext",  # markdown would cost 50 ms at every --help
+        result_action="return_value",
+        suppress_keyboard_interrupt=False,
+    )
+    for operation in (*OPERATIONS, AGENT, MCP):
+        app.command(_command(operation), name=operation.verb)
+    return app
+
+
+def _command(operation: Operation) -> Callable[..., int]:
+    def command(*positional: Any, **options: Any) -> int:
+        shared = {item.name: options.pop(item.name, item.default) for item in SHARED}
+        return _run(operation, {**dict(zip(subjects, positional, strict=False)), **options}, shared)
+
+    own = operation.list_options()
+    subjects = [option.name for option in own if option.is_subject]
+    parameters = [*(make_parameter(option) for option in own), *SHARED]
+    command.__signature__ = inspect.Signature(parameters, return_annotation=int)  # type: ignore[attr-defined]
+    command.__annotations__ = {item.name: item.annotation for item in parameters}
+    command.__doc__ = inspect.getdoc(operation.function)
+    command.__name__ = operation.verb
+    return command
+
+
+def _run(operation: Operation, options: dict[str, Any], shared: dict[str, Any]) -> int:
+    settings = read_settings()
+    errors = Console(stderr=True, no_color=settings.no_color or None)
+    root = shared["workspace"] or settings.workspace or Path("tmp")
+    try:
+        with show_progress(errors, quiet=bool(shared["quiet"])) as progress:
+            context = Context(
+                workspace=Workspace(root=root),
+                offline=bool(shared["offline"]) or settings.offline,
+                progress=progress,
+                dataset_override=shared["dataset"],
+            )
+            result = operation.run(context, options)
+    except FibError as error:
+        report_error(error, errors, as_json=bool(shared["json"]))
+        return 2
+    return print_result(result, errors, as_json=bool(shared["json"]))
