@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from fib_tools.errors import ChildMemoryError, FibError
@@ -46,9 +47,13 @@ class Execution:
     protections: Protections | None = None
 
 
-def open_sandbox() -> Sandbox:
-    """Open a sandbox that has torch and every op_type loaded, for `execute_many` and `instantiate` to share."""
-    return Sandbox(("torch", "fib_tools.gate._execute_child", *list_modules()), limits=DEFAULT_LIMITS)
+def open_sandbox(import_paths: tuple[Path, ...] = ()) -> Sandbox:
+    """Open a sandbox that has torch and every op_type loaded, for `execute_many` and `instantiate` to share.
+
+    Packages of `import_paths` can be imported in it.
+    """
+    preload = ("torch", "fib_tools.gate._execute_child", *list_modules())
+    return Sandbox(preload, limits=DEFAULT_LIMITS, import_paths=import_paths)
 
 
 def execute(

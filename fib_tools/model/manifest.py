@@ -19,6 +19,7 @@ __all__ = [
     "FiStatus",
     "Manifest",
     "ManifestKernel",
+    "ManualDefinition",
     "Phase1Status",
     "Refusal",
     "SglStatus",
@@ -109,6 +110,18 @@ class ManifestKernel(Model):
     witnesses: tuple[Witness, ...] = ()
 
 
+class ManualDefinition(Model):
+    """A Definition of the model that a person or an LLM wrote, and that the gate admitted."""
+
+    name: NonEmpty
+    op_type: NonEmpty
+    fills: str | None = None
+    """The gap it fills: an unexplained operation, or a kernel that was refused."""
+    executed: bool
+    compared: str = ""
+    """What comparing it with SGLang's own forward showed, or why that could not be done."""
+
+
 class Manifest(Model):
     """Everything an onboarding knows and has done; phases read it, do their part, and write it back."""
 
@@ -124,4 +137,6 @@ class Manifest(Model):
     refused: tuple[Refusal, ...] = ()
     disagreements: tuple[Disagreement, ...] = ()
     unexplained: tuple[Unexplained, ...] = ()
+    manual: tuple[ManualDefinition, ...] = ()
+    """By Path B; kernels of the inventory are in `kernels`, however they were defined."""
     notes: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Findings: what a check, a gate or a reader has to say about one place."""
+"""What a check, a gate or a reader has to say about one place: a finding, or a problem with what to change."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import Enum
 
 from fib_tools.model.base import Model, NonEmpty
 
-__all__ = ["Finding", "Severity"]
+__all__ = ["Finding", "Problem", "Severity"]
 
 
 class Severity(str, Enum):
@@ -30,3 +30,14 @@ class Finding(Model):
     """What to do about it."""
     definition: str | None = None
     """The definition it concerns, when there is one."""
+
+
+class Problem(Model):
+    """One thing to change in a document before it can be admitted."""
+
+    field: str
+    """Where: a dotted path into the Definition, such as `inputs.x.shape`."""
+    found: str
+    expected: str
+    todo: str
+    """How to change it."""

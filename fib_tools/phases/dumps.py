@@ -13,16 +13,15 @@ from fib_tools.gate.execute import open_sandbox
 from fib_tools.gate.gate import Candidate, admit, to_candidate
 from fib_tools.gate.normalise import Normalised, normalise
 from fib_tools.host.locks import hold
-from fib_tools.host.paths import slugify
 from fib_tools.model.tags import Tag, merge_tags
 from fib_tools.op_types.base import Parameters
 from fib_tools.op_types.registry import get_kernel_type
 from fib_tools.phases.admissions import admission_entry, stage
 from fib_tools.phases.context import Context
 from fib_tools.phases.inventory import workspace_lock
+from fib_tools.phases.manifests import model_slug
 from fib_tools.phases.outcomes import DefineEntry, DefineResult, find_shared
 from fib_tools.sources.dumps import RawDump, load_raw_dumps
-from fib_tools.sources.registry import find_model
 
 __all__ = ["stage_dumps"]
 
@@ -35,7 +34,7 @@ def stage_dumps(context: Context, folder: Path, *, model: str | None, dry_run: b
     """
     if not folder.is_dir():
         raise RequestError("there is no such folder", where=str(folder), todo="pass the folder that holds the dumps")
-    slug = _slug(model) if model else None
+    slug = model_slug(model) if model else None
     dumps = list(load_raw_dumps(folder))
     if not dumps:
         raise RequestError("no dump in it", where=str(folder), todo="pass FLASHINFER_TRACE_DUMP_DIR of the run")
@@ -69,12 +68,6 @@ def stage_dumps(context: Context, folder: Path, *, model: str | None, dry_run: b
 def _siblings(dump: RawDump, others: Iterable[RawDump]) -> list[dict[str, Any]]:
     """Return the dumps of the same run, which stand in the same folder."""
     return [other.data for other in others if other.path.parent == dump.path.parent]
-
-
-def _slug(model: str) -> str:
-    """Name a model as its manifest does."""
-    entry = find_model(model)
-    return entry.slug if entry else slugify(model.rpartition("/")[2])
 
 
 def _stem(path: Path) -> str:

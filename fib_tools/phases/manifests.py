@@ -8,11 +8,12 @@ from datetime import date
 
 from fib_tools.errors import FormatError, RequestError
 from fib_tools.host.files import read_limited, write_atomically
-from fib_tools.host.paths import confine
+from fib_tools.host.paths import confine, slugify
 from fib_tools.model.base import read_strict
 from fib_tools.model.canonical import canonical_bytes, content_hash, load_json
 from fib_tools.model.manifest import DefineStatus, Manifest, ManifestKernel
 from fib_tools.phases.context import Workspace
+from fib_tools.sources.registry import find_model
 
 __all__ = [
     "Standing",
@@ -22,6 +23,7 @@ __all__ = [
     "manifest_model",
     "manifest_name",
     "merge_manifests",
+    "model_slug",
     "narrow_manifest",
     "save_manifest",
 ]
@@ -55,6 +57,12 @@ def list_manifests(workspace: Workspace) -> tuple[str, ...]:
 def manifest_model(name: str) -> str:
     """Read the model's slug off the name of a manifest file."""
     return _day_and_model(name)[1]
+
+
+def model_slug(model: str) -> str:
+    """Name a model as its manifest does."""
+    entry = find_model(model)
+    return entry.slug if entry else slugify(model.rpartition("/")[2])
 
 
 def _day_and_model(name: str) -> tuple[str, str]:
@@ -117,7 +125,7 @@ def merge_manifests(standing: Manifest, fresh: Manifest) -> Manifest:
     done = {kernel_key(kernel): kernel for kernel in standing.kernels}
     kernels = [_with_progress(kernel, done.pop(kernel_key(kernel), None)) for kernel in fresh.kernels]
     kept = [kernel for kernel in done.values() if kernel.define_status is not DefineStatus.PENDING]
-    return fresh.model_copy(update={"kernels": (*kernels, *kept)})
+    return fresh.model_copy(update={"kernels": (*kernels, *kept), "manual": standing.manual})
 
 
 def narrow_manifest(whole: Manifest, asked: Manifest) -> Manifest:

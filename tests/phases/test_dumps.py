@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fib_tools.cli import main
+from fib_tools.cli.app import main
 from fib_tools.errors import PathError, RequestError
 from fib_tools.model.tags import find_tag_values
 from fib_tools.phases.context import Context, Workspace
