@@ -1,6 +1,6 @@
 """What is generated for readers: tables in the documents, and JSON schemas.
 
-python -m fib_tools.docs README.md           write its tables anew
+python -m fib_tools.docs [FILE...]           write their tables anew; those of the README and of all skills if none is named
 python -m fib_tools.docs --schemas FOLDER    write a JSON schema for each kind of document
 """
 
@@ -10,6 +10,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 
 from fib_tools.checks.dataset import FAMILIES
@@ -18,17 +19,26 @@ from fib_tools.host.files import storage_errors, write_atomically
 from fib_tools.model.canonical import canonical_bytes
 from fib_tools.model.schema import DOCUMENTS, json_schema
 from fib_tools.op_types.registry import list_op_types
-from fib_tools.operations import OPERATIONS, Effect
+from fib_tools.operation import Effect
+from fib_tools.operations import JOB_TOOLS, OPERATIONS
+from fib_tools.skills import find_missing_tools, list_skills
 
-__all__ = ["TABLES", "main", "render_document", "write_schemas"]
+__all__ = ["TABLES", "find_tools", "main", "render_document", "write_schemas"]
 
+_ROOT = Path(__file__).parents[1]
+_TOOL = re.compile(r"`(fib_[a-z0-9_]+)`")
 _BLOCK = re.compile(r"<!-- (?P<name>[a-z]+): generated, do not edit -->\n.*?<!-- /(?P=name) -->", re.DOTALL)
 
 
 _WRITES = {Effect.READ: "nothing", Effect.WORKSPACE: "the workspace", Effect.OUTSIDE: "the outside"}
 
 
-def _commands() -> str:
+def find_tools(text: str) -> tuple[str, ...]:
+    """Find the tools that a document's own words name, in backticks; its generated tables do not count."""
+    return tuple(dict.fromkeys(_TOOL.findall(_BLOCK.sub("", text))))
+
+
+def _commands(_text: str) -> str:
     rows = [
         f"| `fib {entry.verb}` | {_first_line(entry.function)} | {_WRITES[entry.effect]} | `{entry.tool}` |"
         for entry in OPERATIONS
@@ -40,34 +50,71 @@ def _first_line(function: Callable[..., object]) -> str:
     return (inspect.getdoc(function) or "").partition("\n")[0]
 
 
-def _checks() -> str:
+def _tools(text: str) -> str:
+    known = {entry.tool: (_first_line(entry.function), entry.effect) for entry in OPERATIONS}
+    known |= {name: (description, effect) for name, description, effect in JOB_TOOLS}
+    named = find_tools(text)
+    for name in named:
+        if name not in known:
+            nearest = get_close_matches(name, known, n=1, cutoff=0)[0]
+            raise FormatError(f"no tool {name!r}", todo=f"name one there is, such as {nearest}")
+    rows = [
+        f"| `{name}` | {description} | {_WRITES[effect]} |"
+        for name, (description, effect) in known.items()
+        if name in named
+    ]
+    return "\n".join(["| Tool | What it does | Writes to |", "|---|---|---|", *rows])
+
+
+def _skills(_text: str) -> str:
+    rows = [f"| `/{skill.name}` | {_occasion(skill.description)} | {_status(skill.body)} |" for skill in list_skills()]
+    return "\n".join(["| Skill | When | Status |", "|---|---|---|", *rows])
+
+
+def _occasion(description: str) -> str:
+    """Take the first sentence of a description, without the words that every one begins with."""
+    return description.partition(". ")[0].removesuffix(".").removeprefix("Use when ")
+
+
+def _status(body: str) -> str:
+    missing = find_missing_tools(body)
+    return f"in part; waits for {', '.join(missing)}" if missing else "complete"
+
+
+def _checks(_text: str) -> str:
     rows = [f"| `{rule.id}` | {rule.severity.value} | {rule.summary} |" for family in FAMILIES for rule in family.rules]
     return "\n".join(["| Rule | Severity | What it finds |", "|---|---|---|", *rows])
 
 
-def _optypes() -> str:
+def _optypes(_text: str) -> str:
     rows = [
         f"| `{entry.name}` | {', '.join(f'`{kernel.id}`' for kernel in entry.kernels)} |" for entry in list_op_types()
     ]
     return "\n".join(["| op_type | Kernel types |", "|---|---|", *rows])
 
 
-TABLES: dict[str, Callable[[], str]] = {"checks": _checks, "commands": _commands, "optypes": _optypes}
-"""By the name that a document's markers carry."""
+TABLES: dict[str, Callable[[str], str]] = {
+    "checks": _checks,
+    "commands": _commands,
+    "optypes": _optypes,
+    "skills": _skills,
+    "tools": _tools,
+}
+"""By the name that a document's markers carry; each is given the whole document."""
 
 
 def render_document(text: str) -> str:
     """Fill every generated block of a document.
 
     Raises:
-        FormatError: when a block has a name that no table has.
+        FormatError: when a block has a name that no table has, or the document names a tool that there is not.
     """
 
     def fill(match: re.Match[str]) -> str:
         name = match["name"]
         if name not in TABLES:
             raise FormatError(f"no generated table {name!r}", todo=f"use one of {', '.join(TABLES)}")
-        return f"<!-- {name}: generated, do not edit -->\n{TABLES[name]()}\n<!-- /{name} -->"
+        return f"<!-- {name}: generated, do not edit -->\n{TABLES[name](text)}\n<!-- /{name} -->"
 
     return _BLOCK.sub(fill, text)
 
@@ -85,7 +132,8 @@ def main(arguments: list[str]) -> None:
     if arguments[:1] == ["--schemas"]:
         write_schemas(Path(arguments[1]))
         return
-    for path in map(Path, arguments):
+    named = [Path(argument) for argument in arguments]
+    for path in named or [_ROOT / "README.md", *sorted(_ROOT.glob("skills/*/SKILL.md"))]:
         write_atomically(path, render_document(path.read_text(encoding="utf-8")).encode())
 
 

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from fib_tools.docs import main, render_document
+from fib_tools import docs
+from fib_tools.docs import find_tools, main, render_document
 from fib_tools.errors import FormatError
 from fib_tools.model.schema import DOCUMENTS
+from fib_tools.operations import JOB_TOOLS
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,8 +36,54 @@ def test_a_document_is_written_with_its_tables(tmp_path: Path) -> None:
     assert text.endswith("\nb\n")
 
 
+def _tools_block(stale: str = "") -> str:
+    return f"<!-- tools: generated, do not edit -->\n{stale}\n<!-- /tools -->\n"
+
+
+def test_a_table_of_tools_has_those_that_the_words_name() -> None:
+    before = f"First `fib_get_job`, then `fib_show_status`.\n{_tools_block('| `fib_clone_repos` | stale |')}"
+    table = render_document(before).partition("-->\n")[2].partition("<!--")[0]
+    assert table.splitlines() == [
+        "| Tool | What it does | Writes to |",
+        "|---|---|---|",
+        "| `fib_show_status` | Show what the workspace holds and how far each onboarding has come. | nothing |",
+        f"| `fib_get_job` | {JOB_TOOLS[0][1]} | nothing |",
+    ]
+
+
+def test_a_tool_that_there_is_not_is_an_error_with_the_nearest() -> None:
+    with pytest.raises(FormatError, match=r"fib_onboard_modle.*such as fib_onboard_model"):
+        render_document(f"Call `fib_onboard_modle`.\n{_tools_block()}")
+
+
+def test_tools_are_found_in_a_documents_own_words_only() -> None:
+    text = f"`fib_get_job`, `fib_get_job`, fib_plain, `fib status`\n{_tools_block('`fib_clone_repos`')}`fib_x`"
+    assert find_tools(text) == ("fib_get_job", "fib_x")
+
+
+def test_a_table_of_skills_says_when_and_what_is_missing() -> None:
+    table = render_document("<!-- skills: generated, do not edit -->\n<!-- /skills -->")
+    rows = {cells[1].strip(): cells for cells in (line.split("|") for line in table.splitlines()[3:-1])}
+    assert rows["`/clone-repos`"][2].strip().startswith("SGLang, FlashInfer")
+    assert rows["`/clone-repos`"][3].strip() == "complete"
+    assert rows["`/collect-workloads`"][3].strip() == "in part; waits for fib_collect_workloads"
+    assert len(rows) == 16
+
+
+def test_without_arguments_the_readme_and_all_skills_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(docs, "_ROOT", tmp_path)
+    paths = [tmp_path / "README.md", tmp_path / "skills" / "one" / "SKILL.md"]
+    paths[1].parent.mkdir(parents=True)
+    for path in paths:
+        path.write_text(f"`fib_get_job`\n{_tools_block('stale')}", encoding="utf-8")
+    main([])
+    assert all("| `fib_get_job` |" in path.read_text(encoding="utf-8") for path in paths)
+
+
 def test_the_guide_for_agents_stays_short() -> None:
-    assert len((ROOT / "CLAUDE.md").read_text(encoding="utf-8").splitlines()) < 120
+    assert len((ROOT / ".claude" / "CLAUDE.md").read_text(encoding="utf-8").splitlines()) < 120
 
 
 def test_a_schema_is_written_for_each_kind_of_document(tmp_path: Path) -> None:
