@@ -9,9 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-__all__ = ["Settings", "cache_dir", "child_environment", "proxy_environment", "read_secret", "read_settings", "redact"]
+__all__ = [
+    "GpuSettings",
+    "Settings",
+    "cache_dir",
+    "child_environment",
+    "inherited_environment",
+    "proxy_environment",
+    "read_endpoint",
+    "read_gpu_settings",
+    "read_secret",
+    "read_settings",
+    "redact",
+    "redact_command",
+]
 
 _HF_ENDPOINT = "https://huggingface.co"
 _MASK = "***"
@@ -23,7 +36,10 @@ _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "GIT_SSL_CAINF
 _SECRET_SHAPES = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{8,}|gh[opsur]_[A-Za-z0-9]{8,}|github_pat_[A-Za-z0-9_]{8,}|sk-ant-[A-Za-z0-9_-]{8,})"
 )
-_BEARER = re.compile(r"\b(bearer|basic|authorization: token)\s+[A-Za-z0-9._~+/=-]{6,}", re.IGNORECASE)
+_BEARER = re.compile(
+    r"(\bauthorization:\s*\w+|\b(?:bearer|basic)(?=\s+(?:\S{16}|\S*[0-9=])))\s+[A-Za-z0-9._~+/=-]{6,}", re.IGNORECASE
+)
+"""A header's value; prose such as "basic instructions" is none."""
 _USERINFO = re.compile(r"\b([a-z][a-z0-9+.-]*://)[^\s/@]+@", re.IGNORECASE)
 
 
@@ -53,6 +69,31 @@ def read_settings() -> Settings:
     )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GpuSettings:
+    """What the environment says about GPUs."""
+
+    visible: str | None
+    """CUDA_VISIBLE_DEVICES; empty: none may be seen."""
+    pretend: str | None
+    """FIB_PRETEND_GPUS: how many GPUs to make believe in, instead of asking NVML."""
+    lock_folder: Path | None
+    """FIB_GPU_LOCK_DIR."""
+    lease: str | None
+    """FIB_GPU_LEASE: the lease under which this process was started."""
+
+
+def read_gpu_settings() -> GpuSettings:
+    """Read what the environment says about GPUs once, as a value that can be passed on."""
+    folder = os.environ.get("FIB_GPU_LOCK_DIR")
+    return GpuSettings(
+        visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
+        pretend=os.environ.get("FIB_PRETEND_GPUS") or None,
+        lock_folder=Path(folder).expanduser() if folder else None,
+        lease=os.environ.get("FIB_GPU_LEASE") or None,
+    )
+
+
 def cache_dir() -> Path:
     """Name the folder for what can be fetched or computed again; it need not exist."""
     return _cache_home() / "fib-tools"
@@ -63,11 +104,21 @@ def read_secret(name: str) -> str | None:
     return os.environ.get(name) or None
 
 
+def read_endpoint(name: str) -> str | None:
+    """Read the address of a service, such as ANTHROPIC_BASE_URL; None stands for the service's own."""
+    return os.environ.get(name, "").rstrip("/") or None
+
+
 def child_environment(*, home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Build the few variables a child needs, with another home and without anything that is secret by its name."""
     passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     chosen = {"LANG": "C.UTF-8", "PATH": os.defpath, **passed, "HOME": str(home), "USER": "fib", **(extra or {})}
     return {name: value for name, value in chosen.items() if not _SECRET_NAME.search(name)}
+
+
+def inherited_environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """Take the whole environment, for a command of the user's own, with `extra` in place of what it says."""
+    return {**os.environ, **extra}
 
 
 def proxy_environment() -> dict[str, str]:
@@ -83,6 +134,18 @@ def redact(text: str) -> str:
     text = _SECRET_SHAPES.sub(_MASK, text)
     text = _BEARER.sub(rf"\1 {_MASK}", text)
     return _USERINFO.sub(rf"\1{_MASK}@", text)
+
+
+def redact_command(args: Sequence[str]) -> str:
+    """Write a command on one line, without what it says after options and names such as --token or API_KEY=."""
+    shown: list[str] = []
+    hides_next = False
+    for arg in args:
+        name, equals, _ = arg.partition("=")
+        is_secret = bool(_SECRET_NAME.search(name)) and (bool(equals) or arg.startswith("-"))
+        shown.append(_MASK if hides_next else f"{name}={_MASK}" if is_secret and equals else arg)
+        hides_next = is_secret and not equals and not hides_next
+    return redact(" ".join(shown))
 
 
 def _secret_values() -> list[str]:

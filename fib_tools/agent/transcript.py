@@ -1,0 +1,99 @@
+"""The conversation on disk, one message a line; a run is resumed from nothing else.
+
+{"role": "user", "content": [{"type": "text", "text": "onboard kimi-k2"}]}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from fib_tools.errors import FormatError
+from fib_tools.host.files import read_limited, storage_errors
+from fib_tools.model.base import Model, read_strict
+from fib_tools.model.canonical import format_line
+
+__all__ = ["Message", "Transcript", "text_block"]
+
+_LIMIT = 256 << 20
+
+
+def text_block(text: str) -> dict[str, Any]:
+    """Put text into a content block."""
+    return {"type": "text", "text": text}
+
+
+class Message(Model):
+    """One message of the conversation."""
+
+    role: Literal["user", "assistant"]
+    content: tuple[dict[str, Any], ...]
+    """Content blocks as the Messages API takes them."""
+    stop_reason: str | None = None
+    """Why the model stopped, in its own messages."""
+    malformed: dict[str, str] = Field(default_factory=dict)
+    """What is wrong with the input of a tool call, by the call's id; such a call is answered, not run."""
+
+    @property
+    def tool_calls(self) -> tuple[dict[str, Any], ...]:
+        """The tool calls in it."""
+        return tuple(block for block in self.content if block.get("type") == "tool_use")
+
+    @property
+    def text(self) -> str:
+        """Its words."""
+        return "\n\n".join(block["text"] for block in self.content if block.get("type") == "text")
+
+
+class Transcript:
+    """A file that only grows; every message is on the disk before anything follows from it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.messages: list[Message] = _load(path) if path.exists() else []
+
+    @property
+    def turns(self) -> int:
+        """How often the model has answered."""
+        return sum(message.role == "assistant" for message in self.messages)
+
+    @property
+    def last(self) -> Message | None:
+        """The newest message."""
+        return self.messages[-1] if self.messages else None
+
+    def append(self, message: Message) -> None:
+        """Write a message behind the others and wait until the disk has it.
+
+        Raises:
+            StorageError: when the disk refuses.
+        """
+        line = (format_line(message) + "\n").encode()
+        with storage_errors(self.path), self.path.open("ab") as stream:
+            stream.write(line)
+            stream.flush()
+            os.fsync(stream.fileno())
+        self.messages.append(message)
+
+
+def _load(path: Path) -> list[Message]:
+    """Read the messages, and cut off a last line that a kill left half-written."""
+    data = read_limited(path, _LIMIT)
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        with storage_errors(path):
+            os.truncate(path, len(whole))
+    lines = whole.split(b"\n")[:-1]
+    return [_read(line, where=f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+
+
+def _read(line: bytes, *, where: str) -> Message:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise FormatError(f"not JSON: {error}", where=where, todo="begin a new run") from error
+    return read_strict(Message, value, where=where)
