@@ -4,11 +4,16 @@ MODEL ?= kimi-k2
 ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
+CLIENTS := tests/clients/node_modules
 
-.PHONY: onboard test lint types tests coverage format clean
+.PHONY: onboard mcp test lint types tests coverage clients format clean
 
 onboard: $(VENV)/.installed
 	$(BIN)/fib onboard $(MODEL) $(ARGS)
+
+# stdout is the protocol: run it as `make -s mcp`
+mcp: $(VENV)/.installed
+	@exec $(BIN)/fib mcp $(ARGS)
 
 test: lint types tests
 
@@ -19,11 +24,19 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
-tests: $(VENV)/.installed-dev
+tests: $(VENV)/.installed-dev clients
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
 
-coverage: $(VENV)/.installed-dev
+coverage: $(VENV)/.installed-dev clients
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile --cov --cov-report=term-missing:skip-covered
+
+clients:
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(CLIENTS)/.installed; \
+	else echo "npm is not installed: the tests with MCP Inspector and the conformance suite will be skipped" >&2; fi
+
+$(CLIENTS)/.installed: tests/clients/package.json tests/clients/package-lock.json
+	npm ci --prefix tests/clients --ignore-scripts --no-audit --no-fund
+	@touch $@
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
@@ -36,7 +49,7 @@ $(VENV)/bin/python:
 	  { rm -rf $(VENV); echo "python3 -m venv failed; on Debian and Ubuntu run: apt install python3-venv" >&2; exit 1; }
 
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable . >&2
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
@@ -44,4 +57,4 @@ $(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	@touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .coverage
+	rm -rf $(VENV) $(CLIENTS) .mypy_cache .ruff_cache .pytest_cache .coverage
