@@ -17,7 +17,7 @@ from pydantic import AnyHttpUrl
 
 from fib_tools.errors import RequestError
 from fib_tools.phases.context import Context
-from mcp_server.server import build_server
+from mcp_server.server import build_server, end_startup
 
 __all__ = ["Endpoint", "bind", "make_token", "serve_http"]
 
@@ -81,6 +81,7 @@ def serve_http(context: Context, endpoint: Endpoint, *, allow_submit: bool = Fal
         auth=AuthSettings(issuer_url=AnyHttpUrl(endpoint.url), resource_server_url=None),
     )
     app = server.streamable_http_app(streamable_http_path=_PATH, transport_security=_security(endpoint))
+    end_startup()
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
     anyio.run(lambda: uvicorn.Server(config).serve(sockets=[endpoint.listener]))
 
