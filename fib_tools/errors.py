@@ -48,16 +48,24 @@ __all__ = [
 ]
 
 
+_LONGEST = 2000
+"""Characters of each part: what a caller sent comes back in errors, and has no bound of its own."""
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 100]} ... {text[-90:]}"
+
+
 class FibError(Exception):
     """Say what went wrong, where, and what to do next."""
 
     def __init__(self, what: str, *, where: str | None = None, todo: str | None = None) -> None:
-        self.what = what
-        self.where = where
+        self.what = _shorten(what)
+        self.where = _shorten(where) if where else None
         """The document, path, URL or field the error is about."""
-        self.todo = todo
+        self.todo = _shorten(todo) if todo else None
         """What the reader can do about it, as an imperative."""
-        super().__init__(what)
+        super().__init__(self.what)
 
     def __str__(self) -> str:
         place = f" (in {self.where})" if self.where else ""

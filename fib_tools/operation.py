@@ -73,7 +73,7 @@ class Operation:
 
         Raises:
             RequestError: an option is missing, unknown or out of bounds.
-        StorageError: the system refused to read or write something.
+            StorageError: the system refused to read or write something.
         """
         read = read_arguments(build_arguments(self.tool, self.list_options()), values)
         given = {name: _place(context, getattr(read, name)) for name in values}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import re
 import secrets
 import socket
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ __all__ = ["Endpoint", "bind", "make_token", "serve_http"]
 
 _PATH = "/mcp"
 _SHORTEST_TOKEN = 16
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]*")
 _BACKLOG = 256
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
@@ -53,8 +55,12 @@ def bind(host: str, port: int, *, token: str, allowed_hosts: tuple[str, ...] = (
     """Bind an address; port 0 takes a free one.
 
     Raises:
-        RequestError: the address is taken or not ours, or the token is short.
+        RequestError: the address is empty, taken or not ours, or the token is short or cannot stand in a header.
     """
+    if not host:
+        raise RequestError("no address to listen on", todo="pass --host 127.0.0.1, or 0.0.0.0 for every interface")
+    if not _TOKEN.fullmatch(token):
+        raise RequestError("the token has characters that no header takes", todo="use letters, digits and -._~+/=")
     if len(token) < _SHORTEST_TOKEN:
         raise RequestError(f"the token has {len(token)} characters", todo=f"use {_SHORTEST_TOKEN} or more")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

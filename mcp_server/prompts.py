@@ -31,5 +31,5 @@ def _prompt(skill: Skill) -> Prompt:
     )
 
 
-def _render(skill: Skill, arguments: str = "") -> str:
+def _render(skill: Skill, arguments: str = "", **_unknown: str) -> str:
     return skill.render(arguments)

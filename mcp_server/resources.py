@@ -10,7 +10,7 @@ from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError
 
 from fib_tools.errors import FibError
-from fib_tools.host.env import redact
+from fib_tools.host.env import redact, redact_values
 from fib_tools.model.base import to_document
 from fib_tools.model.canonical import canonical_bytes
 from fib_tools.op_types.registry import list_op_types
@@ -61,7 +61,7 @@ def add_resources(server: MCPServer, context: Context, toolbox: Toolbox) -> None
 
 
 def _format(document: Any) -> str:
-    return redact(canonical_bytes(document).decode())
+    return canonical_bytes(redact_values(document)).decode()
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 
-from anyio import CapacityLimiter
 from mcp.server.auth.provider import TokenVerifier
 from mcp.server.auth.settings import AuthSettings
 from mcp.server.mcpserver import MCPServer
@@ -14,7 +13,7 @@ from fib_tools.phases.context import Context
 from fib_tools.tools.toolbox import Toolbox
 from mcp_server.prompts import add_prompts
 from mcp_server.resources import add_resources
-from mcp_server.tools import ServedTool
+from mcp_server.tools import ServedTool, Threads
 
 __all__ = ["build_server", "end_startup", "serve_stdio"]
 
@@ -26,8 +25,6 @@ _INSTRUCTIONS = (
 )
 _COLLECT = (2000, 10, 10)
 """Python's own thresholds of late; a server makes cycles with every request."""
-_THREADS = 64
-"""Calls at one time; each may wait for a job."""
 
 
 def build_server(
@@ -39,13 +36,13 @@ def build_server(
 ) -> MCPServer:
     """Build a server over one workspace; without `allow_submit` it has no tool that writes outside of it."""
     toolbox = Toolbox(context, allow_submit=allow_submit)
-    limiter = CapacityLimiter(_THREADS)
+    threads = Threads()
     server = MCPServer(
         "fib",
         title="fib-tools",
         version=__version__,
         instructions=_INSTRUCTIONS,
-        tools=[ServedTool.serve(tool, toolbox, limiter) for tool in toolbox.tools],
+        tools=[ServedTool.serve(tool, toolbox, threads) for tool in toolbox.tools],
         log_level="WARNING",
         token_verifier=token_verifier,
         auth=auth,

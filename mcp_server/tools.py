@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from threading import Event
 from typing import Any
 
 import anyio.from_thread
@@ -19,7 +20,7 @@ from mcp_types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import PrivateAttr
 
 from fib_tools.errors import FibError
-from fib_tools.host.env import redact
+from fib_tools.host.env import redact, redact_values
 from fib_tools.model.base import to_document
 from fib_tools.operation import Effect
 from fib_tools.phases.context import Progress
@@ -27,20 +28,35 @@ from fib_tools.tools.answer import Answer
 from fib_tools.tools.tool import Tool
 from fib_tools.tools.toolbox import Toolbox
 
-__all__ = ["ServedTool"]
+__all__ = ["ServedTool", "Threads"]
 
+_WAITING = 64
+_WORKING = 32
 _PROGRESS_SECONDS = 0.5
 """Between two notifications of one call."""
+
+
+class Threads:
+    """Threads for calls: those that wait for a job have their own, so that others never wait for them."""
+
+    def __init__(self) -> None:
+        self._waiting = CapacityLimiter(_WAITING)
+        self._working = CapacityLimiter(_WORKING)
+
+    def choose(self, schema: Mapping[str, Any], arguments: Mapping[str, Any]) -> CapacityLimiter:
+        """Choose by whether a call may wait, as its arguments say or by itself."""
+        seconds = schema["properties"].get("wait_seconds", {}).get("default", 0)
+        return self._waiting if arguments.get("wait_seconds", seconds) else self._working
 
 
 class ServedTool(SdkTool):
     """One tool of a toolbox; the toolbox reads the arguments, so that its errors are those of every face."""
 
     _call: Callable[..., Answer] = PrivateAttr()
-    _limiter: CapacityLimiter = PrivateAttr()
+    _threads: Threads = PrivateAttr()
 
     @classmethod
-    def serve(cls, tool: Tool, toolbox: Toolbox, limiter: CapacityLimiter) -> ServedTool:
+    def serve(cls, tool: Tool, toolbox: Toolbox, threads: Threads) -> ServedTool:
         """Offer a tool."""
         call = partial(toolbox.call, tool.name)
         served = cls(
@@ -54,7 +70,7 @@ class ServedTool(SdkTool):
             is_async=False,
             annotations=_annotate(tool),
         )
-        served._call, served._limiter = call, limiter
+        served._call, served._threads = call, threads
         return served
 
     async def run(
@@ -64,17 +80,19 @@ class ServedTool(SdkTool):
         convert_result: bool = False,  # noqa: ARG002, FBT001, FBT002  # the SDK's signature; an answer is a result already
     ) -> CallToolResult:
         """Call the tool in a thread; a client that goes away takes only its own wait with it."""
+        has_left = Event()
+        call = partial(self._call, arguments, progress=_forward(context), is_there=lambda: not has_left.is_set())
         try:
             answer = await anyio.to_thread.run_sync(
-                partial(self._call, arguments, progress=_forward(context)),
-                abandon_on_cancel=True,
-                limiter=self._limiter,
+                call, abandon_on_cancel=True, limiter=self._threads.choose(self.parameters, arguments)
             )
         except FibError as error:
             raise ToolError(redact(str(error))) from error
         except Exception as error:
             raise UnexpectedToolError(f"{self.name} crashed; the server's stderr has the traceback") from error
-        document = json.loads(redact(json.dumps(to_document(answer), ensure_ascii=False)))
+        finally:
+            has_left.set()
+        document = redact_values(to_document(answer))
         text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
         return CallToolResult(content=[TextContent(type="text", text=text)], structured_content=document)
 

@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 
 from fib_tools import docs
+from fib_tools.cli.app import build_app
 from fib_tools.docs import find_tools, main, render_document
 from fib_tools.errors import FormatError
 from fib_tools.model.schema import DOCUMENTS
 from fib_tools.operations import JOB_TOOLS
+from fib_tools.sources.registry import find_model
 
 ROOT = Path(__file__).parents[1]
 
@@ -90,3 +92,13 @@ def test_a_schema_is_written_for_each_kind_of_document(tmp_path: Path) -> None:
     main(["--schemas", str(tmp_path / "schemas")])
     written = sorted(path.name for path in (tmp_path / "schemas").iterdir())
     assert written == [f"{name}.schema.json" for name in sorted(DOCUMENTS)]
+
+
+def test_every_command_of_the_readme_can_be_given_as_it_stands() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = [line.partition("#")[0].split()[1:] for line in text.splitlines() if line.startswith("fib ")]
+    assert len(commands) >= 6
+    for command in commands:
+        build_app().parse_args(command, exit_on_error=False, print_error=False)
+        if command[0] in {"onboard", "inventory", "brief"} and "--config" not in command:
+            assert find_model(command[1]) is not None, f"{command[1]} is no known model"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from fib_tools.agent.prices import Price, Usage
+from fib_tools.errors import FormatError
 from fib_tools.host.files import read_limited, write_atomically
 from fib_tools.model.base import Model, NonNegative, read_strict
 from fib_tools.model.canonical import canonical_bytes, load_json
@@ -20,7 +23,7 @@ class Entry(Model):
 
     turn: NonNegative
     tokens: Usage
-    usd: float
+    usd: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     is_discarded: bool = False
     """The answer broke off and was asked for again; its output is an estimate."""
 
@@ -53,15 +56,19 @@ class Ledger(Model):
         return kept[-1] if kept else None
 
 
-def load_ledger(path: Path, price: Price) -> Ledger:
-    """Load what was spent, or begin with nothing.
+def load_ledger(path: Path, price: Price, *, turns: int) -> Ledger:
+    """Load what was spent, or begin with nothing; the price is the run's, whatever the file says.
 
     Raises:
-        FormatError: the file is not a ledger.
+        FormatError: the file is not a ledger, or it is not there although the model answered before.
     """
     if not path.exists():
+        if turns:
+            what = f"the ledger of {turns} turns is not there, so the budget cannot be kept"
+            raise FormatError(what, where=str(path), todo="begin a new run; what this one made is kept")
         return Ledger(price=price)
-    return read_strict(Ledger, load_json(read_limited(path, _LIMIT), where=str(path)), where=str(path))
+    ledger = read_strict(Ledger, load_json(read_limited(path, _LIMIT), where=str(path)), where=str(path))
+    return ledger.model_copy(update={"price": price})
 
 
 def save_ledger(path: Path, ledger: Ledger) -> None:

@@ -72,7 +72,7 @@ class _Session:
         self._folder = folder
         self._progress = progress
         self._transcript = Transcript(folder / "transcript.jsonl")
-        self._ledger = load_ledger(folder / "ledger.json", run.price)
+        self._ledger = load_ledger(folder / "ledger.json", run.price, turns=self._transcript.turns)
         self._tools = format_tools(list_tools(toolbox))
 
     def connect(self, client: Any, sleep: Callable[[float], None]) -> None:

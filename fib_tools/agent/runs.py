@@ -10,7 +10,7 @@ from typing import Literal
 from fib_tools.agent.prices import DEFAULT_MODEL, Price, get_price, parse_price
 from fib_tools.agent.prompt import choose_skill, format_system
 from fib_tools.agent.request import AgentRequest, Status
-from fib_tools.errors import RequestError
+from fib_tools.errors import FormatError, RequestError
 from fib_tools.host.env import redact
 from fib_tools.host.files import read_limited, storage_errors, write_atomically
 from fib_tools.host.paths import check_component, confine
@@ -113,7 +113,10 @@ def find_run(jobs: Path, request: AgentRequest) -> Run:
 
 def _load_run(jobs: Path, name: str) -> Run:
     path = confine(jobs, check_component(name), _FILE)
-    return read_strict(Run, load_json(read_limited(path, _LIMIT), where=str(path)), where=str(path))
+    run = read_strict(Run, load_json(read_limited(path, _LIMIT), where=str(path)), where=str(path))
+    if run.run != name:
+        raise FormatError(f"the file of another run, {run.run[:80]!r}", where=str(path), todo="begin a new run")
+    return run
 
 
 def save_run(jobs: Path, run: Run) -> None:

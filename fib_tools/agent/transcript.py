@@ -5,21 +5,27 @@
 
 from __future__ import annotations
 
-import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from fib_tools.errors import FormatError
 from fib_tools.host.files import read_limited, storage_errors
 from fib_tools.model.base import Model, read_strict
-from fib_tools.model.canonical import format_line
+from fib_tools.model.canonical import format_line, load_json
 
 __all__ = ["Message", "Transcript", "text_block"]
 
 _LIMIT = 256 << 20
+_FIELDS: Mapping[str, Mapping[str, type]] = {
+    "text": {"text": str},
+    "tool_use": {"id": str, "name": str, "input": dict},
+    "tool_result": {"tool_use_id": str, "content": str},
+}
+"""What the loop reads of a block, by its type."""
 
 
 def text_block(text: str) -> dict[str, Any]:
@@ -27,11 +33,23 @@ def text_block(text: str) -> dict[str, Any]:
     return {"type": "text", "text": text}
 
 
+def _check_block(block: dict[str, Any]) -> dict[str, Any]:
+    """Refuse a block without the fields that this loop reads; what else it holds is the service's."""
+    kind = block.get("type")
+    wanted = _FIELDS.get(kind, {}) if isinstance(kind, str) else {"type": str}
+    for name, expected in wanted.items():
+        if not isinstance(block.get(name), expected):
+            raise ValueError(  # noqa: TRY004  # pydantic takes no TypeError
+                f"a block of type {kind!r} whose {name} is no {expected.__name__}"
+            )
+    return block
+
+
 class Message(Model):
     """One message of the conversation."""
 
     role: Literal["user", "assistant"]
-    content: tuple[dict[str, Any], ...]
+    content: Annotated[tuple[Annotated[dict[str, Any], AfterValidator(_check_block)], ...], Field(min_length=1)]
     """Content blocks as the Messages API takes them."""
     stop_reason: str | None = None
     """Why the model stopped, in its own messages."""
@@ -92,8 +110,12 @@ def _load(path: Path) -> list[Message]:
 
 
 def _read(line: bytes, *, where: str) -> Message:
+    todo = "begin a new run; what this one made is kept"
     try:
-        value = json.loads(line)
-    except ValueError as error:
-        raise FormatError(f"not JSON: {error}", where=where, todo="begin a new run") from error
-    return read_strict(Message, value, where=where)
+        message = read_strict(Message, load_json(line, where=where), where=where)
+        format_line(message)
+    except FormatError as error:
+        raise FormatError(error.what, where=error.where, todo=todo) from error
+    except ValueError as error:  # NaN and the infinities, which Python reads and no service takes
+        raise FormatError(f"no JSON value: {error}", where=where, todo=todo) from error
+    return message

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 from rich.console import Console
 
+from fib_tools.errors import RequestError
 from fib_tools.host.env import read_secret
 from fib_tools.model.summary import Result
 from fib_tools.operation import Effect, Operation
@@ -15,6 +16,7 @@ from fib_tools.phases.request import ALLOW_SUBMIT
 
 __all__ = ["MCP"]
 
+_LOOPBACK = "127.0.0.1"
 _TOKEN = "FIB_MCP_TOKEN"  # noqa: S105  # the name of a variable
 
 
@@ -24,7 +26,7 @@ def _serve(
     http: Annotated[
         int | None, Field(description="Serve streamable HTTP on this port; 0 takes a free one.", ge=0, le=65535)
     ] = None,
-    host: Annotated[str, Field(description="Address to listen on; other machines reach only another.")] = "127.0.0.1",
+    host: Annotated[str, Field(description="Address to listen on; other machines reach only another.")] = _LOOPBACK,
     allowed_hosts: Annotated[
         tuple[str, ...], Field(description="Names by which clients may call it, such as example.org:8000.")
     ] = (),
@@ -36,13 +38,15 @@ def _serve(
     """
     # the SDK takes half a second, and other commands can do without it
     if http is None:
+        if host != _LOOPBACK or allowed_hosts:
+            raise RequestError("--host and --allowed-hosts are for HTTP", todo="pass --http PORT too")
         from mcp_server.server import serve_stdio
 
         serve_stdio(context, allow_submit=allow_submit)
         return Result()
     from mcp_server.http import bind, make_token, serve_http
 
-    known = read_secret(_TOKEN)
+    known = (read_secret(_TOKEN) or "").strip()
     token = known or make_token()
     with bind(host, http, token=token, allowed_hosts=allowed_hosts) as endpoint:
         console = Console(stderr=True, highlight=False, soft_wrap=True)

@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,6 +16,7 @@ __all__ = [
     "Settings",
     "cache_dir",
     "child_environment",
+    "engine_environment",
     "inherited_environment",
     "proxy_environment",
     "read_endpoint",
@@ -24,6 +25,7 @@ __all__ = [
     "read_settings",
     "redact",
     "redact_command",
+    "redact_values",
 ]
 
 _HF_ENDPOINT = "https://huggingface.co"
@@ -33,6 +35,21 @@ _SHORTEST_SECRET = 8
 """Values below this length are words ("true", "1") that would be masked all over a text."""
 _PASSED_ON = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "SSL_CERT_FILE", "SYSTEMROOT")
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "GIT_SSL_CAINFO", "SSL_CERT_DIR", "SSH_AUTH_SOCK")
+_ENGINE = (*_PASSED_ON, "HOME", "USER", "TMPDIR", "XDG_CACHE_HOME", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH",
+           "LIBRARY_PATH", "CPATH", "CC", "CXX", "MAX_JOBS")  # fmt: skip
+_ENGINE_FAMILIES = (
+    "CUDA_",
+    "NVIDIA_",
+    "NVCC_",
+    "NCCL_",
+    "FLASHINFER_",
+    "TVM_FFI_",
+    "TRITON_",
+    "TORCH",
+    "SGLANG_",
+    "HF_HOME",
+    "FIB_GPU_",
+)
 _SECRET_SHAPES = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{8,}|gh[opsur]_[A-Za-z0-9]{8,}|github_pat_[A-Za-z0-9_]{8,}|sk-ant-[A-Za-z0-9_-]{8,})"
 )
@@ -116,6 +133,12 @@ def child_environment(*, home: Path, extra: Mapping[str, str] | None = None) -> 
     return {name: value for name, value in chosen.items() if not _SECRET_NAME.search(name)}
 
 
+def engine_environment() -> dict[str, str]:
+    """Take the variables that a serving engine needs: its libraries, compilers, GPUs and the caches of what it compiles."""
+    passed = (name for name in os.environ if name in _ENGINE or name.startswith(_ENGINE_FAMILIES))
+    return {"LANG": "C.UTF-8", "PATH": os.defpath, **{name: os.environ[name] for name in passed}}
+
+
 def inherited_environment(extra: Mapping[str, str]) -> dict[str, str]:
     """Take the whole environment, for a command of the user's own, with `extra` in place of what it says."""
     return {**os.environ, **extra}
@@ -146,6 +169,17 @@ def redact_command(args: Sequence[str]) -> str:
         shown.append(_MASK if hides_next else f"{name}={_MASK}" if is_secret and equals else arg)
         hides_next = is_secret and not equals and not hides_next
     return redact(" ".join(shown))
+
+
+def redact_values(document: Any) -> Any:
+    """Mask tokens in every text of a plain document; keys and numbers stay as they are."""
+    if isinstance(document, str):
+        return redact(document)
+    if isinstance(document, dict):
+        return {key: redact_values(value) for key, value in document.items()}
+    if isinstance(document, (list, tuple)):
+        return [redact_values(value) for value in document]
+    return document
 
 
 def _secret_values() -> list[str]:

@@ -6,6 +6,7 @@ Documents of others are read with `read_lenient`: unknown fields stay in `model_
 
 from __future__ import annotations
 
+from datetime import datetime
 from enum import Enum
 from typing import Annotated, Any, TypeVar
 
@@ -13,7 +14,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fib_tools.errors import FormatError
 
-__all__ = ["Model", "NonEmpty", "NonNegative", "find_unknown_fields", "read_lenient", "read_strict", "to_document"]
+__all__ = [
+    "Model",
+    "ModelT",
+    "NonEmpty",
+    "NonNegative",
+    "find_unknown_fields",
+    "read_lenient",
+    "read_strict",
+    "to_document",
+]
 
 NonEmpty = Annotated[str, Field(min_length=1)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -78,6 +88,8 @@ def to_document(value: Any) -> Any:
         return [to_document(item) for item in value]
     if isinstance(value, Enum):
         return value.value
+    if isinstance(value, datetime):
+        return value.isoformat()
     return value
 
 

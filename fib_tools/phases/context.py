@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fib_tools.dataset.store import Dataset
 from fib_tools.host.files import storage_errors, sweep_temporaries
-from fib_tools.host.paths import check_component, check_path, locate
+from fib_tools.host.paths import check_component, check_path, confine, locate
 
 __all__ = ["Context", "Progress", "Workspace", "be_silent"]
 
@@ -61,7 +61,13 @@ class Context:
 
     @property
     def dataset(self) -> Dataset:
-        """The dataset this run reads and writes."""
+        """The dataset this run reads and writes; for an agent, one outside the workspace only as it was started with.
+
+        Raises:
+            PathError: a link in the workspace leads an agent out of it.
+        """
+        if self.dataset_override is None and self.is_confined:
+            return Dataset(confine(self.workspace.root, self.workspace.dataset_root.name))
         return Dataset(self.dataset_override or self.workspace.dataset_root)
 
     def check_readable(self, path: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fib_tools.dataset.store import count_documents
+from fib_tools.errors import FibError
 from fib_tools.model.manifest import DefineStatus
 from fib_tools.model.summary import Result, Summary, Table
 from fib_tools.phases.context import Context
@@ -18,6 +19,8 @@ class OnboardingStatus(Result):
     manifest: str
     kernels: dict[str, int]
     """Kernels by define status."""
+    problem: str = ""
+    """Why its manifest cannot be read."""
 
 
 class StatusResult(Result):
@@ -37,6 +40,7 @@ class StatusResult(Result):
         columns = ("model", *(status.value for status in DefineStatus), "manifest")
         held = ", ".join(f"{kind}: {count}" for kind, count in self.documents.items()) or "empty"
         lines = (
+            *(f"unreadable: {entry.manifest}: {entry.problem}" for entry in self.onboardings if entry.problem),
             f"dataset {self.dataset}: {held}",
             f"clones: {', '.join(self.clones) or 'none (bundled facts are used)'}",
         )
@@ -63,7 +67,11 @@ def show_status(context: Context) -> StatusResult:
 
 
 def _onboarding(context: Context, model: str) -> OnboardingStatus:
-    found = find_manifest(context.workspace, model)
+    try:
+        found = find_manifest(context.workspace, model)
+    except FibError as error:
+        newest = [name for name in list_manifests(context.workspace) if manifest_model(name) == model][-1]
+        return OnboardingStatus(model=model, manifest=newest, kernels={}, problem=error.what)
     name, kernels = (found[0], found[1].kernels) if found else ("", ())
     counts: dict[str, int] = {}
     for kernel in kernels:

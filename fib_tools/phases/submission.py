@@ -167,7 +167,7 @@ def _take_admission(case: _Case, admission: Admission) -> None:
         case.existing = admission.existing
         case.notes += [finding.message for finding in admission.findings]
     elif admission.status is AdmissionStatus.REFUSED:
-        known = {problem.found for problem in case.problems} | {problem.field for problem in case.problems}
+        known = {problem.field for problem in case.problems}
         for finding in admission.findings:
             name = {"gate.constraint": "constraints", "gate.name": "name"}.get(finding.check, "reference")
             if name == "reference" or name not in known:

@@ -50,7 +50,7 @@ class ValidationResult(Result):
             (Table(title="findings", columns=("severity", "check", "where", "message"), rows=rows),) if rows else ()
         )
         more = (
-            (f"... and {len(ranked) - _SHOWN} more; --json or --report FILE shows all",) if len(ranked) > _SHOWN else ()
+            (f"... and {len(ranked) - _SHOWN} more; --json and --report FILE have all",) if len(ranked) > _SHOWN else ()
         )
         totals = {severity: sum(f.severity is severity for f in self.findings) for severity in Severity}
         looked = ", ".join(f"{kind}: {count}" for kind, count in self.counts.items())

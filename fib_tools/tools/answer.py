@@ -16,6 +16,7 @@ from pydantic import Field
 from fib_tools.model.base import Model, to_document
 from fib_tools.model.summary import Result
 from fib_tools.tools.job import Job
+from fib_tools.tools.wording import reword
 
 __all__ = ["Answer", "Page", "Whole", "cut", "document_size", "take_whole"]
 
@@ -51,6 +52,8 @@ class Answer(Model):
     """Lines of the job's progress."""
     log_total: int | None = None
     """Lines there are."""
+    log_next_offset: int | None = None
+    """Where its next lines begin, when it was read from an offset."""
     has_errors: bool | None = None
     """The data has errors: a kernel was refused, a rule is broken. None while there is no result."""
     summary: tuple[str, ...] = ()
@@ -82,7 +85,7 @@ def take_whole(result: Result) -> Whole:
     """Take what a tool needs of a result."""
     return Whole(
         has_errors=result.has_errors,
-        lines=result.summary().lines,
+        lines=tuple(map(reword, result.summary().lines)),
         rows=result.rows,
         row_fields=result.row_fields,
         document=to_document(result),
@@ -132,10 +135,12 @@ def _last_lines(lines: Sequence[str], room: int) -> tuple[str, ...]:
 
 def _project(document: dict[str, Any], fields: Sequence[str]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
-    for field in fields:
+    for field in sorted(fields, key=len, reverse=True):  # a shorter path comes last: it takes in the longer ones
+        *steps, last = field.split(".")
         branch = tree
-        for step in field.split("."):
+        for step in steps:
             branch = branch.setdefault(step, {})
+        branch[last] = {}
     return _pick(document, tree)  # type: ignore[no-any-return]
 
 
@@ -159,6 +164,8 @@ def _shorten_rows(rows: list[Any], fields: Sequence[str]) -> list[str]:
     """Keep these fields of rows, or all if there are none; name those that went."""
     gone: dict[str, None] = {}
     for row in rows if fields else ():
+        if not isinstance(row, dict):
+            continue
         for name in [name for name in row if name not in fields]:
             del row[name]
             gone[name] = None

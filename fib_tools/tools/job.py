@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from enum import Enum
+from typing import Annotated
+
+from pydantic import AwareDatetime, Field
 
 from fib_tools.model.base import Model
 
@@ -17,8 +21,10 @@ class JobState(str, Enum):
     REFUSED = "refused"
     """The request could not be served; the failure says why."""
     CANCELLED = "cancelled"
+    CRASHED = "crashed"
+    """A defect of the tool; the same request would end so again."""
     DIED = "died"
-    """It ended without an outcome; the same request goes on where it stopped."""
+    """It was killed; the same request goes on where it stopped."""
 
 
 class Failure(Model):
@@ -37,6 +43,11 @@ class Job(Model):
     job_id: str
     tool: str
     state: JobState
-    created: str
-    seconds: float
+    created: AwareDatetime
+    seconds: Annotated[float, Field(ge=0)]
     failure: Failure | None = None
+
+    @property
+    def order(self) -> tuple[datetime, str]:
+        """What sorts jobs by age."""
+        return self.created, self.job_id

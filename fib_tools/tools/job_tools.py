@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from fib_tools.model.base import Model
+from fib_tools.model.base import Model, ModelT
 from fib_tools.operation import build_arguments, list_fields
 from fib_tools.operations import JOB_TOOLS
-from fib_tools.phases.context import Progress
 from fib_tools.tools.answer import Answer, Page
 from fib_tools.tools.desk import Desk, JobLog
 from fib_tools.tools.operation_tools import LONGEST_WAIT
-from fib_tools.tools.schemas import answer_schema, arguments_schema
-from fib_tools.tools.tool import Tool
+from fib_tools.tools.schemas import answer_schema, arguments_schema, check_fields
+from fib_tools.tools.tool import Caller, Tool
 
 __all__ = ["build_job_tools"]
-
-ModelT = TypeVar("ModelT", bound=Model)
-
-
-_LISTED = 20
-"""Jobs at most; the answer stays within its bounds."""
 
 
 class _Which(Model):
@@ -38,17 +31,20 @@ class _One(Model):
     """The job."""
 
 
-def build_job_tools(desk: Desk) -> tuple[Tool, ...]:
-    """Build the tools for jobs."""
+def build_job_tools(desk: Desk, schemas: Mapping[str, Mapping[str, Any]]) -> tuple[Tool, ...]:
+    """Build the tools for jobs; `schemas` has the answers of the tools that jobs are of."""
 
-    def get(given: BaseModel, progress: Progress) -> Answer:
+    def get(given: BaseModel, caller: Caller) -> Answer:
         which, page = _narrow(_Which, given), _narrow(Page, given)
         if which.job_id is None:
-            return Answer(jobs=desk.jobs.list_jobs()[: min(page.limit, _LISTED)])
-        desk.watch(which.job_id, which.wait_seconds, progress)
+            return desk.list_jobs(page)
+        schema = schemas.get(desk.jobs.get(which.job_id).tool)
+        if schema is not None:
+            check_fields(schema, page.fields or ())
+        desk.watch(which.job_id, which.wait_seconds, caller)
         return desk.show(which.job_id, page, _narrow(JobLog, given))
 
-    def cancel(given: BaseModel, _progress: Progress) -> Answer:
+    def cancel(given: BaseModel, _caller: Caller) -> Answer:
         return Answer(job=desk.jobs.cancel(_narrow(_One, given).job_id))
 
     return (_tool("fib_get_job", (_Which, JobLog, Page), get), _tool("fib_cancel_job", (_One,), cancel))
@@ -58,7 +54,7 @@ def _narrow(kind: type[ModelT], given: BaseModel) -> ModelT:
     return kind(**{name: getattr(given, name) for name in kind.model_fields})
 
 
-def _tool(name: str, groups: tuple[type[Model], ...], run: Callable[[BaseModel, Progress], Answer]) -> Tool:
+def _tool(name: str, groups: tuple[type[Model], ...], run: Callable[[BaseModel, Caller], Answer]) -> Tool:
     description, effect = next((text, effect) for known, text, effect in JOB_TOOLS if known == name)
     arguments = build_arguments(name, (option for group in groups for option in list_fields(group)))
     return Tool(

@@ -9,11 +9,11 @@ from pydantic import BaseModel, Field
 
 from fib_tools.model.base import Model
 from fib_tools.operation import Operation, build_arguments, list_fields
-from fib_tools.phases.context import Progress
 from fib_tools.tools.answer import Answer, Page
 from fib_tools.tools.desk import Desk
 from fib_tools.tools.schemas import answer_schema, arguments_schema, check_fields
-from fib_tools.tools.tool import Tool
+from fib_tools.tools.tool import Caller, Tool
+from fib_tools.tools.wording import describe_tool
 
 __all__ = ["LONGEST_WAIT", "build_operation_tool"]
 
@@ -33,19 +33,19 @@ def build_operation_tool(operation: Operation, desk: Desk) -> Tool:
     arguments = build_arguments(operation.tool, options)
     output_schema = answer_schema(get_type_hints(operation.function)["return"])
 
-    def run(given: BaseModel, progress: Progress) -> Answer:
+    def run(given: BaseModel, caller: Caller) -> Answer:
         said = given.model_dump(include={option.name for option in own} & given.model_fields_set, mode="json")
         page = Page(**{name: getattr(given, name) for name in Page.model_fields})
         check_fields(output_schema, page.fields or ())
         if not operation.is_long:
-            return desk.run(operation, said, page, progress)
+            return desk.run(operation, said, page, caller)
         job_id = desk.start(operation, said)
-        desk.watch(job_id, given.wait_seconds, progress)  # type: ignore[attr-defined]
+        desk.watch(job_id, given.wait_seconds, caller)  # type: ignore[attr-defined]
         return desk.result(job_id, page)
 
     return Tool(
         name=operation.tool,
-        description=inspect.getdoc(operation.function) or "",
+        description=describe_tool(inspect.getdoc(operation.function) or ""),
         effect=operation.effect,
         is_open_world=operation.is_open_world,
         is_long=operation.is_long,

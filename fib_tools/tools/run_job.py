@@ -6,16 +6,20 @@ import os
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import TextIO
 
 from fib_tools.errors import FibError
-from fib_tools.host.env import redact
+from fib_tools.host.env import redact, redact_values
+from fib_tools.host.files import write_atomically
+from fib_tools.model.base import to_document
+from fib_tools.model.summary import Result
 from fib_tools.operations import get_operation
 from fib_tools.phases.context import Context, Workspace
 from fib_tools.tools.answer import take_whole
 from fib_tools.tools.job import Failure, JobState
-from fib_tools.tools.jobs import JobRequest, Outcome, load_request, save_outcome
+from fib_tools.tools.job_files import JobRequest, Outcome, read_request, save_outcome, save_result
 
 __all__ = ["main"]
 
@@ -43,17 +47,13 @@ class _Log:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the job of a folder and write its outcome there."""
+    """Run the job of a folder, whose request stands on stdin, and write its outcome there."""
     folder = Path(arguments[0])
     os.set_inheritable(int(arguments[1]), False)  # its own children must not keep the lock
     signal.signal(signal.SIGTERM, _interrupt)
     began = time.monotonic()
-    request = load_request(folder)
-    try:
-        with (folder / "log.txt").open("w", encoding="utf-8") as stream:
-            outcome = _run(request, _Log(stream))
-    except KeyboardInterrupt:
-        outcome = Outcome(state=JobState.CANCELLED, seconds=0)
+    outcome = _try(folder)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what has ended is not cancelled
     save_outcome(folder, outcome.model_copy(update={"seconds": round(time.monotonic() - began, 3)}))
     return 0
 
@@ -62,7 +62,34 @@ def _interrupt(_number: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _run(request: JobRequest, log: _Log) -> Outcome:
+def _try(folder: Path) -> Outcome:
+    try:
+        write_atomically(folder / "pid", str(os.getpid()).encode())
+        request = read_request(sys.stdin.buffer.read(), where="stdin")
+        with (folder / "log.txt").open("w", encoding="utf-8") as stream:
+            result = take_whole(_run(request, _Log(stream)))
+        save_result(
+            folder, result.model_copy(update=redact_values({"lines": result.lines, "document": result.document}))
+        )
+    except KeyboardInterrupt:
+        return Outcome(state=JobState.CANCELLED, seconds=0)
+    except FibError as error:
+        failure = Failure(error=type(error).__name__, what=error.what, where=error.where, next=error.todo)
+        shown = Failure.model_validate(redact_values(to_document(failure)))
+        return Outcome(state=JobState.REFUSED, seconds=0, failure=shown)
+    except Exception as error:  # noqa: BLE001  # a face: the traceback stays in stderr.txt
+        traceback.print_exc()
+        failure = Failure(
+            error=type(error).__name__,
+            what="the tool crashed",
+            where=str(folder / "stderr.txt"),
+            next="report it; the same call would end so again",
+        )
+        return Outcome(state=JobState.CRASHED, seconds=0, failure=failure)
+    return Outcome(state=JobState.DONE, seconds=0)
+
+
+def _run(request: JobRequest, log: _Log) -> Result:
     context = Context(
         workspace=Workspace(root=Path(request.workspace)),
         offline=request.offline,
@@ -70,18 +97,7 @@ def _run(request: JobRequest, log: _Log) -> Outcome:
         dataset_override=Path(request.dataset) if request.dataset else None,
         is_confined=True,
     )
-    try:
-        result = get_operation(request.verb).run(context, request.arguments)
-    except FibError as error:
-        failure = Failure(
-            error=type(error).__name__, what=redact(error.what), where=_redact(error.where), next=_redact(error.todo)
-        )
-        return Outcome(state=JobState.REFUSED, seconds=0, failure=failure)
-    return Outcome(state=JobState.DONE, seconds=0, result=take_whole(result))
-
-
-def _redact(text: str | None) -> str | None:
-    return redact(text) if text else None
+    return get_operation(request.verb).run(context, request.arguments)
 
 
 if __name__ == "__main__":

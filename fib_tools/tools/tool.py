@@ -9,10 +9,23 @@ from typing import Any
 from pydantic import BaseModel
 
 from fib_tools.operation import Effect
-from fib_tools.phases.context import Progress
+from fib_tools.phases.context import Progress, be_silent
 from fib_tools.tools.answer import Answer
 
-__all__ = ["Tool"]
+__all__ = ["Caller", "Tool"]
+
+
+def _stays() -> bool:
+    return True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Caller:
+    """Who waits for an answer."""
+
+    progress: Progress = be_silent
+    is_there: Callable[[], bool] = _stays
+    """Asked now and then during a long wait."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,5 +42,5 @@ class Tool:
     arguments: type[BaseModel]
     input_schema: dict[str, Any]
     output_schema: dict[str, Any]
-    run: Callable[[BaseModel, Progress], Answer]
+    run: Callable[[BaseModel, Caller], Answer]
     """Called with arguments of its class."""

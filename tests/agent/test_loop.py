@@ -349,7 +349,22 @@ def test_the_ledger_counts_a_turn_twice_that_was_paid_twice(bench: Bench) -> Non
     assert again.usd == pytest.approx(whole.usd * 4 / 3)
 
 
-@pytest.mark.parametrize("line", [b'{"role": "somebody"}', b"{", b"[]", b"\xff"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"role": "somebody"}',
+        b"{",
+        b"[]",
+        b"\xff",
+        b'{"role": "user", "content": []}',
+        b'{"role": "user", "content": [{"type": "text", "text": 5}]}',
+        b'{"role": "assistant", "content": [{"type": "tool_use", "name": "x", "input": {}}]}',
+        b'{"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": 3, "input": {}}]}',
+        b'{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a", "content": []}]}',
+        b'{"role": "user", "content": [{"type": "text", "text": "x", "y": NaN}]}',
+        b"[" * 50_000,
+    ],
+)
 def test_a_transcript_that_is_no_transcript_is_refused(bench: Bench, line: bytes) -> None:
     result = bench.run(SCRIPT)
     path = Path(result.folder) / "transcript.jsonl"
@@ -357,6 +372,40 @@ def test_a_transcript_that_is_no_transcript_is_refused(bench: Bench, line: bytes
 
     with pytest.raises(FormatError, match=r"transcript.jsonl:1"):
         bench.run([], task=None, resume="latest")
+
+
+@pytest.mark.parametrize("usd", ["-100", "NaN", "Infinity"])
+def test_a_ledger_that_gives_money_back_is_refused(bench: Bench, usd: str) -> None:
+    result = bench.run([ONBOARD], max_turns=1)
+    path = Path(result.folder) / "ledger.json"
+    spent = json.loads(path.read_text(encoding="utf-8"))["entries"][0]["usd"]
+    path.write_text(path.read_text(encoding="utf-8").replace(f'"usd": {spent}', f'"usd": {usd}'), encoding="utf-8")
+    with pytest.raises(FormatError, match=r"ledger|usd"):
+        bench.run([], task=None, resume="latest", max_turns=9)
+
+
+def test_a_run_without_its_ledger_does_not_begin_a_new_bill(bench: Bench) -> None:
+    result = bench.run([ONBOARD], max_turns=1)
+    (Path(result.folder) / "ledger.json").unlink()
+    with pytest.raises(FormatError, match="the ledger of 1 turns is not there"):
+        bench.run([], task=None, resume="latest", max_turns=9)
+
+
+def test_a_run_keeps_its_price_whatever_its_ledger_says(bench: Bench) -> None:
+    result = bench.run([ONBOARD], max_turns=1)
+    path = Path(result.folder) / "ledger.json"
+    ledger = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**ledger, "price": {**ledger["price"], "input": 0, "output": 0}}), encoding="utf-8")
+    again = bench.run([REPORT], task=None, resume="latest", max_turns=9)
+    assert again.usd > result.usd
+
+
+def test_the_file_of_another_run_is_refused(bench: Bench) -> None:
+    result = bench.run([ONBOARD], max_turns=1)
+    path = Path(result.folder) / "agent.json"
+    path.write_text(path.read_text(encoding="utf-8").replace(result.run, "agent-other"), encoding="utf-8")
+    with pytest.raises(FormatError, match="the file of another run"):
+        bench.run([], task=None, resume=result.run)
 
 
 def test_two_agents_do_not_work_on_one_run(bench: Bench) -> None:

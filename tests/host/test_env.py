@@ -4,7 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from fib_tools.host.env import cache_dir, child_environment, proxy_environment, read_secret, read_settings, redact
+from fib_tools.host.env import (
+    cache_dir,
+    child_environment,
+    inherited_environment,
+    proxy_environment,
+    read_gpu_settings,
+    read_secret,
+    read_settings,
+    redact,
+    redact_command,
+)
 
 HF_TOKEN = "hf_" + "abcdefghijklmnop"
 
@@ -91,3 +101,37 @@ def test_the_value_of_a_secret_variable_is_masked_whatever_its_shape(monkeypatch
 def test_a_variable_about_tokenizers_is_no_secret(tmp_path: Path) -> None:
     extra = {"TOKENIZERS_PARALLELISM": "false"}
     assert child_environment(home=tmp_path, extra=extra)["TOKENIZERS_PARALLELISM"] == "false"
+
+
+@pytest.mark.parametrize(
+    ("args", "shown"),
+    [
+        (["python", "train.py", "--steps", "5"], "python train.py --steps 5"),
+        (["run", "--token", "abc", "--steps", "5"], "run --token *** --steps 5"),
+        (["run", "--api-key=abc", "x"], "run --api-key=*** x"),
+        (["env", "HF_TOKEN=abc", "LANG=C", "run"], "env HF_TOKEN=*** LANG=C run"),
+        (["run", "tokens", "keys.txt"], "run tokens keys.txt"),
+        (["run", "--token", "--key", "x"], "run --token *** x"),
+        (["curl", "https://me:pass@example.org", HF_TOKEN], "curl https://***@example.org ***"),
+    ],
+)
+def test_a_command_is_shown_without_its_secrets(args: list[str], shown: str) -> None:
+    assert redact_command(args) == shown
+
+
+def test_what_the_environment_says_about_gpus_is_read_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    names = ("CUDA_VISIBLE_DEVICES", "FIB_PRETEND_GPUS", "FIB_GPU_LOCK_DIR", "FIB_GPU_LEASE")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    nothing = read_gpu_settings()
+    assert (nothing.visible, nothing.pretend, nothing.lock_folder, nothing.lease) == (None, None, None, None)
+    for name, value in zip(names, ("", "8", str(tmp_path), "ticket"), strict=True):
+        monkeypatch.setenv(name, value)
+    said = read_gpu_settings()
+    assert (said.visible, said.pretend, said.lock_folder, said.lease) == ("", "8", tmp_path, "ticket")
+
+
+def test_a_command_of_the_users_own_inherits_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", HF_TOKEN)
+    environment = inherited_environment({"CUDA_VISIBLE_DEVICES": ""})
+    assert (environment["HF_TOKEN"], environment["CUDA_VISIBLE_DEVICES"]) == (HF_TOKEN, "")

@@ -83,6 +83,26 @@ def test_a_port_that_is_taken_is_refused(capsys: pytest.CaptureFixture[str]) -> 
     assert "cannot listen on 127.0.0.1" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--http", "0", "--host", ""], "no address to listen on"),
+        (["--host", "0.0.0.0"], "--host and --allowed-hosts are for HTTP"),  # noqa: S104
+        (["--http", "0", "--host", "no.such.host.invalid"], "cannot listen on"),
+    ],
+)
+def test_an_address_that_cannot_be_is_refused(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    assert main(["mcp", *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_token_that_no_header_takes_is_refused() -> None:
+    with pytest.raises(RequestError, match="no header takes"), bind("127.0.0.1", 0, token=f"{make_token()}\nX: y"):
+        pass
+
+
 def test_a_short_token_is_refused() -> None:
     with pytest.raises(RequestError, match="the token has 5 characters"), bind("127.0.0.1", 0, token=make_token()[:5]):
         pass

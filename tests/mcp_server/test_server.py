@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from mcp import Client
 from mcp.shared.exceptions import MCPError
@@ -16,6 +17,7 @@ from fib_tools.phases.context import Context
 from fib_tools.skills import list_skills
 from fib_tools.tools import desk
 from fib_tools.tools.answer import Answer
+from mcp_server import tools
 from mcp_server.server import build_server
 
 pytestmark = pytest.mark.anyio
@@ -176,6 +178,30 @@ async def test_each_skill_is_a_prompt_with_its_arguments_filled_in(context: Cont
         prompts = (await client.list_prompts()).prompts
         text = (await client.get_prompt("onboard-model", {"arguments": "kimi-k2 --dry-run"})).messages[0].content.text  # type: ignore[union-attr]
         bare = (await client.get_prompt("onboard-model")).messages[0].content.text  # type: ignore[union-attr]
+        await client.get_prompt("onboard-model", {"nonsense": "x"})
     assert [prompt.name for prompt in prompts] == [skill.name for skill in list_skills()]
     assert "kimi-k2 --dry-run" in text
     assert "$ARGUMENTS" not in text + bare
+
+
+async def test_waiting_calls_never_keep_others_waiting(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tools, "_WAITING", 1)
+    async with Client(build_server(context)) as client:
+        begun = await client.call_tool("fib_onboard_model", {"model": "kimi-k2"})
+        job_id = begun.structured_content["job"]["job_id"]  # type: ignore[index]
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(client.call_tool, "fib_get_job", {"job_id": job_id, "wait_seconds": 50})
+            assert not (await client.call_tool("fib_show_status", {})).is_error
+            cancelled = await client.call_tool("fib_cancel_job", {"job_id": job_id})
+    assert cancelled.structured_content is not None
+    assert cancelled.structured_content["job"]["state"] == "cancelled"
+
+
+async def test_a_secret_is_masked_in_texts_and_nowhere_else(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POSTGRES_PASSWORD", "workspace")
+    async with Client(build_server(context)) as client:
+        answer = await client.call_tool("fib_show_status", {})
+    assert not answer.is_error
+    assert answer.structured_content is not None
+    assert "workspace" in answer.structured_content["result"]

@@ -43,12 +43,14 @@ async def test_a_job_outlives_the_client_that_began_it_and_another_reads_its_res
 async def test_two_clients_at_once_on_one_manifest_lose_nothing(tmp_path: Path) -> None:
     async with Client(parameters(tmp_path)) as first, Client(parameters(tmp_path)) as second:
         arguments = {"model": "qwen3-8b", "op_types": ["rmsnorm", "rope"]}
+        other = {**arguments, "op_types": ["rope"]}
         jobs = [
-            (await client.call_tool("fib_onboard_model", arguments)).structured_content for client in (first, second)
+            (await client.call_tool("fib_onboard_model", said)).structured_content
+            for client, said in ((first, arguments), (second, other))
         ]
         for job in jobs:
             await first.call_tool("fib_get_job", {"job_id": job["job"]["job_id"], "wait_seconds": 50})  # type: ignore[index]
-        states = sorted(found.state.value for found in Jobs(tmp_path / "jobs").list_jobs())
+        states = sorted(found.state.value for found in Jobs(tmp_path).list_jobs())
         final = await second.call_tool("fib_onboard_model", {**arguments, "wait_seconds": 50})
     assert states in (["done", "done"], ["done", "refused"])
     assert final.structured_content is not None
@@ -78,7 +80,31 @@ def test_a_server_that_is_killed_leaves_its_job_to_finish(tmp_path: Path) -> Non
         assert '"id":1' in server.stdout.readline()
         assert "job_id" in server.stdout.readline()
         server.send_signal(signal.SIGKILL)
-    jobs = Jobs(tmp_path / "jobs")
+    jobs = Jobs(tmp_path)
     (job,) = jobs.list_jobs()
     list(jobs.wait(job.job_id, PATIENCE))
     assert jobs.get(job.job_id).state is JobState.DONE
+
+
+def test_a_server_ends_with_its_client_even_while_a_call_waits(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fib_tools", "mcp", "--offline", "--quiet", "--workspace", str(tmp_path)]
+    hello = (
+        '{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-06-18",'
+        '"capabilities":{},"clientInfo":{"name":"test","version":"0"}}}\n'
+        '{"jsonrpc":"2.0","method":"notifications/initialized"}\n'
+        '{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"fib_onboard_model",'
+        '"arguments":{"model":"kimi-k2","wait_seconds":50},"_meta":{"progressToken":"p"}}}\n'
+    )
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        server.stdin.write(hello)
+        server.stdin.flush()
+        assert '"id":1' in server.stdout.readline()
+        assert "notifications/progress" in server.stdout.readline()
+        server.stdin.close()
+        server.stdout.read()
+    jobs = Jobs(tmp_path)
+    (job,) = jobs.list_jobs()
+    assert job.state is JobState.RUNNING, "the server did not wait for it"
+    jobs.cancel(job.job_id)

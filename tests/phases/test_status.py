@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import example_dataset
-from fib_tools.errors import FormatError, RequestError
+from fib_tools.errors import RequestError
 from fib_tools.phases import context as context_module
 from fib_tools.phases.context import Context, Workspace, be_silent
 from fib_tools.phases.inventory import take_inventory
@@ -62,6 +62,7 @@ def test_silence_reports_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_broken_manifest_is_named(context: Context) -> None:
     context.workspace.create()
     (context.workspace.root / "onboard_a_2026-11-21.json").write_text("{", encoding="utf-8")
-    with pytest.raises(FormatError) as caught:
-        show_status(context)
-    assert caught.value.where == "onboard_a_2026-11-21.json"
+    result = show_status(context)
+    (broken,) = result.onboardings
+    assert (broken.model, broken.manifest) == ("a", "onboard_a_2026-11-21.json")
+    assert result.summary().lines[0].startswith("unreadable: onboard_a_2026-11-21.json: not JSON")

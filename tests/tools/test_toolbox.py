@@ -68,6 +68,9 @@ def test_a_long_tool_answers_with_a_job_that_can_be_followed_to_its_result(toolb
     rest = toolbox.call("fib_get_job", {**arguments, "offset": 1, "limit": 50, "log_offset": 0})
     assert rest.total == len(rest.result["manifest"]["kernels"]) + 1
     assert rest.log == tuple(seen[:2])
+    assert rest.log_next_offset == 2
+    with pytest.raises(RequestError, match=r"the result has no part 'nope\.x'"):
+        toolbox.call("fib_get_job", {"job_id": first.job.job_id, "fields": ["nope.x"]})
     listed = toolbox.call("fib_get_job", {})
     assert [job.job_id for job in listed.jobs] == [first.job.job_id]
 
@@ -83,6 +86,53 @@ def test_an_answer_over_a_job_keeps_to_its_bound(toolbox: Toolbox) -> None:
     answer = toolbox.call("fib_inventory_model", arguments)
     assert document_size(to_document(answer)) <= 2000
     assert answer.left_out
+    assert answer.job is not None
+    for log in ({"log_offset": 0, "log_lines": 500}, {"log_lines": 500}, {"log_lines": 0}):
+        for size in (2000, 3000, 8000):
+            again = toolbox.call("fib_get_job", {"job_id": answer.job.job_id, "max_bytes": size, **log})
+            assert document_size(to_document(again)) <= size
+
+
+def test_what_a_caller_sent_comes_back_shortened(toolbox: Toolbox) -> None:
+    long = "x" * 500_000
+    for name, arguments in (
+        ("fib_onboard_model", {"model": long, "wait_seconds": 50}),
+        ("fib_show_status", {"fields": [long]}),
+        ("fib_get_job", {"job_id": long}),
+        (long, {}),
+    ):
+        with pytest.raises(FibError) as caught:
+            toolbox.call(name, arguments)
+        assert len(str(caught.value)) < 7000
+    with pytest.raises(RequestError, match="the arguments have more than"):
+        toolbox.call("fib_onboard_model", {"model": long * 5})
+    answer = toolbox.call("fib_get_job", {"max_bytes": 2000})
+    assert document_size(to_document(answer)) <= 2000
+
+
+def test_a_link_out_of_the_workspace_is_no_dataset_for_an_agent(context: Context, tmp_path: Path) -> None:
+    context.workspace.create()
+    (tmp_path / "outside").mkdir()
+    (context.workspace.root / "flashinfer-trace").symlink_to(tmp_path / "outside")
+    with pytest.raises(FibError, match="leads out"):
+        Toolbox(context).call("fib_onboard_model", {"model": "qwen3-8b", "op_types": ["rmsnorm"], "wait_seconds": 50})
+    chosen = replace(context, dataset_override=tmp_path / "outside")
+    assert Toolbox(chosen).call("fib_show_status", {}).result["documents"] == {}
+    assert list((tmp_path / "outside").iterdir()) == []
+
+
+def test_advice_speaks_of_tools_and_their_arguments(toolbox: Toolbox) -> None:
+    with pytest.raises(FibError) as caught:
+        toolbox.call("fib_onboard_model", {"model": "kimi-k2", "phases": [3], "wait_seconds": 50})
+    assert caught.value.todo == "use phases 0,1,2"
+    for tool in toolbox.tools:
+        assert "--" not in tool.description
+        assert "Exit status" not in tool.description
+
+
+def test_a_broad_path_takes_in_a_narrow_one(toolbox: Toolbox) -> None:
+    both = toolbox.call("fib_show_status", {"fields": ["documents.definition", "documents"]})
+    assert set(both.result) == {"documents"}
 
 
 @pytest.mark.parametrize(
