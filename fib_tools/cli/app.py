@@ -16,6 +16,7 @@ from rich.console import Console
 
 from fib_tools import __version__
 from fib_tools.cli.agent import AGENT
+from fib_tools.cli.gpu_lock import gpu_lock
 from fib_tools.cli.mcp import MCP
 from fib_tools.cli.output import print_result, report_error
 from fib_tools.cli.parameters import SHARED, make_parameter
@@ -57,6 +58,7 @@ def build_app() -> App:
     )
     for operation in (*OPERATIONS, AGENT, MCP):
         app.command(_command(operation), name=operation.verb)
+    app.command(gpu_lock, name="gpu-lock")
     return app
 
 
