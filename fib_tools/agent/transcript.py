@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from pydantic import AfterValidator, Field
 
 from fib_tools.errors import FormatError
 from fib_tools.host.files import read_limited, storage_errors
-from fib_tools.model.base import Model, read_strict
+from fib_tools.model.base import Model, read_strict, to_document
 from fib_tools.model.canonical import format_line, load_json
 
 __all__ = ["Message", "Transcript", "text_block"]
@@ -113,7 +114,7 @@ def _read(line: bytes, *, where: str) -> Message:
     todo = "begin a new run; what this one made is kept"
     try:
         message = read_strict(Message, load_json(line, where=where), where=where)
-        format_line(message)
+        json.dumps(to_document(message), allow_nan=False)
     except FormatError as error:
         raise FormatError(error.what, where=error.where, todo=todo) from error
     except ValueError as error:  # NaN and the infinities, which Python reads and no service takes
