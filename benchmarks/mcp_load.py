@@ -101,7 +101,9 @@ def report(options: argparse.Namespace, tally: Tally) -> None:
         print(f"{name:22s} {len(values):7d} {row[0]:10.1f} {row[1]:8.1f} {row[2]:8.1f}")
     first, last = tally.resident[0], tally.resident[-1]
     print(f"errors {len(tally.errors)} {tally.errors[:2] or ''}; {len(every) / options.seconds:.0f} calls/s")
-    print(f"server's resident memory: {first / 1024:.0f} MiB at the start, {last / 1024:.0f} at the end ({last / first - 1:+.1%})")
+    print(
+        f"server's resident memory: {first / 1024:.0f} MiB at the start, {last / 1024:.0f} at the end ({last / first - 1:+.1%})"
+    )
 
 
 if __name__ == "__main__":

@@ -37,7 +37,9 @@ def hold(path: Path, *, purpose: str, wait_seconds: float = 0) -> Iterator[None]
             lock.acquire(poll_interval=0.02)
         except filelock.Timeout as error:  # an OSError, but none of the disk
             what = f"{purpose} must wait: {_describe(holder)}"
-            raise LockedError(what, where=str(path), todo="wait for it (fib_get_job lists an agent's jobs), or end that process") from error
+            raise LockedError(
+                what, where=str(path), todo="wait for it (fib_get_job lists an agent's jobs), or end that process"
+            ) from error
     try:
         write_atomically(holder, _record(purpose))
         yield
