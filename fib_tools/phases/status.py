@@ -34,6 +34,11 @@ class StatusResult(Result):
     clones: tuple[str, ...]
     onboardings: tuple[OnboardingStatus, ...]
 
+    @property
+    def has_errors(self) -> bool:
+        """A manifest that cannot be read is an error."""
+        return any(entry.problem for entry in self.onboardings)
+
     def summary(self) -> Summary:
         """List the onboardings, then what else there is."""
         rows = tuple((entry.model, *_counts(entry), entry.manifest) for entry in self.onboardings)

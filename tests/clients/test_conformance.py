@@ -63,6 +63,7 @@ def open_url(url: str) -> Iterator[str]:
 
 class _Proxy(BaseHTTPRequestHandler):
     upstream = ""
+    protocol_version = "HTTP/1.1"  # node's client breaks now and then over an answer that ends with its connection
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the base class names it so
         pass
@@ -86,12 +87,18 @@ class _Proxy(BaseHTTPRequestHandler):
     def _answer(self, response: http.client.HTTPResponse) -> None:
         self.send_response(response.status)
         for name, value in response.getheaders():
-            if name.lower() not in {"connection", "transfer-encoding", "server", "date"}:
+            if name.lower() not in {"connection", "transfer-encoding", "content-length", "server", "date"}:
                 self.send_header(name, value)
+        if response.status in {202, 204}:
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         while piece := response.read1(65536):
-            self.wfile.write(piece)
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
             self.wfile.flush()
+        self.wfile.write(b"0\r\n\r\n")
 
     do_GET = do_POST = do_DELETE = _forward  # noqa: N815  # the base class names them so
 

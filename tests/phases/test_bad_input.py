@@ -222,7 +222,12 @@ def test_a_name_too_long_for_the_system_is_refused(refused: Run, tmp_path: Path)
 )
 @pytest.mark.usefixtures("untraced")
 def test_a_manifest_that_is_none_stops_the_run_and_stays(
-    refused: Run, tmp_path: Path, write_config: Callable[..., Path], text: str, said: str
+    refused: Run,
+    tmp_path: Path,
+    write_config: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    text: str,
+    said: str,
 ) -> None:
     path = tmp_path / "work" / "onboard_tiny_2026-01-02.json"
     path.parent.mkdir()
@@ -232,7 +237,8 @@ def test_a_manifest_that_is_none_stops_the_run_and_stays(
     assert "onboard_tiny_2026-01-02.json" in message
     assert "move that file away" in message
     assert path.read_text(encoding="utf-8") == text
-    assert "onboard_tiny_2026-01-02.json" in refused("status")
+    assert main(["status", "--workspace", str(path.parent)]) == 1
+    assert "unreadable: onboard_tiny_2026-01-02.json" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("untraced")

@@ -115,7 +115,7 @@ def test_many_findings_are_shown_in_part_and_errors_first() -> None:
     assert len(summary.tables[0].rows) == 40
     assert summary.tables[0].rows[0][2] == "file99"
     assert summary.lines == (
-        "... and 11 more; --json or --report FILE shows all",
+        "... and 11 more; --json and --report FILE have all",
         "data: definition: 1",
         "errors: 1, warnings: 0, notes: 50",
     )
