@@ -32,6 +32,8 @@ class WitnessSource(str, Enum):
     """A serving configuration of the sgl-cookbook."""
     ENGINE = "engine"
     """Knowledge of what serving adds that no model file shows, such as sampling or paged KV."""
+    DUMP = "dump"
+    """A call in a running engine."""
 
 
 class Witness(Model):

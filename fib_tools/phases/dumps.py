@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,6 +13,7 @@ from fib_tools.gate.execute import open_sandbox
 from fib_tools.gate.gate import Candidate, admit, to_candidate
 from fib_tools.gate.normalise import Normalised, normalise
 from fib_tools.host.locks import hold
+from fib_tools.model.definition import Definition
 from fib_tools.model.tags import Tag, merge_tags
 from fib_tools.op_types.base import Parameters
 from fib_tools.op_types.registry import get_kernel_type
@@ -23,7 +24,22 @@ from fib_tools.phases.manifests import model_slug
 from fib_tools.phases.outcomes import DefineEntry, DefineResult, find_shared
 from fib_tools.sources.dumps import RawDump, load_raw_dumps
 
-__all__ = ["stage_dumps"]
+__all__ = ["Dump", "read_dumps", "run_gate", "stage_dumps"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dump:
+    """A raw dump, and what the normaliser made of it."""
+
+    raw: RawDump
+    normalised: Normalised
+
+    @property
+    def definition(self) -> Definition:
+        """The Definition; ask only one that was not refused."""
+        if self.normalised.definition is None:
+            raise ValueError("a refused dump has no Definition")
+        return self.normalised.definition
 
 
 def stage_dumps(context: Context, folder: Path, *, model: str | None, dry_run: bool) -> DefineResult:
@@ -32,37 +48,54 @@ def stage_dumps(context: Context, folder: Path, *, model: str | None, dry_run: b
     Raises:
         RequestError: when the folder is not there or holds no JSON file.
     """
-    if not folder.is_dir():
-        raise RequestError("there is no such folder", where=str(folder), todo="pass the folder that holds the dumps")
     slug = model_slug(model) if model else None
-    dumps = list(load_raw_dumps(folder))
-    if not dumps:
-        raise RequestError("no dump in it", where=str(folder), todo="pass FLASHINFER_TRACE_DUMP_DIR of the run")
-    raws = [dump for dump in dumps if isinstance(dump, RawDump)]
-    entries = [
-        DefineEntry(name=PurePosixPath(dump.where).stem, status="refused", reason=dump.message)
-        for dump in dumps
-        if not isinstance(dump, RawDump)
-    ]
-    normalised = [normalise(raw.data, siblings=_siblings(raw, raws)) for raw in raws]
-    entries += [
-        DefineEntry(name=_stem(raw.path), status="refused", reason=item.refused or "", remarks=item.changes)
-        for raw, item in zip(raws, normalised, strict=True)
-        if item.definition is None
-    ]
-    good = [item for item in normalised if item.definition is not None]
+    good, entries = read_dumps(folder)
     if dry_run:
-        entries += [DefineEntry(name=_name(item), status="would define", remarks=item.changes) for item in good]
+        entries += [
+            DefineEntry(name=dump.definition.name, status="would define", remarks=dump.normalised.changes)
+            for dump in good
+        ]
     else:
         with hold(workspace_lock(context), purpose=f"staging the dumps of {folder}"):
             context.sweep()
-            entries += _run_gate(context, good, slug)
+            entries += run_gate(context, good, tags=[[str(Tag(key="model", value=slug))] if slug else []] * len(good))
     return DefineResult(
         subject=str(folder),
         dataset=str(context.dataset.root),
         entries=tuple(entries),
         shared=find_shared(context, {entry.name for entry in entries}),
     )
+
+
+def read_dumps(folder: Path) -> tuple[list[Dump], list[DefineEntry]]:
+    """Read and normalise the raw dumps of a folder; return the good ones, and what became of the others.
+
+    Raises:
+        RequestError: when the folder is not there or holds no JSON file.
+    """
+    if not folder.is_dir():
+        raise RequestError("there is no such folder", where=str(folder), todo="pass the folder that holds the dumps")
+    found = list(load_raw_dumps(folder))
+    if not found:
+        raise RequestError("no dump in it", where=str(folder), todo="pass FLASHINFER_TRACE_DUMP_DIR of the run")
+    raws = [dump for dump in found if isinstance(dump, RawDump)]
+    refused = [
+        DefineEntry(name=PurePosixPath(dump.where).stem, status="refused", reason=dump.message)
+        for dump in found
+        if not isinstance(dump, RawDump)
+    ]
+    dumps = [Dump(raw=raw, normalised=normalise(raw.data, siblings=_siblings(raw, raws))) for raw in raws]
+    refused += [
+        DefineEntry(
+            name=_stem(dump.raw.path),
+            status="refused",
+            reason=dump.normalised.refused or "",
+            remarks=dump.normalised.changes,
+        )
+        for dump in dumps
+        if dump.normalised.definition is None
+    ]
+    return [dump for dump in dumps if dump.normalised.definition is not None], refused
 
 
 def _siblings(dump: RawDump, others: Iterable[RawDump]) -> list[dict[str, Any]]:
@@ -75,14 +108,11 @@ def _stem(path: Path) -> str:
     return path.stem.encode("utf-8", "backslashreplace").decode()
 
 
-def _name(item: Normalised) -> str:
-    return item.definition.name if item.definition else ""
-
-
-def _run_gate(context: Context, items: list[Normalised], model: str | None) -> list[DefineEntry]:
+def run_gate(context: Context, dumps: Sequence[Dump], *, tags: Sequence[Sequence[str]]) -> list[DefineEntry]:
+    """Stage what passes the gate, with these tags for each; the caller holds the workspace's lock."""
     standing, _ = context.dataset.load_definitions()
     entries: dict[int, DefineEntry] = {}
-    candidates = [_candidate(item, model) for item in items]
+    candidates = [_candidate(dump.normalised, own) for dump, own in zip(dumps, tags, strict=True)]
     # the gate may pass on another candidate than it was given, but always with the Definition that came
     places = {id(candidate.definition): place for place, candidate in enumerate(candidates)}
     with open_sandbox() as sandbox:
@@ -90,13 +120,12 @@ def _run_gate(context: Context, items: list[Normalised], model: str | None) -> l
         for done, admission in enumerate(admissions, start=1):
             context.progress(f"executing references: {admission.name}", done, len(candidates))
             place = places[id(admission.candidate.definition)]
-            entries[place] = admission_entry(context, admission, remarks=items[place].changes)
+            entries[place] = admission_entry(context, admission, remarks=dumps[place].normalised.changes)
     return [entries[place] for place in sorted(entries)]
 
 
-def _candidate(item: Normalised, model: str | None) -> Candidate:
+def _candidate(item: Normalised, tags: Sequence[str]) -> Candidate:
     candidate = to_candidate(item)
-    tags = [str(Tag(key="model", value=model))] if model else []
     definition = candidate.definition
     definition = definition.model_copy(update={"tags": merge_tags(definition.tags, tags)})
     return replace(candidate, definition=definition, qualifier=_qualifier(item))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fib_tools.host.locks import hold
 from fib_tools.model.manifest import DefineStatus, Manifest, ManifestKernel
@@ -20,7 +21,10 @@ from fib_tools.phases.manifests import (
 )
 from fib_tools.phases.request import DEFAULTS, ModelArgument, ModelOptions, check_op_types
 
-__all__ = ["KERNEL_FIELDS", "InventoryResult", "refresh_manifest", "take_inventory", "workspace_lock"]
+if TYPE_CHECKING:
+    from fib_tools.phases.survey import Survey
+
+__all__ = ["KERNEL_FIELDS", "InventoryResult", "keep_survey", "refresh_manifest", "take_inventory", "workspace_lock"]
 
 KERNEL_FIELDS = (
     "name",
@@ -116,12 +120,17 @@ def workspace_lock(context: Context) -> Path:
 
 def refresh_manifest(context: Context, model: str, options: ModelOptions) -> Standing:
     """Take the inventory and merge it into the model's manifest; the caller holds the workspace's lock."""
-    # these load a hundred classes, which `fib --help` can do without
-    from fib_tools.phases.classify import build_manifest
+    # it loads a hundred classes, which `fib --help` can do without
     from fib_tools.phases.survey import survey_model
 
     check_op_types(options.op_types)
-    survey = survey_model(context, model, options)
+    return keep_survey(context, survey_model(context, model, options), options)
+
+
+def keep_survey(context: Context, survey: Survey, options: ModelOptions) -> Standing:
+    """Merge what a survey found into the model's manifest; the caller holds the workspace's lock."""
+    from fib_tools.phases.classify import build_manifest
+
     standing, _ = context.dataset.load_definitions()
     fresh = build_manifest(survey, standing, options.op_types)
     found = find_manifest(context.workspace, fresh.model)

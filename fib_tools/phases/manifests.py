@@ -11,12 +11,14 @@ from fib_tools.host.files import read_limited, write_atomically
 from fib_tools.host.paths import confine, slugify
 from fib_tools.model.base import read_strict
 from fib_tools.model.canonical import canonical_bytes, content_hash, load_json
+from fib_tools.model.kernel import Witness, WitnessSource
 from fib_tools.model.manifest import DefineStatus, Manifest, ManifestKernel
 from fib_tools.phases.context import Workspace
 from fib_tools.sources.registry import find_model
 
 __all__ = [
     "Standing",
+    "add_witnesses",
     "find_manifest",
     "kernel_key",
     "list_manifests",
@@ -152,7 +154,16 @@ def _with_progress(fresh: ManifestKernel, standing: ManifestKernel | None) -> Ma
         "fi_trace_template_request_url",
     )
     merged = {field: join_sizes(getattr(fresh, field), getattr(standing, field)) for field in _SIZES}
-    return fresh.model_copy(update={**{field: getattr(standing, field) for field in progress}, **merged})
+    witnesses = add_witnesses(fresh.witnesses, standing.witnesses, source=WitnessSource.DUMP)
+    kept = {field: getattr(standing, field) for field in progress}
+    return fresh.model_copy(update={**kept, **merged, "witnesses": witnesses})
+
+
+def add_witnesses(
+    first: tuple[Witness, ...], second: tuple[Witness, ...], *, source: WitnessSource
+) -> tuple[Witness, ...]:
+    """Add the witnesses of one source, which an inventory taken later does not see."""
+    return tuple(dict.fromkeys((*first, *(witness for witness in second if witness.source is source))))
 
 
 def join_sizes(first: tuple[int, ...], second: tuple[int, ...]) -> tuple[int, ...]:

@@ -226,7 +226,7 @@ def test_a_folder_without_a_dump_is_refused(context: Context, tmp_path: Path) ->
         define_model(context, path="dump", from_dir=tmp_path / "missing")
     with pytest.raises(RequestError, match="there is no such folder"):
         define_model(context, path="dump", from_dir=Path("a\0b"))
-    with pytest.raises(RequestError, match="needs the folder of the dumps"):
+    with pytest.raises(RequestError, match="needs a model to serve, or the folder"):
         define_model(context, path="dump")
 
 
