@@ -9,6 +9,7 @@ from fib_tools.phases.define import define_model
 from fib_tools.phases.discover import discover_models
 from fib_tools.phases.inventory import take_inventory
 from fib_tools.phases.onboard import onboard_model
+from fib_tools.phases.reference_tests import write_or_run_tests
 from fib_tools.phases.refresh import clone_repositories
 from fib_tools.phases.status import show_status
 from fib_tools.phases.validate import validate_dataset
@@ -67,6 +68,14 @@ OPERATIONS: tuple[Operation, ...] = (
         function=validate_dataset,
         phase=None,
         effect=Effect.READ,
+        is_long=True,
+    ),
+    Operation(
+        verb="tests",
+        tool="fib_test_references",
+        function=write_or_run_tests,
+        phase=None,
+        effect=Effect.WORKSPACE,
         is_long=True,
     ),
     Operation(

@@ -59,7 +59,7 @@ def test_the_fields_of_a_model_are_options_of_their_own_and_come_back_as_that_mo
 
 @every_operation
 def test_a_tool_is_named_for_its_command(operation: Operation) -> None:
-    verb = {"status": "show", "brief": "get", "admit": "submit"}.get(operation.verb, operation.verb)
+    verb = {"status": "show", "brief": "get", "admit": "submit", "tests": "test"}.get(operation.verb, operation.verb)
     assert re.fullmatch(rf"fib_{verb}_[a-z_]+", operation.tool)
     assert get_operation(operation.verb) is operation
 

@@ -21,7 +21,6 @@ RULES = {rule.id for family in FAMILIES for rule in family.rules}
 
 LATER = {
     "add-new-model": ("fib_write_model_pages",),
-    "add-reference-tests": ("fib_test_references",),
     "benchmark-kernels": ("fib_benchmark_kernels",),
     "collect-workloads": ("fib_collect_workloads",),
     "extract-model-from-hf": ("fib_write_model_pages",),

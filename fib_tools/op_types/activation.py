@@ -27,6 +27,8 @@ from fib_tools.op_types.base import (
     tensor,
     var,
 )
+from fib_tools.op_types.ground_truth import GroundTruth, Wrapper
+from fib_tools.op_types.tolerance import rounded
 
 __all__ = ["OP_TYPE", "ActivationParameters", "SwigluOaiParameters"]
 
@@ -144,6 +146,30 @@ def _template(form: _Form, parameters: ActivationParameters) -> TemplateCall:
     return TemplateCall(fi_api=f"flashinfer.activation.{form.id}", arguments={"input": rows})
 
 
+_KERNELS: Mapping[str, str] = {
+    "relu2": "return relu2(input)",
+    "swiglu_oai": "return swiglu_gpt_oss_sigmoid_alpha(input, ALPHA, LIMIT)",
+}
+"""How SGLang's functions are called; those of FlashInfer take the input alone."""
+
+
+def _ground_truth(form: _Form, parameters: ActivationParameters) -> GroundTruth:
+    api = f"flashinfer.activation.{form.id}" if form.in_flashinfer else form.sglang_symbols[-1]
+    module, _, name = api.rpartition(".")
+    constants: dict[str, object] = {}
+    if isinstance(parameters, SwigluOaiParameters):
+        constants = {"ALPHA": parameters.alpha, "LIMIT": parameters.limit}
+    line = f"return flashinfer.activation.{form.id}(input)"
+    wrapper = Wrapper(
+        kind="flashinfer" if form.in_flashinfer else "sglang",
+        api=api,
+        imports=("import flashinfer" if form.in_flashinfer else f"from {module} import {name}",),
+        constants=constants,
+        body=f"@torch.no_grad()\ndef run(input):\n    {_KERNELS.get(form.id, line)}",
+    )
+    return GroundTruth(wrappers=(wrapper,))
+
+
 def _kernel(form: _Form) -> KernelType[Any]:
     return KernelType(
         id=form.id,
@@ -154,6 +180,8 @@ def _kernel(form: _Form) -> KernelType[Any]:
         fi_api=f"flashinfer.activation.{form.id}" if form.in_flashinfer else None,
         template=partial(_template, form) if form.in_flashinfer else None,
         sglang_symbols=form.sglang_symbols,
+        ground_truth=partial(_ground_truth, form),
+        policy=rounded,
     )
 
 

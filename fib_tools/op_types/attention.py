@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FP8_SUFFIXES",
+    "INPUT_CODE",
     "INPUT_RULES",
     "INTEGER",
     "MLA_PLAIN_SCALE",
@@ -273,3 +274,10 @@ INPUT_RULES: Mapping[str, InputRule] = {
     "ckv_scale": positive(0.25, 0.75),
     "kpe_scale": positive(0.25, 0.75),
 }
+
+INPUT_CODE: Mapping[str, str] = {
+    "kv_last_page_len": "draw.last_page_lengths(kv_indptr, {page_size}{queries})",
+    "kv_indices": "draw.distinct({num_kv_indices}, {num_pages})",
+    **dict.fromkeys(("k_scale", "v_scale", "ckv_scale", "kpe_scale"), "0.5"),
+}
+"""How reference tests make them."""

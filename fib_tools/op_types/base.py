@@ -14,7 +14,9 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from fib_tools.model.base import Model
 from fib_tools.model.definition import AxisConst, AxisVar, Definition, DType, TensorSpec
+from fib_tools.op_types.ground_truth import GroundTruth, no_kernel
 from fib_tools.op_types.input_request import InputRequest
+from fib_tools.op_types.tolerance import Policy, Tolerance, exact, summed
 
 __all__ = [
     "InputRule",
@@ -96,6 +98,12 @@ class KernelType(Generic[P]):
     """None, or giving None, when the API has no trace template that can describe this kernel."""
     sglang_symbols: tuple[str, ...] = ()
     """What SGLang calls for it, dotted, such as `sgl_kernel.rmsnorm`."""
+    ground_truth: Callable[[P], GroundTruth] | None = None
+    """The real kernels that compute it, as wrappers with the reference's interface."""
+    policy: Policy = summed
+    """How near those come to the reference, by the element type of an output."""
+    policies: Mapping[str, Policy] = field(default_factory=dict)
+    """The same for single outputs, by name."""
 
     def find_fi_api(self, parameters: Mapping[str, Any]) -> str | None:
         """Find the FlashInfer API that computes the kernel with these parameters."""
@@ -106,6 +114,17 @@ class KernelType(Generic[P]):
     def find_template_call(self, parameters: Mapping[str, Any]) -> TemplateCall | None:
         """Find the call that makes FlashInfer's trace template describe the kernel with these parameters."""
         return self.template(self.parameters.model_validate(dict(parameters))) if self.template else None
+
+    def find_ground_truth(self, parameters: Mapping[str, Any]) -> GroundTruth:
+        """Find the real kernels with these parameters, or the reason why there are none."""
+        if self.ground_truth is None:
+            return no_kernel(f"this project knows no kernel of {self.id} to call on its own")
+        return self.ground_truth(self.parameters.model_validate(dict(parameters)))
+
+    def find_tolerance(self, output: str, dtype: DType) -> Tolerance:
+        """Find how near a kernel must come in this output; integers are the same or not."""
+        policy = self.policies.get(output, self.policy if dtype.value[0] == "f" or dtype is DType.BFLOAT16 else exact)
+        return policy(dtype)
 
     def build(self, parameters: Mapping[str, Any]) -> Definition:
         """Build the Definition from plain parameter values."""
@@ -126,6 +145,10 @@ class OpType:
     """By input name, before the rules that hold for every op_type."""
     axis_sizes: Mapping[str, int] = field(default_factory=dict)
     """Small lengths of var axes for a trial run, by axis name, before the general ones."""
+    input_code: Mapping[str, str] = field(default_factory=dict)
+    """How a reference test writes an input down, by its name, before the general ways; see `input_code`."""
+    test_sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Medium and large lengths of var axes for reference tests, by axis name, before the general ones."""
 
 
 def const(value: int, description: str) -> AxisConst:

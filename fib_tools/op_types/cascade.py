@@ -20,6 +20,8 @@ from fib_tools.op_types.base import (
     tensor,
     var,
 )
+from fib_tools.op_types.ground_truth import GroundTruth, Wrapper
+from fib_tools.op_types.tolerance import rounded
 
 __all__ = ["OP_TYPE", "MergeStateParameters"]
 
@@ -86,6 +88,20 @@ def _template(parameters: MergeStateParameters) -> TemplateCall:
     return TemplateCall(fi_api=_API, arguments={"v_a": values, "s_a": sums, "v_b": values, "s_b": sums})
 
 
+_KERNEL = """
+    @torch.no_grad()
+    def run(v_a, s_a, v_b, s_b):
+        return flashinfer.cascade.merge_state(v_a, s_a, v_b, s_b)
+"""
+
+
+def _ground_truth(parameters: MergeStateParameters) -> GroundTruth:
+    del parameters
+    return GroundTruth(
+        wrappers=(Wrapper(kind="flashinfer", api=_API, imports=("import flashinfer",), body=_KERNEL),),
+    )
+
+
 OP_TYPE = OpType(
     name="cascade",
     kernels=(
@@ -98,6 +114,8 @@ OP_TYPE = OpType(
             fi_api=_API,
             template=_template,
             sglang_symbols=("flashinfer.cascade.merge_state", "sgl_kernel.merge_state", "sgl_kernel.merge_state_v2"),
+            ground_truth=_ground_truth,
+            policy=rounded,
         ),
     ),
 )

@@ -7,7 +7,9 @@ from pydantic import Field
 from fib_tools.model.definition import Definition
 from fib_tools.model.naming import format_name
 from fib_tools.op_types.base import KernelType, OpType, Parameters, const, source, tensor, var
+from fib_tools.op_types.ground_truth import GroundTruth, Wrapper
 from fib_tools.op_types.rules import row_ids
+from fib_tools.op_types.tolerance import exact
 
 __all__ = ["OP_TYPE", "EmbeddingParameters"]
 
@@ -46,6 +48,18 @@ def _define(parameters: EmbeddingParameters) -> Definition:
     )
 
 
+_KERNEL = """
+    @torch.no_grad()
+    def run(input_ids, weight):
+        return torch.nn.functional.embedding(input_ids, weight)
+"""
+
+
+def _ground_truth(parameters: EmbeddingParameters) -> GroundTruth:
+    del parameters
+    return GroundTruth(wrappers=(Wrapper(kind="torch", api="torch.nn.functional.embedding", body=_KERNEL),))
+
+
 OP_TYPE = OpType(
     name="embedding",
     kernels=(
@@ -56,7 +70,10 @@ OP_TYPE = OpType(
             parameters=EmbeddingParameters,
             define=_define,
             sglang_symbols=("sglang.srt.layers.vocab_parallel_embedding.VocabParallelEmbedding",),
+            ground_truth=_ground_truth,
+            policy=exact,
         ),
     ),
     input_rules={"input_ids": row_ids("vocab_size")},
+    input_code={"input_ids": "draw.integers({shape}, 0, {vocab_size}, {dtype})"},
 )

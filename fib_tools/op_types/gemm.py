@@ -20,6 +20,7 @@ from fib_tools.op_types.base import (
     tensor,
     var,
 )
+from fib_tools.op_types.ground_truth import GroundTruth, Wrapper
 from fib_tools.op_types.input_request import InputRequest, fill_random
 
 __all__ = ["OP_TYPE", "BmmParameters", "GemmParameters"]
@@ -144,6 +145,29 @@ def _bmm_template(parameters: BmmParameters) -> TemplateCall | None:
     )
 
 
+_GEMM_KERNEL = """
+    @torch.no_grad()
+    def run(A, B{bias_argument}):
+        return torch.nn.functional.linear(A, B{bias_argument})
+"""
+
+_BMM_KERNEL = """
+    @torch.no_grad()
+    def run(A, B):
+        return torch.bmm(A, B)
+"""
+
+
+def _gemm_ground_truth(parameters: GemmParameters) -> GroundTruth:
+    body = _GEMM_KERNEL.format(bias_argument=", bias" if parameters.bias else "")
+    return GroundTruth(wrappers=(Wrapper(kind="torch", api="torch.nn.functional.linear", body=body),))
+
+
+def _bmm_ground_truth(parameters: BmmParameters) -> GroundTruth:
+    del parameters
+    return GroundTruth(wrappers=(Wrapper(kind="torch", api="torch.bmm", body=_BMM_KERNEL),))
+
+
 def _weight(request: InputRequest) -> Any:
     return fill_random(request, scale=request.axes.get("K", 1) ** -0.5)
 
@@ -160,6 +184,7 @@ OP_TYPE = OpType(
             fi_api=_MM_API,
             template=_gemm_template,
             sglang_symbols=("torch.nn.functional.linear",),
+            ground_truth=_gemm_ground_truth,
         ),
         KernelType(
             id="bmm",
@@ -170,8 +195,10 @@ OP_TYPE = OpType(
             fi_api=_BMM_API,
             template=_bmm_template,
             sglang_symbols=("torch.bmm",),
+            ground_truth=_bmm_ground_truth,
         ),
     ),
     input_rules={"B": _weight},
+    input_code={"B": "draw.normal({shape}, {dtype}, scale={K}**-0.5)"},
     axis_sizes={"M": 6},
 )

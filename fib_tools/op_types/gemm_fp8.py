@@ -25,6 +25,7 @@ from fib_tools.op_types.base import (
     tensor,
     var,
 )
+from fib_tools.op_types.ground_truth import BLACKWELL, HOPPER, HOPPER_ON, GroundTruth, Wrapper, no_kernel
 from fib_tools.op_types.input_request import InputRequest
 from fib_tools.op_types.low_bit import DECODE_E4M3, count_blocks, spread
 
@@ -177,6 +178,106 @@ def _weight_scale(request: InputRequest) -> Any:
     return spread(0.5 * middle, 1.5 * middle)(request)
 
 
+_BLOCK_HOPPER = """
+    @torch.no_grad()
+    def run(A, B, A_scale, B_scale):
+        # The kernel's TMA reads the scales of A column by column, each column padded to four rows.
+        rows = A.shape[0]
+        columns = torch.zeros(A_scale.shape[1], (rows + 3) // 4 * 4, dtype=torch.float32, device=A.device)
+        columns[:, :rows] = A_scale.T
+        return fp8_blockscale_gemm_sm90(A, B, columns.T[:rows], B_scale, out_dtype=torch.bfloat16)
+"""
+
+_BLOCK_TRITON = """
+    @torch.no_grad()
+    def run(A, B, A_scale, B_scale):
+        return w8a8_block_fp8_matmul_triton(A, B, A_scale, B_scale, [BLOCK_N, BLOCK_K], torch.bfloat16)
+"""
+
+_BLOCK_BLACKWELL = """
+    @torch.no_grad()
+    def run(A, B, A_scale, B_scale):
+        return gemm_fp8_nt_groupwise(A, B, A_scale, B_scale, scale_major_mode="K", out_dtype=torch.bfloat16)
+"""
+
+_TENSOR_KERNEL = """
+    @torch.no_grad()
+    def run(A, B, A_scale, B_scale):
+        product = flashinfer.bmm_fp8(
+            A[None], B.T[None], A_scale.reshape(1), B_scale.reshape(1), torch.bfloat16, backend="cublas"
+        )
+        return product[0]
+"""
+
+_CHANNEL_KERNEL = """
+    @torch.no_grad()
+    def run(A, B, A_scale, B_scale):
+        return sgl_kernel.fp8_scaled_mm(A, B.T, A_scale, B_scale, torch.bfloat16)
+"""
+
+
+def _block_ground_truth(parameters: GemmFp8BlockParameters) -> GroundTruth:
+    blocks = (parameters.block_n, parameters.block_k)
+    triton = "sglang.srt.layers.quantization.fp8_utils"  # the kernel moves from version to version; this keeps its name
+    wrappers = [
+        Wrapper(
+            kind="sglang",
+            api=f"{triton}.w8a8_block_fp8_matmul_triton",
+            imports=(f"from {triton} import w8a8_block_fp8_matmul_triton",),
+            constants={"BLOCK_N": blocks[0], "BLOCK_K": blocks[1]},
+            body=_BLOCK_TRITON,
+            capabilities=HOPPER_ON,
+        )
+    ]
+    if blocks == (128, 128) and parameters.k % 128 == 0:
+        wrappers = [_flashinfer_blocks("gemm_fp8_nt_groupwise", _BLOCK_BLACKWELL, BLACKWELL), *wrappers]
+        if parameters.n % 64 == 0:
+            wrappers = [_flashinfer_blocks("fp8_blockscale_gemm_sm90", _BLOCK_HOPPER, HOPPER), *wrappers]
+    return GroundTruth(wrappers=tuple(wrappers))
+
+
+def _flashinfer_blocks(name: str, body: str, capabilities: tuple[int, ...]) -> Wrapper:
+    return Wrapper(
+        kind="flashinfer",
+        api=f"flashinfer.gemm.{name}",
+        imports=(f"from flashinfer.gemm import {name}",),
+        body=body,
+        capabilities=capabilities,
+    )
+
+
+def _tensor_ground_truth(parameters: GemmFp8Parameters) -> GroundTruth:
+    if parameters.n % 16 or parameters.k % 16:
+        return no_kernel("cuBLAS takes e4m3 matrices whose sides are multiples of 16")
+    return GroundTruth(
+        wrappers=(
+            Wrapper(
+                kind="flashinfer",
+                api="flashinfer.bmm_fp8",
+                imports=("import flashinfer",),
+                body=_TENSOR_KERNEL,
+                capabilities=(89, *HOPPER_ON),
+            ),
+        )
+    )
+
+
+def _channel_ground_truth(parameters: GemmFp8Parameters) -> GroundTruth:
+    if parameters.n % 16 or parameters.k % 16:
+        return no_kernel("the kernel takes e4m3 matrices whose sides are multiples of 16")
+    return GroundTruth(
+        wrappers=(
+            Wrapper(
+                kind="sglang",
+                api="sgl_kernel.fp8_scaled_mm",
+                imports=("import sgl_kernel",),
+                body=_CHANNEL_KERNEL,
+                capabilities=(89, *HOPPER_ON),
+            ),
+        )
+    )
+
+
 OP_TYPE = OpType(
     name="gemm_fp8",
     kernels=(
@@ -194,6 +295,7 @@ OP_TYPE = OpType(
                 "flashinfer.gemm.gemm_fp8_nt_groupwise",
                 "sglang.kernels.ops.gemm.fp8_blockwise_gemm.fp8_blockwise_scaled_mm",
             ),
+            ground_truth=_block_ground_truth,
         ),
         KernelType(
             id="gemm_fp8_tensor",
@@ -203,6 +305,7 @@ OP_TYPE = OpType(
             define=_define_tensor,
             fi_api="flashinfer.gemm.gemm_base.bmm_fp8",
             sglang_symbols=("flashinfer.bmm_fp8", "sglang.kernels.ops.gemm.fp8_scaled_mm", "torch._scaled_mm"),
+            ground_truth=_tensor_ground_truth,
         ),
         KernelType(
             id="gemm_fp8_channel",
@@ -211,8 +314,13 @@ OP_TYPE = OpType(
             parameters=GemmFp8Parameters,
             define=_define_channel,
             sglang_symbols=("sglang.kernels.ops.gemm.fp8_scaled_mm", "torch._scaled_mm"),
+            ground_truth=_channel_ground_truth,
         ),
     ),
     input_rules={"A_scale": spread(0.5, 1.5), "B_scale": _weight_scale},
+    input_code={
+        "A_scale": "draw.uniform({shape}, 0.5, 1.5)",
+        "B_scale": "draw.uniform({shape}, 0.5, 1.5) * {K}**-0.5",
+    },
     axis_sizes={"M": 6},
 )

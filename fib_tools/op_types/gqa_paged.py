@@ -10,6 +10,7 @@ from pydantic import Field
 from fib_tools.model.definition import AxisConst, AxisVar, Definition, TensorSpec
 from fib_tools.model.naming import format_name
 from fib_tools.op_types.attention import (
+    INPUT_CODE,
     INPUT_RULES,
     INTEGER,
     indptr_axis,
@@ -19,8 +20,10 @@ from fib_tools.op_types.attention import (
     softmax_scale,
     write_reference,
 )
+from fib_tools.op_types.attention_wrappers import paged_decode_ground_truth, prefill_ground_truth
 from fib_tools.op_types.base import KernelType, MetaTensor, OpType, TemplateCall, const, tensor, var
 from fib_tools.op_types.gqa import GqaParameters, GqaPrefillParameters
+from fib_tools.op_types.ground_truth import GroundTruth
 
 __all__ = ["OP_TYPE", "GqaPagedDecodeParameters", "GqaPagedPrefillParameters"]
 
@@ -169,6 +172,14 @@ def _prefill_template(parameters: GqaPagedPrefillParameters) -> TemplateCall:
     return TemplateCall(fi_api=_PREFILL_API, arguments=arguments)
 
 
+def _decode_ground_truth(parameters: GqaPagedDecodeParameters) -> GroundTruth:
+    return paged_decode_ground_truth(parameters, list(_define_decode(parameters).inputs), parameters.page_size)
+
+
+def _prefill_ground_truth(parameters: GqaPagedPrefillParameters) -> GroundTruth:
+    return prefill_ground_truth(parameters, list(_define_prefill(parameters).inputs), page_size=parameters.page_size)
+
+
 OP_TYPE = OpType(
     name="gqa_paged",
     kernels=(
@@ -181,6 +192,7 @@ OP_TYPE = OpType(
             fi_api=_DECODE_API,
             template=_decode_template,
             sglang_symbols=("flashinfer.BatchDecodeWithPagedKVCacheWrapper",),
+            ground_truth=_decode_ground_truth,
         ),
         KernelType(
             id="gqa_paged_prefill",
@@ -191,8 +203,10 @@ OP_TYPE = OpType(
             fi_api=_PREFILL_API,
             template=_prefill_template,
             sglang_symbols=("flashinfer.BatchPrefillWithPagedKVCacheWrapper",),
+            ground_truth=_prefill_ground_truth,
         ),
     ),
     input_rules={**INPUT_RULES, "sm_scale": softmax_scale("head_dim")},
+    input_code=INPUT_CODE,
     axis_sizes={"len_indptr": 4},
 )

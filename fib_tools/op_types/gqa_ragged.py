@@ -5,6 +5,7 @@ from __future__ import annotations
 from fib_tools.model.definition import Definition
 from fib_tools.model.naming import format_name
 from fib_tools.op_types.attention import (
+    INPUT_CODE,
     INPUT_RULES,
     INTEGER,
     indptr_axis,
@@ -13,8 +14,10 @@ from fib_tools.op_types.attention import (
     softmax_scale,
     write_reference,
 )
+from fib_tools.op_types.attention_wrappers import prefill_ground_truth
 from fib_tools.op_types.base import KernelType, MetaTensor, OpType, TemplateCall, tensor, var
 from fib_tools.op_types.gqa import GqaPrefillParameters
+from fib_tools.op_types.ground_truth import GroundTruth
 
 __all__ = ["OP_TYPE", "GqaRaggedPrefillParameters"]
 
@@ -81,6 +84,10 @@ def _template(parameters: GqaRaggedPrefillParameters) -> TemplateCall:
     return TemplateCall(fi_api=_API, arguments=arguments)
 
 
+def _ground_truth(parameters: GqaRaggedPrefillParameters) -> GroundTruth:
+    return prefill_ground_truth(parameters, list(_define(parameters).inputs))
+
+
 OP_TYPE = OpType(
     name="gqa_ragged",
     kernels=(
@@ -93,8 +100,10 @@ OP_TYPE = OpType(
             fi_api=_API,
             template=_template,
             sglang_symbols=("flashinfer.BatchPrefillWithRaggedKVCacheWrapper",),
+            ground_truth=_ground_truth,
         ),
     ),
     input_rules={**INPUT_RULES, "sm_scale": softmax_scale("head_dim")},
+    input_code=INPUT_CODE,
     axis_sizes={"len_indptr": 4},
 )

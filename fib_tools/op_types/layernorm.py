@@ -15,6 +15,8 @@ from pydantic import Field
 from fib_tools.model.definition import Definition
 from fib_tools.model.naming import format_name
 from fib_tools.op_types.base import KernelType, OpType, Parameters, const, source, tensor, var
+from fib_tools.op_types.ground_truth import GroundTruth, Wrapper
+from fib_tools.op_types.tolerance import rounded
 
 __all__ = ["OP_TYPE", "LayerNormParameters"]
 
@@ -64,6 +66,25 @@ def _define(parameters: LayerNormParameters) -> Definition:
     )
 
 
+_KERNEL = """
+    @torch.no_grad()
+    def run(hidden_states, weight{bias_argument}):
+        {bias}return flashinfer.norm.layernorm(hidden_states, weight, bias, eps=EPS)
+"""
+
+
+def _ground_truth(parameters: LayerNormParameters) -> GroundTruth:
+    argument, line = (", bias", "") if parameters.bias else ("", "bias = torch.zeros_like(weight)\n        ")
+    wrapper = Wrapper(
+        kind="flashinfer",
+        api="flashinfer.norm.layernorm",
+        imports=("import flashinfer",),
+        constants={"EPS": parameters.eps},
+        body=_KERNEL.format(bias_argument=argument, bias=line),
+    )
+    return GroundTruth(wrappers=(wrapper,))
+
+
 OP_TYPE = OpType(
     name="layernorm",
     kernels=(
@@ -76,6 +97,9 @@ OP_TYPE = OpType(
             fi_api="flashinfer.norm.layernorm",
             # No template: FlashInfer's always has the bias, and a reference that fixes eps at 1e-6.
             sglang_symbols=("sglang.srt.layers.layernorm.LayerNorm",),
+            ground_truth=_ground_truth,
+            policy=rounded,
         ),
     ),
+    input_code={"hidden_states": "draw.rows_of_many_sizes({shape}, {dtype})"},
 )

@@ -15,6 +15,7 @@ from fib_tools.model.definition import AxisConst, AxisVar, Definition, TensorSpe
 from fib_tools.model.naming import format_name
 from fib_tools.op_types.attention import (
     FP8_SUFFIXES,
+    INPUT_CODE,
     INPUT_RULES,
     INTEGER,
     MLA_PLAIN_SCALE,
@@ -28,6 +29,7 @@ from fib_tools.op_types.attention import (
     softmax_scale,
     write_reference,
 )
+from fib_tools.op_types.attention_wrappers import mla_paged_ground_truth
 from fib_tools.op_types.base import (
     KernelType,
     MetaTensor,
@@ -39,6 +41,7 @@ from fib_tools.op_types.base import (
     tensor,
     var,
 )
+from fib_tools.op_types.ground_truth import GroundTruth
 
 __all__ = ["OP_TYPE", "MlaPagedDecodeParameters", "MlaPagedPrefillParameters"]
 
@@ -235,6 +238,25 @@ def _template(parameters: MlaPagedDecodeParameters) -> TemplateCall:
     return TemplateCall(fi_api=_API, arguments=arguments)
 
 
+def _ground_truth(parameters: _MlaPagedParameters, inputs: list[str], *, causal: bool) -> GroundTruth:
+    constants = {
+        "NUM_QO_HEADS": parameters.num_qo_heads,
+        "HEAD_DIM_CKV": parameters.head_dim_ckv,
+        "HEAD_DIM_KPE": parameters.head_dim_kpe,
+        "PAGE_SIZE": parameters.page_size,
+        "CAUSAL": causal,
+    }
+    return mla_paged_ground_truth(constants, inputs, fp8=parameters.kv_dtype)
+
+
+def _decode_ground_truth(parameters: MlaPagedDecodeParameters) -> GroundTruth:
+    return _ground_truth(parameters, list(_define_decode(parameters).inputs), causal=False)
+
+
+def _prefill_ground_truth(parameters: MlaPagedPrefillParameters) -> GroundTruth:
+    return _ground_truth(parameters, list(_define_prefill(parameters).inputs), causal=parameters.causal)
+
+
 _SYMBOLS = ("flashinfer.mla.BatchMLAPagedAttentionWrapper", "flashinfer.BatchMLAPagedAttentionWrapper")
 
 OP_TYPE = OpType(
@@ -249,6 +271,7 @@ OP_TYPE = OpType(
             fi_api=_API,
             template=_template,
             sglang_symbols=_SYMBOLS,
+            ground_truth=_decode_ground_truth,
         ),
         KernelType(
             id="mla_paged_prefill",
@@ -259,8 +282,10 @@ OP_TYPE = OpType(
             fi_api=_API,
             template=None,  # FlashInfer registers the decode template for this API: no qo_indptr, decode's name
             sglang_symbols=_SYMBOLS,
+            ground_truth=_prefill_ground_truth,
         ),
     ),
     input_rules={**INPUT_RULES, "sm_scale": softmax_scale("head_dim_kpe", extra=128)},
+    input_code=INPUT_CODE,
     axis_sizes={"len_indptr": 4},
 )

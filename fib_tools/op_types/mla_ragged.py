@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from fib_tools.model.definition import Definition
 from fib_tools.model.naming import format_name
 from fib_tools.op_types.attention import (
+    INPUT_CODE,
     INTEGER,
     Core,
     indptr_axis,
@@ -23,7 +24,9 @@ from fib_tools.op_types.attention import (
     softmax_scale,
     write_reference,
 )
+from fib_tools.op_types.attention_wrappers import mla_ragged_ground_truth
 from fib_tools.op_types.base import KernelType, OpType, Parameters, const, tensor, var
+from fib_tools.op_types.ground_truth import GroundTruth
 
 __all__ = ["OP_TYPE", "MlaRaggedPrefillParameters"]
 
@@ -94,6 +97,12 @@ def _define(parameters: MlaRaggedPrefillParameters) -> Definition:
     )
 
 
+def _ground_truth(parameters: MlaRaggedPrefillParameters) -> GroundTruth:
+    widths = (parameters.head_dim_qk, parameters.head_dim_vo)
+    inputs = list(_define(parameters).inputs)
+    return mla_ragged_ground_truth(parameters.num_qo_heads, widths, inputs, causal=parameters.causal)
+
+
 OP_TYPE = OpType(
     name="mla_ragged",
     kernels=(
@@ -106,8 +115,10 @@ OP_TYPE = OpType(
             fi_api="flashinfer.prefill.BatchPrefillWithRaggedKVCacheWrapper.run",
             template=None,  # the template has one head_dim, and would declare values and output head_dim_qk wide
             sglang_symbols=("flashinfer.BatchPrefillWithRaggedKVCacheWrapper",),
+            ground_truth=_ground_truth,
         ),
     ),
     input_rules={"sm_scale": softmax_scale("head_dim_qk")},
+    input_code=INPUT_CODE,
     axis_sizes={"len_indptr": 4},
 )

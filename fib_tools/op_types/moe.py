@@ -14,8 +14,9 @@ from typing import Generic, TypeVar
 from fib_tools.model.definition import AxisConst, Definition, TensorSpec
 from fib_tools.model.naming import format_name
 from fib_tools.op_types.base import KernelType, OpType, TemplateCall, const, scalar, tensor, var
+from fib_tools.op_types.ground_truth import GroundTruth
 from fib_tools.op_types.low_bit import count_blocks
-from fib_tools.op_types.moe_inputs import MOE_INPUT_RULES
+from fib_tools.op_types.moe_inputs import MOE_INPUT_CODE, MOE_INPUT_RULES
 from fib_tools.op_types.moe_parameters import MoeParameters, MoeW4a16Parameters, ScaledMoeParameters
 from fib_tools.op_types.moe_references import (
     BF16,
@@ -42,6 +43,8 @@ from fib_tools.op_types.moe_templates import (
     nvfp4_template,
     tensor_template,
 )
+from fib_tools.op_types.moe_wrappers import blackwell_only, block_moe_ground_truth, plain_moe_ground_truth
+from fib_tools.op_types.tolerance import requantised, summed
 
 __all__ = ["OP_TYPE"]
 
@@ -221,6 +224,15 @@ def _define(form: _Form[P], parameters: P) -> Definition:
     )
 
 
+def _ground_truth(form: _Form[P], parameters: P) -> GroundTruth:
+    arguments = list(_inputs(form, parameters))
+    if form.id == "moe_fp8_block_scale":
+        return block_moe_ground_truth(parameters, arguments)
+    if form.id == "moe_bf16":
+        return plain_moe_ground_truth(parameters, arguments)
+    return blackwell_only(f"{form.fi_api}, the kernel of this format that takes plain weights,")
+
+
 def _kernel(form: _Form[P]) -> KernelType[P]:
     return KernelType(
         id=form.id,
@@ -232,6 +244,8 @@ def _kernel(form: _Form[P]) -> KernelType[P]:
         fi_covers=has_routing_method,
         template=form.template,
         sglang_symbols=form.sglang_symbols,
+        ground_truth=partial(_ground_truth, form),
+        policy=summed if form.id == "moe_bf16" else requantised,
     )
 
 
@@ -344,5 +358,7 @@ OP_TYPE = OpType(
         _kernel(_W4A16_FORM),
     ),
     input_rules=MOE_INPUT_RULES,
+    input_code=MOE_INPUT_CODE,
+    test_sizes={"seq_len": (48, 512)},
     axis_sizes={"seq_len": 4},
 )

@@ -19,7 +19,7 @@ from fib_tools.op_types.rules import constant, random
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MOE_INPUT_RULES"]
+__all__ = ["MOE_INPUT_CODE", "MOE_INPUT_RULES"]
 
 _PULL = 6.0
 """Added to a logit that is normal otherwise."""
@@ -140,3 +140,21 @@ MOE_INPUT_RULES: Mapping[str, InputRule] = {
     "local_expert_offset": _local_offset,
     "routed_scaling_factor": constant(2.5),
 }
+
+MOE_INPUT_CODE: Mapping[str, str] = {
+    "routing_logits": "draw.logits_for_local_experts({shape}, {num_local_experts}, {dtype})",
+    "routing_bias": "draw.normal({shape}, {dtype}, scale=0.1)",
+    "topk_weights": "draw.uniform({shape}, 0.1, 0.3)",
+    "topk_ids": "draw.experts({shape}, {num_experts}, {num_local_experts}, {dtype})",
+    "hidden_states": "draw.normal({shape}, {dtype})",
+    "hidden_states_scale": "draw.uniform({shape}, 0.5, 1.5, {dtype})",
+    "gemm1_weights": "draw.weights({shape}, {dtype}, {hidden_size})",
+    "gemm1_weights_scale": "draw.weight_scales({shape}, {dtype}, {hidden_size})",
+    "gemm1_bias": "draw.normal({shape}, {dtype}, scale=0.5)",
+    "gemm2_weights": "draw.weights({shape}, {dtype}, {intermediate_size})",
+    "gemm2_weights_scale": "draw.weight_scales({shape}, {dtype}, {intermediate_size})",
+    "gemm2_bias": "draw.normal({shape}, {dtype}, scale=0.5)",
+    "local_expert_offset": "draw.local_offset({num_experts}, {num_local_experts})",
+    "routed_scaling_factor": "2.5",
+}
+"""How reference tests make them."""

@@ -10,7 +10,9 @@ from fib_tools.op_types.base import KernelType, MetaTensor, OpType, TemplateCall
 from fib_tools.op_types.moe_hash_topk import HASH_TOPK, HASH_TOPK_RULES
 from fib_tools.op_types.moe_parameters import RoutingParameters
 from fib_tools.op_types.moe_routing_sources import routing_constants, routing_sentence, write_route
+from fib_tools.op_types.moe_wrappers import routing_ground_truth
 from fib_tools.op_types.rules import constant, random
+from fib_tools.op_types.tolerance import chosen
 
 __all__ = ["OP_TYPE", "ChoiceParameters"]
 
@@ -111,6 +113,9 @@ OP_TYPE = OpType(
                 "sglang.kernels.ops.moe.moe_topk_sigmoid.topk_sigmoid",
                 "sglang.kernels.ops.moe.topk_softmax",
             ),
+            ground_truth=routing_ground_truth,
+            policy=chosen,
+            policies={"topk_ids": chosen},
         ),
         HASH_TOPK,
     ),
@@ -119,6 +124,11 @@ OP_TYPE = OpType(
         "routing_bias": random(0.1),
         "routed_scaling_factor": constant(2.5),
         **HASH_TOPK_RULES,
+    },
+    input_code={
+        "routing_logits": "draw.normal({shape}, {dtype})",
+        "routing_bias": "draw.normal({shape}, {dtype}, scale=0.1)",
+        "routed_scaling_factor": "2.5",
     },
     axis_sizes={"num_tokens": 6},
 )

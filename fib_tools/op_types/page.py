@@ -27,8 +27,10 @@ from fib_tools.op_types.base import (
     tensor,
     var,
 )
+from fib_tools.op_types.ground_truth import GroundTruth, Wrapper, no_kernel
 from fib_tools.op_types.input_request import InputRequest
 from fib_tools.op_types.rules import split_total
+from fib_tools.op_types.tolerance import exact
 
 if TYPE_CHECKING:
     import torch
@@ -275,8 +277,55 @@ _INPUT_RULES: Mapping[str, InputRule] = {
 }
 
 
+_KV_KERNEL = """
+    @torch.no_grad()
+    def run(append_key, append_value, batch_indices, positions, k_cache, v_cache, kv_indices, kv_indptr, kv_last_page_len):
+        # The kernel writes into the caches, as an engine wants it.
+        caches = (k_cache.clone(), v_cache.clone())
+        flashinfer.page.append_paged_kv_cache(
+            append_key, append_value, batch_indices, positions, caches, kv_indices, kv_indptr, kv_last_page_len
+        )
+        return caches
+"""
+
+_MLA_KERNEL = """
+    @torch.no_grad()
+    def run(append_ckv, append_kpe, batch_indices, positions, ckv_cache, kpe_cache, kv_indices, kv_indptr, kv_last_page_len):
+        # The kernel writes into the caches, as an engine wants it.
+        caches = (ckv_cache.clone(), kpe_cache.clone())
+        flashinfer.page.append_paged_mla_kv_cache(
+            append_ckv, append_kpe, batch_indices, positions, *caches, kv_indices, kv_indptr, kv_last_page_len
+        )
+        return caches
+"""
+
+
+def _kv_ground_truth(parameters: AppendKvParameters) -> GroundTruth:
+    if parameters.has_own_vo:
+        return no_kernel("FlashInfer's kernel has one width for keys and values")
+    return _flashinfer("flashinfer.page.append_paged_kv_cache", _KV_KERNEL)
+
+
+def _mla_ground_truth(parameters: AppendMlaKvParameters) -> GroundTruth:
+    del parameters
+    return _flashinfer(_MLA_API, _MLA_KERNEL)
+
+
+def _flashinfer(api: str, body: str) -> GroundTruth:
+    return GroundTruth(wrappers=(Wrapper(kind="flashinfer", api=api, imports=("import flashinfer",), body=body),))
+
+
+_INPUT_CODE: Mapping[str, str] = {
+    "batch_indices": "draw.sequence_of_each({nnz_kv}, {batch_size})",
+    "positions": "draw.append_positions(batch_indices, {num_kv_indices}, {page_size})",
+    "kv_indices": "draw.distinct({num_kv_indices}, {num_pages})",
+    "kv_indptr": "draw.page_offsets(batch_indices, positions, {page_size}, {batch_size})",
+    "kv_last_page_len": "draw.ends_in_page(batch_indices, positions, {page_size}, {batch_size})",
+}
+
+
 def _kernel(**own: Any) -> KernelType[Any]:
-    return KernelType(op_type="page", **own)
+    return KernelType(op_type="page", policy=exact, **own)
 
 
 OP_TYPE = OpType(
@@ -288,6 +337,7 @@ OP_TYPE = OpType(
             parameters=AppendKvParameters,
             define=_define_kv,
             fi_api="flashinfer.page.append_paged_kv_cache",
+            ground_truth=_kv_ground_truth,
             template=None,  # it has one cache where the kernel takes two: a tuple gives no shape, 5-D wrong axes
         ),
         _kernel(
@@ -297,8 +347,10 @@ OP_TYPE = OpType(
             define=_define_mla,
             fi_api=_MLA_API,
             template=_mla_template,
+            ground_truth=_mla_ground_truth,
         ),
     ),
     input_rules=_INPUT_RULES,
+    input_code=_INPUT_CODE,
     axis_sizes={"nnz_kv": 6},
 )

@@ -26,8 +26,10 @@ from fib_tools.op_types.base import (
     tensor,
     var,
 )
+from fib_tools.op_types.ground_truth import GroundTruth, Wrapper, no_kernel
 from fib_tools.op_types.input_request import fill_random
 from fib_tools.op_types.low_bit import count_blocks, spread
+from fib_tools.op_types.tolerance import codes
 
 __all__ = ["OP_TYPE", "QuantizeParameters"]
 
@@ -148,6 +150,36 @@ def _template(form: _Form, parameters: QuantizeParameters) -> TemplateCall:
     )
 
 
+_GROUP_KERNEL = """
+    @torch.no_grad()
+    def run(input):
+        return per_token_group_quant_fp8(input, 128)
+"""
+
+_TENSOR_KERNEL = """
+    @torch.no_grad()
+    def run(input):
+        quantized = torch.empty_like(input, dtype=torch.float8_e4m3fn)
+        scale = torch.zeros(1, dtype=torch.float32, device=input.device)
+        per_tensor_quant_fp8(input, quantized, scale, is_static=False)
+        return quantized, scale[0]
+"""
+
+_KERNELS: Mapping[str, str] = {"fp8_quantize_1x128": _GROUP_KERNEL, "fp8_quantize_tensor": _TENSOR_KERNEL}
+"""How SGLang's quantisers are called."""
+
+
+def _ground_truth(form: _Form, parameters: QuantizeParameters) -> GroundTruth:
+    if form.id not in _KERNELS:
+        return no_kernel(f"{form.fi_api} needs Blackwell (sm_100 and later)")
+    if form.block and parameters.hidden_size % form.block:
+        return no_kernel(f"SGLang's kernel takes rows of whole blocks, not {parameters.hidden_size} values")
+    api = form.sglang_symbols[0]
+    module, _, name = api.rpartition(".")
+    wrapper = Wrapper(kind="sglang", api=api, imports=(f"from {module} import {name}",), body=_KERNELS[form.id])
+    return GroundTruth(wrappers=(wrapper,))
+
+
 def _kernel(form: _Form) -> KernelType[QuantizeParameters]:
     return KernelType(
         id=form.id,
@@ -158,6 +190,8 @@ def _kernel(form: _Form) -> KernelType[QuantizeParameters]:
         fi_api=form.fi_api,
         template=partial(_template, form) if form.fi_api else None,
         sglang_symbols=form.sglang_symbols,
+        ground_truth=partial(_ground_truth, form),
+        policy=codes,
     )
 
 
@@ -216,5 +250,6 @@ OP_TYPE = OpType(
         ),
     ),
     input_rules={"input": fill_random, "global_scale": spread(400.0, 600.0)},
+    input_code={"global_scale": "draw.uniform({shape}, 400.0, 600.0)"},
     axis_sizes={"M": 6},
 )

@@ -26,7 +26,9 @@ from fib_tools.op_types.base import (
     tensor,
     var,
 )
+from fib_tools.op_types.ground_truth import GroundTruth, Wrapper
 from fib_tools.op_types.rmsnorm_gated import RMSNORM_GATED, RMSNORM_NOWEIGHT
+from fib_tools.op_types.tolerance import rounded
 
 __all__ = ["OP_TYPE", "RmsNormParameters"]
 
@@ -109,6 +111,37 @@ def _template(form: _Form, parameters: RmsNormParameters) -> TemplateCall:
     return TemplateCall(fi_api=form.fi_api, arguments=arguments)
 
 
+_NORM_KERNEL = """
+    @torch.no_grad()
+    def run(hidden_states, weight):
+        return flashinfer.norm.{id}(hidden_states, weight, eps=EPS)
+"""
+
+_FUSED_ADD_KERNEL = """
+    @torch.no_grad()
+    def run(hidden_states, residual, weight):
+        # The kernel writes over both, as an engine wants it.
+        output, residual_output = hidden_states.clone(), residual.clone()
+        flashinfer.norm.{id}(output, residual_output, weight, eps=EPS)
+        return output, residual_output
+"""
+
+
+def _ground_truth(form: _Form, parameters: RmsNormParameters) -> GroundTruth:
+    body = (_FUSED_ADD_KERNEL if form.fused else _NORM_KERNEL).format(id=form.id)
+    return GroundTruth(
+        wrappers=(
+            Wrapper(
+                kind="flashinfer",
+                api=form.fi_api,
+                imports=("import flashinfer",),
+                constants={"EPS": parameters.eps},
+                body=body,
+            ),
+        )
+    )
+
+
 def _kernel(form: _Form) -> KernelType[RmsNormParameters]:
     return KernelType(
         id=form.id,
@@ -119,6 +152,8 @@ def _kernel(form: _Form) -> KernelType[RmsNormParameters]:
         fi_api=form.fi_api,
         template=partial(_template, form),
         sglang_symbols=(f"sgl_kernel.{form.id}",),
+        ground_truth=partial(_ground_truth, form),
+        policy=rounded,
     )
 
 
@@ -132,4 +167,5 @@ OP_TYPE = OpType(
         RMSNORM_NOWEIGHT,
         RMSNORM_GATED,
     ),
+    input_code={"hidden_states": "draw.rows_of_many_sizes({shape}, {dtype})"},
 )

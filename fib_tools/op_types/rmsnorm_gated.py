@@ -10,6 +10,8 @@ from pydantic import Field, model_validator
 from fib_tools.model.definition import Axis, Definition
 from fib_tools.model.naming import format_name
 from fib_tools.op_types.base import KernelType, Parameters, const, source, tensor, var
+from fib_tools.op_types.ground_truth import GroundTruth, Wrapper
+from fib_tools.op_types.tolerance import rounded
 
 __all__ = ["RMSNORM_GATED", "RMSNORM_NOWEIGHT", "GatedRmsNormParameters", "NoWeightRmsNormParameters"]
 
@@ -125,6 +127,60 @@ def _define_gated(parameters: GatedRmsNormParameters) -> Definition:
     )
 
 
+_NOWEIGHT_KERNEL = """
+    @torch.no_grad()
+    def run(hidden_states):
+        # The kernel always multiplies by a weight; one of ones changes nothing.
+        weight = torch.ones(hidden_states.shape[-1], dtype=hidden_states.dtype, device=hidden_states.device)
+        return flashinfer.norm.rmsnorm(hidden_states, weight, eps=EPS)
+"""
+
+_GATED_KERNEL = """
+    @torch.no_grad()
+    def run(hidden_states, gate, weight):
+        return rms_norm_gated(
+            x=hidden_states,
+            weight=weight,
+            bias=None,
+            z=gate,
+            eps=EPS,
+            group_size=GROUP_SIZE,
+            norm_before_gate=NORM_BEFORE_GATE,
+            is_rms_norm=True,
+            activation=ACTIVATION,
+        )
+"""
+
+
+def _noweight_ground_truth(parameters: NoWeightRmsNormParameters) -> GroundTruth:
+    wrapper = Wrapper(
+        kind="flashinfer",
+        api="flashinfer.norm.rmsnorm",
+        imports=("import flashinfer",),
+        constants={"EPS": parameters.eps},
+        body=_NOWEIGHT_KERNEL,
+    )
+    return GroundTruth(wrappers=(wrapper,))
+
+
+def _gated_ground_truth(parameters: GatedRmsNormParameters) -> GroundTruth:
+    constants = {
+        "EPS": parameters.eps,
+        "GROUP_SIZE": parameters.group_size,
+        "NORM_BEFORE_GATE": parameters.norm_before_gate,
+        "ACTIVATION": "swish" if parameters.activation == "silu" else parameters.activation,
+    }
+    module = "sglang.kernels.ops.attention.fla.layernorm_gated"
+    wrapper = Wrapper(
+        kind="sglang",
+        api=f"{module}.rms_norm_gated",
+        imports=(f"from {module} import rms_norm_gated",),
+        constants=constants,
+        body=_GATED_KERNEL,
+    )
+    return GroundTruth(wrappers=(wrapper,))
+
+
 RMSNORM_NOWEIGHT = KernelType(
     id="rmsnorm_noweight",
     op_type="rmsnorm",
@@ -132,6 +188,8 @@ RMSNORM_NOWEIGHT = KernelType(
     parameters=NoWeightRmsNormParameters,
     define=_define_noweight,
     sglang_symbols=("sglang.srt.layers.layernorm.RMSNormWithoutScale",),
+    ground_truth=_noweight_ground_truth,
+    policy=rounded,
 )
 
 RMSNORM_GATED = KernelType(
@@ -144,4 +202,6 @@ RMSNORM_GATED = KernelType(
         "sglang.kernels.ops.attention.fla.layernorm_gated.RMSNorm",
         "sglang.kernels.ops.attention.fla.fused_norm_gate.rms_norm_gated",
     ),
+    ground_truth=_gated_ground_truth,
+    policy=rounded,
 )

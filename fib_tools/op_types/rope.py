@@ -24,7 +24,9 @@ from fib_tools.op_types.base import (
     tensor,
     var,
 )
+from fib_tools.op_types.ground_truth import GroundTruth, Wrapper
 from fib_tools.op_types.input_request import InputRequest
+from fib_tools.op_types.tolerance import rounded
 
 if TYPE_CHECKING:
     import torch
@@ -41,8 +43,9 @@ class RopeParameters(Parameters):
 
     head_dim: int = Field(gt=0)
     rotary_dim: int = Field(gt=0, multiple_of=2)
-    num_qo_heads: int = Field(gt=0)
-    num_kv_heads: int = Field(gt=0)
+    num_qo_heads: int = Field(default=1, gt=0)
+    num_kv_heads: int = Field(default=1, gt=0)
+    """Both for the template's call only: the Definition has them as var axes, and they cannot be read back from it."""
     is_neox: bool = True
     dtype: str = "bfloat16"
 
@@ -135,6 +138,24 @@ def _template(parameters: RopeParameters) -> TemplateCall:
     return TemplateCall(fi_api=_FI_API, arguments=arguments)
 
 
+_KERNEL = """
+    @torch.no_grad()
+    def run(q, k, cos_sin_cache, positions):
+        return flashinfer.rope.apply_rope_with_cos_sin_cache(positions, q, k, HEAD_SIZE, cos_sin_cache, IS_NEOX)
+"""
+
+
+def _ground_truth(parameters: RopeParameters) -> GroundTruth:
+    wrapper = Wrapper(
+        kind="flashinfer",
+        api=_FI_API,
+        imports=("import flashinfer",),
+        constants={"HEAD_SIZE": parameters.head_dim, "IS_NEOX": parameters.is_neox},
+        body=_KERNEL,
+    )
+    return GroundTruth(wrappers=(wrapper,))
+
+
 def _make_table(request: InputRequest) -> torch.Tensor:
     import torch
 
@@ -160,8 +181,19 @@ OP_TYPE = OpType(
             fi_api=_FI_API,
             template=_template,
             sglang_symbols=("sglang.kernels.ops.attention.rope.apply_rope_with_cos_sin_cache_inplace",),
+            ground_truth=_ground_truth,
+            policy=rounded,
         ),
     ),
     input_rules={"cos_sin_cache": _make_table, "positions": _make_positions},
+    input_code={
+        "cos_sin_cache": "draw.rotary_table({shape})",
+        "positions": "draw.integers({shape}, 0, {max_seq_len}, {dtype})",
+    },
+    test_sizes={
+        "num_q_heads_x_head_size": (8 * 128, 32 * 128),
+        "num_k_heads_x_head_size": (128, 8 * 128),
+        "max_seq_len": (4096, 32768),
+    },
     axis_sizes={"nnz": 7, "num_q_heads_x_head_size": 300, "num_k_heads_x_head_size": 160, "max_seq_len": 64},
 )

@@ -30,9 +30,11 @@ from fib_tools.op_types.base import (
     tensor,
     var,
 )
+from fib_tools.op_types.ground_truth import GroundTruth, Wrapper
 from fib_tools.op_types.input_request import InputRequest, fill_random
 from fib_tools.op_types.rules import positive
 from fib_tools.op_types.speculative_sampling import CHAIN_SPECULATIVE_SAMPLING
+from fib_tools.op_types.tolerance import filtered, rounded, sampled
 
 if TYPE_CHECKING:
     import torch
@@ -232,6 +234,22 @@ def _template(form: _Form, parameters: SamplingParameters) -> TemplateCall:
     return TemplateCall(fi_api=form.fi_api, arguments=arguments)
 
 
+def _ground_truth(form: _Form, parameters: SamplingParameters) -> GroundTruth:
+    arguments = ", ".join((form.rows, *form.per_row))
+    order = isinstance(parameters, TopKTopPParameters) and parameters.filter_apply_order
+    call = f"{form.fi_api}({arguments}{', filter_apply_order=FILTER_APPLY_ORDER' if order else ''})"
+    # samples come as int32, the reference's are torch.multinomial's int64
+    result = f"{call}.to(torch.int64)" if form.output == "samples" else call
+    wrapper = Wrapper(
+        kind="flashinfer",
+        api=form.fi_api,
+        imports=("import flashinfer",),
+        constants={"FILTER_APPLY_ORDER": order} if order else {},
+        body=f"@torch.no_grad()\ndef run({arguments}):\n    return {result}",
+    )
+    return GroundTruth(wrappers=(wrapper,))
+
+
 def _kernel(form: _Form) -> KernelType[Any]:
     return KernelType(
         id=form.id,
@@ -242,6 +260,9 @@ def _kernel(form: _Form) -> KernelType[Any]:
         fi_api=form.fi_api,
         template=partial(_template, form) if form.has_template else None,
         sglang_symbols=form.sglang_symbols,
+        ground_truth=partial(_ground_truth, form),
+        policy=rounded if form.rows == "logits" else filtered,
+        policies={"samples": sampled},
     )
 
 
@@ -273,5 +294,15 @@ OP_TYPE = OpType(
         "min_p": positive(0.01, 0.3),
         "temperature": positive(0.5, 1.5),
     },
+    input_code={
+        **dict.fromkeys(("probs", "draft_probs", "target_probs"), "draw.distribution({shape})"),
+        "logits": "draw.normal({shape}, {dtype}, scale=4.0)",
+        "draft_token_ids": "draw.integers({shape}, 0, {vocab_size}, {dtype})",
+        "top_k": "draw.integers({shape}, 1, min({vocab_size}, 64) + 1, {dtype})",
+        "top_p": "draw.uniform({shape}, 0.3, 1.0)",
+        "min_p": "draw.uniform({shape}, 0.01, 0.3)",
+        "temperature": "draw.uniform({shape}, 0.5, 1.5)",
+    },
+    test_sizes={"batch_size": (16, 128), "num_speculative": (2, 5)},
     axis_sizes={"num_speculative": 4},
 )

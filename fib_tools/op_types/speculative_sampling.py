@@ -9,6 +9,8 @@ from pydantic import Field
 from fib_tools.model.definition import Definition
 from fib_tools.model.naming import format_name
 from fib_tools.op_types.base import KernelType, MetaTensor, Parameters, TemplateCall, const, source, tensor, var
+from fib_tools.op_types.ground_truth import GroundTruth, Wrapper
+from fib_tools.op_types.tolerance import sampled
 
 __all__ = ["CHAIN_SPECULATIVE_SAMPLING", "ChainSpeculativeSamplingParameters"]
 
@@ -90,6 +92,21 @@ def _template(parameters: ChainSpeculativeSamplingParameters) -> TemplateCall:
     return TemplateCall(fi_api=_FI_API, arguments=arguments)
 
 
+_KERNEL = """
+    @torch.no_grad()
+    def run(draft_probs, draft_token_ids, target_probs):
+        tokens, _, _ = flashinfer.sampling.chain_speculative_sampling(draft_probs, draft_token_ids, target_probs)
+        return tokens
+"""
+
+
+def _ground_truth(parameters: ChainSpeculativeSamplingParameters) -> GroundTruth:
+    del parameters
+    return GroundTruth(
+        wrappers=(Wrapper(kind="flashinfer", api=_FI_API, imports=("import flashinfer",), body=_KERNEL),)
+    )
+
+
 CHAIN_SPECULATIVE_SAMPLING = KernelType(
     id="chain_speculative_sampling",
     op_type="sampling",
@@ -99,4 +116,6 @@ CHAIN_SPECULATIVE_SAMPLING = KernelType(
     fi_api=_FI_API,
     template=_template,
     sglang_symbols=("sglang.kernels.ops.speculative.reject_sampling.chain_speculative_sampling_triton",),
+    ground_truth=_ground_truth,
+    policies={"accepted_token_ids": sampled},
 )

@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+import types
+from typing import Any
+
+import pytest
+import torch
+
+from fib_tools.op_types.axes import choose_axes
+from fib_tools.op_types.base import KernelType
+from fib_tools.op_types.ground_truth import GroundTruth, Wrapper
+from fib_tools.op_types.inputs import generate_inputs
+from fib_tools.op_types.registry import get_kernel_type, list_kernel_types
+
+HOPPER = 90
+HEADS = {"num_qo_heads": 8, "num_kv_heads": 2, "head_dim": 64}
+LATENT = {"num_qo_heads": 4, "head_dim_ckv": 512, "head_dim_kpe": 64, "sm_scale": 0.1}
+EXPERTS = {"num_experts": 16, "top_k": 4, "num_local_experts": 8, "hidden_size": 256, "intermediate_size": 128}
+DS = {"routing": "ds", "n_group": 4, "topk_group": 2}
+
+EXAMPLES: list[tuple[str, dict[str, Any]]] = [
+    ("rmsnorm", {"hidden_size": 64}),
+    ("gemma_rmsnorm", {"hidden_size": 64}),
+    ("fused_add_rmsnorm", {"hidden_size": 64}),
+    ("gemma_fused_add_rmsnorm", {"hidden_size": 64}),
+    ("rmsnorm_noweight", {"hidden_size": 64}),
+    ("layernorm", {"hidden_size": 64}),
+    ("layernorm", {"hidden_size": 64, "bias": False}),
+    ("silu_and_mul", {"intermediate_size": 32}),
+    ("gelu_and_mul", {"intermediate_size": 32}),
+    ("gelu_tanh_and_mul", {"intermediate_size": 32}),
+    ("rope_with_cos_sin_cache", {"head_dim": 64, "rotary_dim": 64}),
+    ("merge_state", {"num_heads": 4, "head_dim": 64}),
+    ("gqa_paged_decode", {**HEADS, "page_size": 1}),
+    ("gqa_paged_decode", {**HEADS, "page_size": 16, "kv_dtype": "float8_e4m3fn", "window_left": 7}),
+    ("gqa_paged_prefill", {**HEADS, "page_size": 1}),
+    ("gqa_paged_prefill", {**HEADS, "page_size": 16, "causal": False, "logits_soft_cap": 30.0}),
+    ("gqa_ragged_prefill", HEADS),
+    ("mla_ragged_prefill", {"num_qo_heads": 4}),
+    ("mla_paged_decode", {**LATENT, "page_size": 1}),
+    ("mla_paged_decode", {**LATENT, "page_size": 64, "kv_dtype": "float8_e4m3fn"}),
+    ("mla_paged_prefill", {**LATENT, "page_size": 64}),
+    ("append_paged_kv_cache", {"num_kv_heads": 2, "head_dim": 64, "page_size": 16}),
+    ("append_paged_mla_kv_cache", {"page_size": 1}),
+    ("gemm_fp8_block", {"n": 256, "k": 256}),
+    ("gemm_fp8_tensor", {"n": 32, "k": 64}),
+    ("moe_routing", {"num_experts": 16, "top_k": 4, **DS}),
+    ("moe_routing", {"num_experts": 16, "top_k": 4, "routing": "renormalize"}),
+    ("moe_bf16", {**EXPERTS, "routing": "renormalize"}),
+    ("top_k_sampling_from_probs", {"vocab_size": 128}),
+    ("top_p_sampling_from_probs", {"vocab_size": 128}),
+    ("top_k_top_p_sampling_from_probs", {"vocab_size": 128}),
+    ("top_k_top_p_sampling_from_probs", {"vocab_size": 128, "filter_apply_order": "joint"}),
+    ("min_p_sampling_from_probs", {"vocab_size": 128}),
+    ("top_k_renorm_probs", {"vocab_size": 128}),
+    ("top_p_renorm_probs", {"vocab_size": 128}),
+    ("softmax_sampling", {"vocab_size": 128}),
+    ("chain_speculative_sampling", {"vocab_size": 128}),
+]
+OF_SGLANG: list[tuple[str, dict[str, Any]]] = [
+    ("moe_fp8_block_scale", {**EXPERTS, **DS}),
+    ("moe_bf16", {**EXPERTS, "routing": "given"}),
+    ("moe_routing", {"num_experts": 16, "top_k": 4, "routing": "sigmoid_bias"}),
+    ("fp8_quantize_1x128", {"hidden_size": 256}),
+    ("fp8_quantize_tensor", {"hidden_size": 256}),
+    ("gemm_fp8_channel", {"n": 32, "k": 64}),
+    ("rmsnorm_gated", {"hidden_size": 64}),
+    ("relu2", {"intermediate_size": 32}),
+    ("swiglu_oai", {"intermediate_size": 32}),
+]
+OF_TORCH: list[tuple[str, dict[str, Any]]] = [
+    ("gemm", {"n": 32, "k": 64}),
+    ("gemm", {"n": 32, "k": 64, "bias": True}),
+    ("bmm", {"b": 2, "n": 32, "k": 64}),
+    ("embedding", {"vocab_size": 100, "hidden_size": 16}),
+]
+
+each = pytest.mark.parametrize(("kernel_id", "parameters"), [*EXAMPLES, *OF_SGLANG, *OF_TORCH])
+
+
+def _truth(kernel_id: str, parameters: dict[str, Any]) -> tuple[KernelType[Any], GroundTruth]:
+    kernel = get_kernel_type(kernel_id)
+    return kernel, kernel.find_ground_truth(parameters)
+
+
+@each
+def test_a_wrapper_takes_the_inputs_of_its_definition_in_order(kernel_id: str, parameters: dict[str, Any]) -> None:
+    kernel, truth = _truth(kernel_id, parameters)
+    assert truth.wrappers
+    for wrapper in truth.wrappers:
+        tree = ast.parse(wrapper.source)
+        run = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run")
+        assert [argument.arg for argument in run.args.args] == list(kernel.build(parameters).inputs)
+
+
+@each
+def test_a_wrapper_uses_the_kernel_that_it_names_and_never_the_reference(
+    kernel_id: str, parameters: dict[str, Any]
+) -> None:
+    kernel, truth = _truth(kernel_id, parameters)
+    reference = kernel.build(parameters).reference
+    for wrapper in truth.wrappers:
+        roots = {line.split()[1].partition(".")[0] for line in wrapper.imports}
+        assert roots <= {"flashinfer", "sglang", "sgl_kernel", "triton"}
+        assert wrapper.kind == "torch" or roots
+        assert wrapper.body.strip() not in reference
+        compile(f"import torch\n{wrapper.function('kernel')}", "wrapper", "exec")
+
+
+@each
+def test_every_output_has_a_tolerance_that_says_where_it_comes_from(kernel_id: str, parameters: dict[str, Any]) -> None:
+    kernel, _ = _truth(kernel_id, parameters)
+    for name, spec in kernel.build(parameters).outputs.items():
+        tolerance = kernel.find_tolerance(name, spec.dtype)
+        assert tolerance.source
+        assert 0 <= tolerance.rtol < 0.1
+        assert 0.99 <= tolerance.hit_ratio <= 1
+        assert bool(tolerance.rtol) or tolerance.how != "values" or tolerance.atol == 0
+
+
+@pytest.mark.parametrize("kernel", list_kernel_types(), ids=lambda kernel: str(kernel.id))
+def test_a_kernel_type_without_ground_truth_gives_a_reason(kernel: KernelType[Any]) -> None:
+    known = dict([*EXAMPLES, *OF_SGLANG, *OF_TORCH])
+    if kernel.ground_truth is None:
+        assert kernel.find_ground_truth({}).reason
+    elif kernel.id not in known:
+        assert kernel.id in {
+            "moe_nvfp4",
+            "moe_mxfp4",
+            "moe_w4a16",
+            "moe_fp8_tensor",
+            "nvfp4_quantize",
+            "mxfp8_quantize",
+        }
+
+
+@pytest.mark.parametrize("kernel_id", ["nvfp4_quantize", "mxfp8_quantize"])
+def test_a_kernel_of_blackwell_says_so(kernel_id: str) -> None:
+    truth = get_kernel_type(kernel_id).find_ground_truth({"hidden_size": 256})
+    assert truth.find(HOPPER) is None
+    assert "Blackwell" in truth.reason
+
+
+def test_fp8_latents_run_on_hopper_alone() -> None:
+    _, truth = _truth("mla_paged_decode", {**LATENT, "page_size": 1, "kv_dtype": "float8_e4m3fn"})
+    assert truth.find(HOPPER) is not None
+    assert truth.find(100) is None
+
+
+def test_each_gpu_gets_the_best_kernel_that_it_has() -> None:
+    _, truth = _truth("gemm_fp8_block", {"n": 256, "k": 256})
+    chosen = {capability: truth.find(capability) for capability in (80, 90, 100)}
+    assert chosen[80] is None
+    assert chosen[90] is not None
+    assert chosen[90].api.endswith("fp8_blockscale_gemm_sm90")
+    assert chosen[100] is not None
+    assert chosen[100].api.endswith("gemm_fp8_nt_groupwise")
+
+
+@pytest.mark.parametrize(("kernel_id", "parameters"), OF_TORCH)
+def test_torch_agrees_with_the_reference(kernel_id: str, parameters: dict[str, Any]) -> None:
+    kernel, truth = _truth(kernel_id, parameters)
+    definition = kernel.build(parameters)
+    inputs = generate_inputs(definition, choose_axes(definition)).values()
+    got, want = (_load(source)(*inputs) for source in (truth.wrappers[0].source, definition.reference))
+    torch.testing.assert_close(got.float(), want.float(), rtol=2**-6, atol=2**-6)
+
+
+def _load(source: str) -> Any:
+    namespace: dict[str, Any] = {}
+    exec(compile(source, "source", "exec"), namespace)  # noqa: S102  # our own source
+    return namespace["run"]
+
+
+@pytest.mark.filterwarnings("ignore")  # flashinfer's imports warn about one another
+@pytest.mark.parametrize(("kernel_id", "parameters"), EXAMPLES)
+def test_every_call_fits_flashinfers_signature(
+    kernel_id: str, parameters: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel, truth = _truth(kernel_id, parameters)
+    definition = kernel.build(parameters)
+    inputs = generate_inputs(definition, choose_axes(definition)).values()
+    for wrapper in (wrapper for wrapper in truth.wrappers if wrapper.kind == "flashinfer"):
+        calls = _watch(wrapper, monkeypatch)
+        _load(wrapper.source)(*inputs)
+        assert calls
+
+
+def _watch(wrapper: Wrapper, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Put something in the place of every kernel a wrapper names, that checks how it is called and computes nothing."""
+    import flashinfer
+    import flashinfer.fused_moe
+
+    compiled: Any = types.ModuleType("sgl_kernel")
+    compiled.topk_softmax = lambda *out, renormalize: out[1].zero_() if renormalize else None
+    monkeypatch.setitem(sys.modules, "sgl_kernel", compiled)
+    calls: list[str] = []
+    names = [wrapper.api, *("flashinfer.fused_moe.fused_topk_deepseek" for _ in range("choose" in wrapper.body))]
+    for api in names:
+        owner_name, _, name = api.rpartition(".")
+        owner: Any = flashinfer
+        for part in owner_name.split(".")[1:]:
+            owner = getattr(owner, part)
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, _fake_class(real, calls) if inspect.isclass(real) else _fake(real, calls))
+    return calls
+
+
+def _fake(real: Any, calls: list[str]) -> Any:
+    signature = inspect.signature(real)
+
+    def check(*args: Any, **kwargs: Any) -> Any:
+        signature.bind(*args, **kwargs)
+        calls.append(real.__name__)
+        row = torch.zeros(1, 1)
+        return (row, row, row) if real.__name__ == "chain_speculative_sampling" else row
+
+    return check
+
+
+def _fake_class(real: Any, calls: list[str]) -> Any:
+    def bound(name: str) -> Any:
+        check = _fake(getattr(real, name), calls)
+        return lambda self, *args, **kwargs: (check(self, *args, **kwargs), None)[name == "__init__"]
+
+    return type(real.__name__, (), {name: bound(name) for name in ("__init__", "plan", "run")})
