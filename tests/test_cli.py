@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import Field
@@ -64,6 +64,7 @@ def see(
     *,
     sizes: Annotated[tuple[int, ...] | None, Field(description="Some sizes.")] = None,
     words: Annotated[tuple[str, ...], Field(description="Some words.")] = ("a", "b"),
+    kinds: Annotated[tuple[Literal["big", "small"], ...] | None, Field(description="Some kinds.")] = None,
     keep: Annotated[bool, Field(description="Keep it.")] = True,
     drop: Annotated[bool, Field(description="Drop it.")] = False,
 ) -> Seen:
@@ -73,6 +74,7 @@ def see(
             "subject": subject,
             "sizes": sizes,
             "words": words,
+            "kinds": kinds,
             "keep": keep,
             "drop": drop,
             "workspace": str(context.workspace.root),
@@ -385,3 +387,12 @@ def test_a_full_disk_behind_stdout_is_an_error_without_a_traceback(as_json: list
     assert ran.returncode == 2
     assert "No space left" in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def test_a_list_of_words_takes_only_those_there_are(
+    command: Callable[[Callable[..., Result]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(see)
+    assert seen(capsys, "--kinds", "big,small")["kinds"] == ["big", "small"]
+    assert main(["try", "--kinds", "big,huge"]) == 2
+    assert "'huge' is none of big, small" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from cyclopts import Parameter
 
@@ -51,26 +51,36 @@ def _annotation(option: Option) -> Any:
             n_tokens=1,
             accepts_keys=False,
             negative="",
-            metavar=f"{item.__name__.upper()},...",
+            metavar=f"{_name(item)},...",
             show_default=_join if option.default else False,
         ),
     ]
 
 
-def _item_type(kind: Any) -> type | None:
+def _item_type(kind: Any) -> Any:
     for option in get_args(kind) or (kind,):
         if get_origin(option) is tuple:
-            return get_args(option)[0]  # type: ignore[no-any-return]
+            return get_args(option)[0]
     return get_args(kind)[0] if get_origin(kind) is tuple else None
 
 
-def _split_into(item: type) -> Callable[..., tuple[Any, ...]]:
+def _name(item: Any) -> str:
+    """Name an element of a list: its type, or the words there are."""
+    return "|".join(get_args(item)) if get_origin(item) is Literal else str(item.__name__).upper()
+
+
+def _split_into(item: Any) -> Callable[..., tuple[Any, ...]]:
     def convert(_kind: Any, tokens: Sequence[Any]) -> tuple[Any, ...]:
         pieces = [piece.strip() for token in tokens for piece in token.value.split(",") if piece.strip()]
         if not pieces:
             raise ValueError("no value")
         if item is int and not all(re.fullmatch(r"-?[0-9]{1,18}", piece) for piece in pieces):
             raise ValueError(f"{','.join(pieces)!r} is not a list of whole numbers such as 2,4")
+        if get_origin(item) is Literal:
+            unknown = [piece for piece in pieces if piece not in get_args(item)]
+            if unknown:
+                raise ValueError(f"{unknown[0]!r} is none of {', '.join(get_args(item))}")
+            return tuple(pieces)
         return tuple(map(item, pieces))
 
     return convert
