@@ -58,7 +58,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Result]]
     return install
 
 
-def see(
+def see(  # noqa: PLR0913  # one of each kind
     context: Context,
     subject: Annotated[str | None, Field(description="The subject.")] = None,
     *,
