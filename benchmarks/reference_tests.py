@@ -4,7 +4,8 @@ python benchmarks/reference_tests.py DATASET --out FOLDER [--jobs 14] [--limit 5
 
 Needs torch, pytest and the kernel packages, nothing of this project. What takes time on a fresh machine is compiling:
 tests are grouped by the module that they compile, the first of each group runs alone, and the others after it.
-Writes `results.json` (versions, table, every test's metrics) and `failures.txt` to the folder.
+Writes to the folder `summary.json` (versions, table, how near the kernel came at each size), `results.json` (every
+test's record) and `failures.txt`.
 """
 
 from __future__ import annotations
@@ -31,8 +32,13 @@ FIRST = ("gqa_paged_prefill", "gqa_ragged", "mla_ragged", "mla_paged", "sampling
 """Groups that compile longest."""
 PER_PROCESS = 6
 FAILURE_LENGTH = 6000
+METRICS = re.compile(
+    r"(?P<output>\w+): max (?P<max>\S+), mean (?P<mean>\S+), rms (?P<rms>\S+), cosine (?P<cosine>\S+), "
+    r"misses (?P<misses>\d+) of (?P<values>\d+)"
+)
+KERNEL_TEST = "test_the_kernel_agrees_with_the_reference"
 VERSIONS = """
-import importlib.metadata as m, json, torch
+import importlib.metadata as m, json, subprocess, torch
 names = ("torch", "triton", "flashinfer-python", "sglang", "sglang-kernel", "sgl-kernel", "pytest")
 found = {}
 for name in names:
@@ -41,8 +47,11 @@ for name in names:
     except m.PackageNotFoundError:
         pass
 import flashinfer
-found["flashinfer (imported)"] = f"{flashinfer.__version__} at {flashinfer.__file__}"
-found["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+found["flashinfer-python"] = flashinfer.__version__
+if torch.cuda.is_available():
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    found["driver"] = subprocess.check_output(query, text=True).split()[0]
+    found["cuda"], found["gpu"] = torch.version.cuda, torch.cuda.get_device_name()
 print(json.dumps(found))
 """
 
@@ -72,14 +81,17 @@ class Run:
     device: str
     prefer: dict[str, str]
     process_limit: float
+    only: str
     batches: list[Batch] = field(default_factory=list)
 
     def fill(self) -> None:
         """Group the files, and make one batch of the first of each group, some of the rest."""
         groups: dict[str, list[Path]] = collections.defaultdict(list)
         for path in sorted((self.dataset / "tests" / "references").glob("test_*.py")):
-            op_type = read_op_type(path)
-            name = SIZES_IN_NAMES.sub("", path.stem.removeprefix("test_"))
+            op_type, stem = read_op_type(path), path.stem.removeprefix("test_")
+            if not re.search(self.only, stem):
+                continue
+            name = SIZES_IN_NAMES.sub("", stem)
             groups[name if op_type in SEVERAL_MODULES else op_type].append(path)
         order = sorted(groups, key=lambda name: next((i for i, p in enumerate(FIRST) if name.startswith(p)), 99))
         for name in order:
@@ -147,8 +159,8 @@ class Run:
                     elif batch.status == "waiting":
                         batch.status = "not started: time limit"
                 return
-            while sum(batch.status == "running" for batch in self.batches) < self.jobs and (batch := self.next()):
-                self.start(batch)
+            while sum(batch.status == "running" for batch in self.batches) < self.jobs and (free := self.next()):
+                self.start(free)
             time.sleep(0.2)
             self.watch()
 
@@ -185,7 +197,7 @@ def judge(records: list[dict[str, Any]]) -> tuple[str, str]:
     if failed:
         first = failed[0]
         return "failed", f"{first['test']} {first.get('size')}: {first['reason'].strip().splitlines()[:3]}"
-    kernels = [record for record in records if record["test"] == "test_the_kernel_agrees_with_the_reference"]
+    kernels = [record for record in records if record["test"] == KERNEL_TEST]
     passed = [record for record in kernels if record["outcome"] == "passed"]
     if passed:
         return "passed", f"{passed[0].get('kernel')}, {len(passed)} sizes"
@@ -204,6 +216,28 @@ def show(table: dict[str, collections.Counter[str]], verdicts: dict[str, tuple[s
             reasons[f"{verdict}: {why[:400]}"].append(name)
     for why, names in reasons.items():
         say(f"{why}: {', '.join(names[:6])}{f' and {len(names) - 6} more' * (len(names) > 6)}")
+
+
+def measure(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Give how near the kernel came at each size, one list of numbers for each output; samples have a sentence."""
+    sizes: dict[str, Any] = {}
+    for record in records:
+        if record["test"] != KERNEL_TEST or not record.get("size"):
+            continue
+        lines = record.get("metrics", [])
+        found = [METRICS.match(line) for line in lines]
+        numbers = {item["output"]: [float(value) for value in item.groups()[1:]] for item in found if item}
+        sizes[record["size"]] = numbers or lines[:1] or record["reason"][:200]
+    return sizes
+
+
+def write_summary(path: Path, head: dict[str, Any], rows: dict[str, dict[str, Any]]) -> None:
+    """Write one line for each Definition."""
+    lines = [f'  "{name}": {json.dumps(row)}' for name, row in rows.items()]
+    document = json.dumps(
+        {**head, "an output's numbers": ["max", "mean", "rms", "cosine", "misses", "values"]}, indent=1
+    )
+    path.write_text(document[:-2] + ',\n "definitions": {\n' + ",\n".join(lines) + "\n }\n}\n", encoding="utf-8")
 
 
 def write_failures(path: Path, records: dict[str, list[dict[str, Any]]]) -> None:
@@ -232,11 +266,14 @@ def report(run: Run, versions: dict[str, Any], seconds: float) -> int:
     show(table, verdicts)
     totals = collections.Counter(verdict for verdict, _ in verdicts.values())
     say(f"{sum(totals.values())} Definitions: {dict(totals)} in {seconds:.0f} s")
+    head = {"versions": versions, "seconds": round(seconds, 1), "totals": totals, "table": table}
+    rows = {
+        name: {"verdict": verdict, "why": why, "sizes": measure(records[name])}
+        for name, (verdict, why) in verdicts.items()
+    }
+    write_summary(run.out / "summary.json", head, rows)
     document = {
-        "versions": versions,
-        "seconds": round(seconds, 1),
-        "totals": totals,
-        "table": table,
+        **head,
         "definitions": {name: {"verdict": verdict, "why": why} for name, (verdict, why) in verdicts.items()},
         "batches": [
             {"group": b.group, "files": len(b.files), "seconds": round(b.seconds, 1), "status": b.status}
@@ -262,6 +299,7 @@ def main() -> int:
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--limit", type=float, default=540, help="Seconds for everything.")
     parser.add_argument("--process-limit", type=float, default=420, help="Seconds for one process.")
+    parser.add_argument("--only", default="", help="A pattern that the names of Definitions must hold.")
     parser.add_argument("--prefer", action="append", default=[], help="KIND:PREFIX, such as sglang:moe_bf16.")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -281,6 +319,7 @@ def main() -> int:
         device=arguments.device,
         prefer=prefer,
         process_limit=arguments.process_limit,
+        only=arguments.only,
     )
     run.fill()
     say(f"{sum(len(batch.files) for batch in run.batches)} files in {len(run.batches)} processes")

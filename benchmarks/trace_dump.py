@@ -1,10 +1,10 @@
-"""Trace-dumps of four models with made-up weights, timed by stage: planned here, made on a GPU machine, reported here.
+"""Trace-dumps of four models with made-up weights, timed by stage: planned here, made on a GPU machine.
 
 python benchmarks/trace_dump.py plan PLAN.json
 python benchmarks/trace_dump.py run PLAN.json OUT [--seconds 520] [--jobs 5]
-python benchmarks/trace_dump.py report PLAN.json OUT/trace-dump.tar.gz
+python benchmarks/trace_dump_report.py PLAN.json OUT
 
-`run` needs what fib_tools.capture imports, pydantic alone, and a Python with SGLang; `report` needs no GPU.
+`run` needs what fib_tools.capture imports, pydantic alone, and a Python with SGLang.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import dataclasses
 import io
 import json
 import platform
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -142,17 +141,6 @@ def run_failed(
     return make_runs(again, work, dataclasses.replace(settings, environment=environment))
 
 
-def take_fallbacks(folder: Path) -> None:
-    """Put a run with other packages in the place of the one that failed before it."""
-    for path in sorted((folder / "fallback").glob("*/*")):
-        own = folder / path.relative_to(folder / "fallback")
-        outcome = load_stages(path)
-        if outcome is not None and outcome.status in {"done", "partial"}:
-            shutil.rmtree(own, ignore_errors=True)
-            path.rename(own)
-            print(f"{own.relative_to(folder)}: with {outcome.versions}")
-
-
 def hold_gpu(*, is_on: bool) -> Any:
     if not is_on:
         return nullcontext()
@@ -214,52 +202,6 @@ def list_files(work: Path) -> Iterator[Path]:
             yield path
 
 
-def report(options: argparse.Namespace) -> int:
-    from fib_tools.capture.engine import load_outcome
-    from fib_tools.host.locks import hold
-    from fib_tools.phases.context import Context, Workspace
-    from fib_tools.phases.inventory import keep_survey, workspace_lock
-    from fib_tools.phases.request import DEFAULTS
-    from fib_tools.phases.survey import survey_model
-    from fib_tools.phases.trace_dump import report_runs
-
-    root = options.workspace or Path(tempfile.mkdtemp(prefix="trace-report-"))
-    folder = root / "dumps"
-    folder.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(options.archive) as archive:
-        archive.extractall(folder, filter="data")
-    take_fallbacks(folder)
-    context = Context(workspace=Workspace(root=root), offline=True)
-    documents = {}
-    for slug, item in load_plans(options.plan).items():
-        survey = survey_model(context, slug, DEFAULTS)
-        with hold(workspace_lock(context), purpose="a report"):
-            standing = keep_survey(context, survey, DEFAULTS)
-        found = [load_stages(folder / slug / run.name) or load_outcome(folder / slug / run.name) for run in item.runs]
-        outcomes = [
-            (outcome or RunOutcome(name=run.name, status="failed", seconds=0, error="nothing came back")).model_copy(
-                update={"name": run.name}
-            )
-            for run, outcome in zip(item.runs, found, strict=True)
-        ]
-        result = report_runs(context, standing, item, folder=folder / slug, outcomes=outcomes)
-        documents[slug] = result.model_dump(mode="json")
-        summary = result.summary()
-        for table in summary.tables:
-            print("\n" + " | ".join(table.columns))
-            for row in table.rows:
-                print(" | ".join(row))
-        print("\n".join(summary.lines))
-    (root / "trace_report.json").write_text(json.dumps(documents, indent=1), encoding="utf-8")
-    print(root / "trace_report.json")
-    return 0
-
-
-def load_stages(folder: Path) -> RunOutcome | None:
-    path = folder / "stages.json"
-    return RunOutcome.model_validate_json(path.read_bytes()) if path.exists() else None
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -272,15 +214,11 @@ def main() -> int:
     running.add_argument("--max-jobs", type=int, default=8, help="compilers that one engine starts at once")
     running.add_argument("--fallback", help="PYTHONPATH for a second try of what failed")
     running.add_argument("--no-lock", action="store_true")
-    reporting = commands.add_parser("report")
-    reporting.add_argument("plan", type=Path)
-    reporting.add_argument("archive", type=Path)
-    reporting.add_argument("--workspace", type=Path)
     options = parser.parse_args()
     if options.command == "plan":
         plan(options.plan)
         return 0
-    return run(options) if options.command == "run" else report(options)
+    return run(options)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def normalise(
     try:
         draft = read_draft(raw, values=call.values if call else {}, absent=_find_absent(call))
         changes = draft.changes
-        _repair(draft, call)
+        _repair(draft, call, found)
         definition = read_lenient(Definition, draft.to_document(), where=draft.name)
     except RefusedError as refusal:
         return _canonical(raw, found, reason=str(refusal), changes=changes)
@@ -122,7 +122,7 @@ def _find_absent(call: TemplateResult | None) -> frozenset[str] | None:
     return frozenset(unpassed | {name for name, shape in call.bindings.items() if shape is None})
 
 
-def _repair(draft: Draft, call: TemplateResult | None) -> None:
+def _repair(draft: Draft, call: TemplateResult | None, found: Recognised | None) -> None:
     for name, parameter in (call.parameters if call else {}).items():
         if parameter != name and name in draft.inputs:
             draft.inputs[name].setdefault("param", parameter)
@@ -130,11 +130,23 @@ def _repair(draft: Draft, call: TemplateResult | None) -> None:
     inline_helpers(draft, find_library())
     function = read_function(draft.reference)
     bake_scalars(draft, function)
+    if found is not None:
+        _drop_surplus(draft, found)
     fix_axes(draft)
     fix_outputs(draft, function)
     fix_constraints(draft)
     write_run(draft)
     _fix_tags(draft)
+
+
+def _drop_surplus(draft: Draft, found: Recognised) -> None:
+    """Leave out scalars that are for other kernels of the same API, such as the scales of an FP8 cache."""
+    ours = found.build().inputs
+    if not set(ours) <= set(draft.inputs):
+        return
+    for name, spec in list(draft.inputs.items()):
+        if name not in ours and spec["shape"] is None and spec.get("optional"):
+            draft.drop_input(name, f"optional, and no input of {found.kernel}")
 
 
 def _fix_tags(draft: Draft) -> None:

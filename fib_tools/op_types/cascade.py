@@ -5,6 +5,8 @@ Both states carry a base-2 log-sum-exp s; the merged output weighs each by 2^s (
 
 from __future__ import annotations
 
+import math
+
 from pydantic import Field
 
 from fib_tools.model.definition import Definition, TensorSpec
@@ -95,11 +97,38 @@ _KERNEL = """
 """
 
 
+_SGLANG_KERNEL = """
+    @torch.no_grad()
+    def run(v_a, s_a, v_b, s_b):
+        # The kernel's sums are natural logarithms.
+        v_merged, s_merged = sgl_kernel.merge_state_v2(v_a, s_a * LN_2, v_b, s_b * LN_2)
+        return v_merged, s_merged / LN_2
+"""
+
+_MOST_THREADS = 1024
+"""Of a block, in CUDA."""
+
+
+def _fits_flashinfer(parameters: MergeStateParameters) -> bool:
+    """Tell whether FlashInfer can launch: its block has all heads, a thread for 16 bytes (`cascade.cuh`, MergeState)."""
+    width = 4 if parameters.dtype == "float32" else 2
+    values = max(16 // width, parameters.head_dim // 32)
+    return parameters.head_dim // values * parameters.num_heads <= _MOST_THREADS
+
+
 def _ground_truth(parameters: MergeStateParameters) -> GroundTruth:
-    del parameters
-    return GroundTruth(
-        wrappers=(Wrapper(kind="flashinfer", api=_API, imports=("import flashinfer",), body=_KERNEL),),
+    flashinfer = Wrapper(kind="flashinfer", api=_API, imports=("import flashinfer",), body=_KERNEL)
+    sglang = Wrapper(
+        kind="sglang",
+        api="sgl_kernel.merge_state_v2",
+        imports=("import sgl_kernel",),
+        constants={"LN_2": math.log(2)},
+        body=_SGLANG_KERNEL,
     )
+    if _fits_flashinfer(parameters):
+        return GroundTruth(wrappers=(flashinfer, sglang))
+    threads = "FlashInfer's merge_state needs more threads than a block has"
+    return GroundTruth(wrappers=(sglang,), reason=threads)
 
 
 OP_TYPE = OpType(
@@ -112,6 +141,7 @@ OP_TYPE = OpType(
             parameters=MergeStateParameters,
             define=_define,
             fi_api=_API,
+            fi_covers=_fits_flashinfer,
             template=_template,
             sglang_symbols=("flashinfer.cascade.merge_state", "sgl_kernel.merge_state", "sgl_kernel.merge_state_v2"),
             ground_truth=_ground_truth,

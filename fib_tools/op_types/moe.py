@@ -44,7 +44,7 @@ from fib_tools.op_types.moe_templates import (
     tensor_template,
 )
 from fib_tools.op_types.moe_wrappers import blackwell_only, block_moe_ground_truth, plain_moe_ground_truth
-from fib_tools.op_types.tolerance import requantised, summed
+from fib_tools.op_types.tolerance import chained, requantised
 
 __all__ = ["OP_TYPE"]
 
@@ -245,7 +245,7 @@ def _kernel(form: _Form[P]) -> KernelType[P]:
         template=form.template,
         sglang_symbols=form.sglang_symbols,
         ground_truth=partial(_ground_truth, form),
-        policy=summed if form.id == "moe_bf16" else requantised,
+        policy=chained if form.id == "moe_bf16" else requantised,
     )
 
 

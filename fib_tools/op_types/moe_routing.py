@@ -71,8 +71,12 @@ def _define(parameters: RoutingParameters) -> Definition:
 
 
 def _is_covered(parameters: RoutingParameters) -> bool:
-    """FlashInfer computes DeepSeek-V3's choice, whose weights always sum to the scaling factor."""
-    return parameters.routing == "ds" and parameters.norm_topk_prob
+    """FlashInfer computes DeepSeek-V3's choice, whose weights always sum to the scaling factor.
+
+    It asks for `topk_group * n_group >= topk`, which Kimi K2's one group of experts is not.
+    """
+    groups, kept = parameters.groups
+    return parameters.routing == "ds" and parameters.norm_topk_prob and groups * kept >= parameters.top_k
 
 
 def _template(parameters: RoutingParameters) -> TemplateCall | None:

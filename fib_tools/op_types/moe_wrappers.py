@@ -58,10 +58,14 @@ _SOFTMAX = ("default", "renormalize", "renormalize_naive")
 
 
 def _fits_fused_topk(parameters: RoutingParameters) -> bool:
-    """Tell whether FlashInfer's kernel is instantiated for the sizes; its docstring lists the bounds."""
+    """Tell whether FlashInfer's kernel is instantiated for the sizes; its docstring lists the bounds.
+
+    It also refuses one group with more experts than one (`topk_group * n_group >= topk`), so not Kimi K2's choice.
+    """
     groups, kept = parameters.groups
     size = parameters.num_experts // groups
     fits = parameters.num_experts <= 384 if groups == 1 else size <= 32 and size * kept <= 128 and groups <= 32
+    fits = fits and kept * groups >= parameters.top_k
     return parameters.routing == "ds" and parameters.norm_topk_prob and parameters.top_k <= 8 and fits
 
 

@@ -1,7 +1,9 @@
 """How near a kernel must come to the reference, by the arithmetic that stands between them and by element type.
 
-A value is a hit if |got - want| <= atol * rms(want) + rtol * |want|; an output passes if its share of hits is at least
-`hit_ratio`. Bounds follow from the rounding of the formats, never from an error that was seen.
+A value is a hit if |got - want| <= atol * rms of its row + rtol * |want|; an output passes if its share of hits is at
+least `hit_ratio`. A row is the last axis: its values are sums of the same terms' kind and size, which the error of each
+is in proportion to, while rows differ (a query that sees one key, and one that sees thousands).
+Bounds follow from the rounding of the formats, never from an error that was seen.
 The unit roundoff u of a format with p bits of significand is 2^-p (Higham, Accuracy and Stability, 2002, section 2.1).
 """
 
@@ -12,7 +14,19 @@ from dataclasses import dataclass
 
 from fib_tools.model.definition import DType
 
-__all__ = ["Policy", "Tolerance", "chosen", "codes", "exact", "filtered", "requantised", "rounded", "sampled", "summed"]
+__all__ = [
+    "Policy",
+    "Tolerance",
+    "chained",
+    "chosen",
+    "codes",
+    "exact",
+    "filtered",
+    "requantised",
+    "rounded",
+    "sampled",
+    "summed",
+]
 
 _UNIT: Mapping[DType, float] = {
     DType.FLOAT32: 2**-24,
@@ -35,7 +49,7 @@ class Tolerance:
 
     rtol: float
     atol: float
-    """In units of the root mean square of the reference's output."""
+    """In units of the root mean square of the value's row in the reference's output."""
     hit_ratio: float = 1.0
     how: str = "values"
     """`values`, or `samples` for draws that agree in distribution only, or `choice` for experts in any order."""
@@ -74,6 +88,16 @@ def summed(dtype: DType) -> Tolerance:
         rtol=4 * unit,
         atol=4 * unit,
         source="sums whose terms are rounded at random err by u of their own size; five deviations of that, and 2u",
+    )
+
+
+def chained(dtype: DType) -> Tolerance:
+    """Allow for products after one another with results rounded in between, as experts have them."""
+    unit = _unit(dtype)
+    return Tolerance(
+        rtol=4 * unit,
+        atol=6 * unit,
+        source="gate, up, their product and each expert's share are rounded: twice one rounding's deviation; five, and 2u",
     )
 
 

@@ -112,7 +112,7 @@ def _facts(definition: Definition, kernel: KernelType[Any] | None) -> str:
         "SIZES = {",
         *sizes,
         "}",
-        "TOLERANCES = {  # rtol, atol in units of the RMS, share of hits, what is compared",
+        "TOLERANCES = {  # rtol, atol in units of the row's RMS, share of hits, what is compared",
     ]
     for name, spec in definition.outputs.items():
         tolerance = kernel.find_tolerance(name, spec.dtype) if kernel else _plain(spec.dtype)

@@ -150,6 +150,44 @@ def test_fp8_latents_run_on_hopper_alone() -> None:
     assert truth.find(100) is None
 
 
+def test_flashinfer_merges_as_many_heads_as_a_block_has_threads_for() -> None:
+    kernel, fits = _truth("merge_state", {"num_heads": 64, "head_dim": 128})
+    _, too_many = _truth("merge_state", {"num_heads": 128, "head_dim": 128})
+    assert [wrapper.kind for wrapper in fits.wrappers] == ["flashinfer", "sglang"]
+    assert [wrapper.kind for wrapper in too_many.wrappers] == ["sglang"]
+    assert "threads" in too_many.reason
+    assert kernel.find_fi_api({"num_heads": 64, "head_dim": 128}) is not None
+    assert kernel.find_fi_api({"num_heads": 128, "head_dim": 128}) is None
+
+
+def test_sglang_merges_states_with_natural_logarithms(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel, truth = _truth("merge_state", {"num_heads": 4, "head_dim": 64})
+    definition = kernel.build({"num_heads": 4, "head_dim": 64})
+    inputs = list(generate_inputs(definition, choose_axes(definition)).values())
+    compiled: Any = types.ModuleType("sgl_kernel")
+    compiled.merge_state_v2 = _merge_natural
+    monkeypatch.setitem(sys.modules, "sgl_kernel", compiled)
+    want = _load(definition.reference)(*inputs)
+    for ours, value in zip(_load(truth.wrappers[1].source)(*inputs), want, strict=True):
+        torch.testing.assert_close(ours, value)
+
+
+def _merge_natural(
+    v_a: torch.Tensor, s_a: torch.Tensor, v_b: torch.Tensor, s_b: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    merged = torch.logaddexp(s_a, s_b)
+    parts = [v.float() * torch.exp(s - merged)[..., None] for v, s in ((v_a, s_a), (v_b, s_b))]
+    return (parts[0] + parts[1]).to(v_a.dtype), merged
+
+
+@pytest.mark.parametrize(("groups", "top_k", "api"), [(1, 1, "fused_topk_deepseek"), (1, 8, "moe_fused_gate")])
+def test_flashinfer_refuses_one_group_with_several_experts(groups: int, top_k: int, api: str) -> None:
+    parameters = {"num_experts": 384, "top_k": top_k, "routing": "ds", "n_group": groups}
+    kernel, truth = _truth("moe_routing", parameters)
+    assert [wrapper.api.rpartition(".")[2] for wrapper in truth.wrappers] == [api]
+    assert (kernel.find_fi_api(parameters) is None) == (api == "moe_fused_gate")
+
+
 def test_each_gpu_gets_the_best_kernel_that_it_has() -> None:
     _, truth = _truth("gemm_fp8_block", {"n": 256, "k": 256})
     chosen = {capability: truth.find(capability) for capability in (80, 90, 100)}

@@ -38,6 +38,23 @@ def test_a_tolerance_is_in_units_of_the_outputs_size() -> None:
     assert shared._measure("output", got, want, 0.0, 0.001)[1] == 0.99
 
 
+def test_a_tolerance_is_in_units_of_the_row() -> None:
+    want = torch.full((2, 100), 1.0)
+    want[1] *= 1000.0
+    want[:, 0] = 0.0
+    got = want.clone()
+    got[:, 0] = 5.0
+    line, hits = shared._measure("output", got, want, 0.0, 0.01)
+    assert hits == 199 / 200
+    assert "misses 1 of 200, worst at [0, 0] got 5 want 0" in line
+
+
+def test_the_worst_places_are_those_farthest_over_their_bound() -> None:
+    want = torch.tensor([1.0, 100.0, 1.0, 1.0])
+    line, _ = shared._measure("output", want + torch.tensor([0.5, 1.0, 0.0, 0.0]), want, 0.1, 0.0)
+    assert "worst at [0] got 1.5" in line
+
+
 def test_samples_are_held_to_their_distribution() -> None:
     weights = torch.softmax(torch.randn(100, generator=torch.Generator().manual_seed(0)), dim=0).double()
     weights[50:] = 0

@@ -7,7 +7,7 @@ import pytest
 from fib_tools.architecture.facts import read_facts
 from fib_tools.architecture.inventory import list_serving_points
 from fib_tools.architecture.parallelism import ServingPoint
-from fib_tools.capture.runs import EngineRun, RunPlan
+from fib_tools.capture.runs import EngineRun, RunPlan, list_batches
 from fib_tools.phases.trace_plan import TraceSubject, plan_runs
 from fib_tools.sources.huggingface import load_config
 
@@ -73,6 +73,13 @@ def test_a_model_of_one_gpu_is_cut_to_two_layers_and_run_twice(model: str) -> No
     }
     assert runs["tp1-paged"].environment["SGLANG_FLASHINFER_USE_PAGED"] == "1"
     assert "SGLANG_FLASHINFER_USE_PAGED" not in runs["tp1"].environment
+
+
+def test_one_batch_is_so_short_that_sglang_gives_its_fp8_products_to_flashinfer() -> None:
+    (batch,) = [item for item in list_batches() if item.name == "short prompt"]
+    assert sum(length for sequence in batch.sequences for _, length in sequence.pieces) < 32
+    seeds = [piece for item in list_batches() for sequence in item.sequences for piece in sequence.pieces[:1]]
+    assert seeds.count(batch.sequences[0].pieces[0]) == 1  # else its prefix is cached, and fewer rows are computed
 
 
 def test_a_hybrid_keeps_a_layer_of_each_kind_and_its_recurrent_heads_are_cut() -> None:

@@ -227,18 +227,12 @@ def _top_k_top_p(repair: Repair) -> None:
 
 
 def _choice_of_experts(repair: Repair) -> None:
-    """State the groups, which are numbers of the call and no axes; the template's reference takes them."""
+    """State the groups: numbers of the call that make another kernel, and no axes of the template."""
     scores, groups, kept, top_k = _take(repair, "scores", "n_group", "topk_group", "topk")
     if _is_tensor(scores) and all(isinstance(value, int) for value in (groups, kept, top_k)):
-        repair.kernel = "moe_routing"
-        repair.parameters = {
-            "num_experts": scores.shape[-1],
-            "top_k": top_k,
-            "routing": "ds",
-            "n_group": groups,
-            "topk_group": kept,
-            "norm_topk_prob": repair.arguments.get("renormalize") is not False,
-        }
+        sizes = {"num_experts": scores.shape[-1], "top_k": top_k, "n_group": groups, "topk_group": kept}
+        note = f"the template does not tell {kept} groups of {groups}"
+        repair.say("moe_routing", {**sizes, "routing": "ds", "norm_topk_prob": True}, note)
 
 
 def _activation(repair: Repair) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 __all__ = ["Draft", "RefusedError", "read_draft"]
 
+_HOOKED = "fib_"
+"""How fields begin that the hook of a trace-dump wrote for the gate."""
 _NAMED = ("name", "description", "op_type", "tags", "axes", "constraints", "inputs", "outputs", "reference")
 
 
@@ -29,7 +31,7 @@ class Draft:
     outputs: dict[str, dict[str, Any]]
     reference: str
     extra: dict[str, Any]
-    """Fields the schema does not know, such as `init` and `check`; kept."""
+    """Fields the schema does not know, such as `init` and `check`; kept, but for what was written for the gate."""
     values: Mapping[str, Any] = field(default_factory=dict)
     """Plain arguments of the call, where it is known."""
     absent: frozenset[str] | None = None
@@ -104,7 +106,7 @@ def read_draft(raw: Mapping[str, Any], *, values: Mapping[str, Any], absent: fro
         inputs={name: dict(spec) for name, spec in raw["inputs"].items()},
         outputs={name: dict(spec) for name, spec in raw["outputs"].items()},
         reference=raw["reference"],
-        extra={name: value for name, value in raw.items() if name not in _NAMED},
+        extra={name: value for name, value in raw.items() if name not in _NAMED and not name.startswith(_HOOKED)},
         values=values,
         absent=absent,
     )

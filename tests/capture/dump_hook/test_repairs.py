@@ -55,6 +55,9 @@ flashinfer.norm.rmsnorm.fi_trace(input=t(4, 32, 128), weight=t(128), eps=1e-6)
 flashinfer.sampling.top_k_top_p_sampling_from_probs.fi_trace(
     probs=t(3, 1000, dtype=torch.float32), top_k=t(3, dtype=torch.int32), top_p=t(3, dtype=torch.float32),
     filter_apply_order="joint")
+flashinfer.fused_moe.fused_topk_deepseek.fi_trace(
+    scores=t(3, 256, dtype=torch.float32), bias=t(256, dtype=torch.float32), n_group=8, topk_group=4, topk=8,
+    routed_scaling_factor=1.0, topk_values=t(3, 8, dtype=torch.float32), topk_indices=t(3, 8, dtype=torch.int32))
 flashinfer.norm.rmsnorm.fi_trace("elsewhere", input=t(4, 64), weight=t(64), eps=1e-6)
 bf = torch.bfloat16
 given = torch.full((3, 64), 7, dtype=bf)
@@ -172,6 +175,22 @@ def test_a_norm_on_heads_has_the_width_of_a_head(folder: Path) -> None:
 
 def test_the_order_of_the_filters_is_kept(folder: Path) -> None:
     assert recognised(folder, "top_k_top_p_sampling_v1000")["filter_apply_order"] == "joint"
+
+
+def test_the_groups_of_experts_are_kept(folder: Path) -> None:
+    found = recognised(folder, "fused_topk_deepseek_e256_k8")
+    assert found["name"] == "moe_routing_ds_topk8_ng8_kg4_e256"
+
+
+def test_scales_of_an_fp8_cache_are_no_inputs_of_a_bfloat16_one(folder: Path) -> None:
+    document = load(folder, "dumps", "mla_paged_decode_h8_ckv512_kpe64_ps1")
+    found = normalise(document)
+    assert found.definition is not None
+    assert found.recognised is not None
+    assert {"ckv_scale", "kpe_scale"} <= set(document["inputs"])
+    assert set(found.definition.inputs) == set(found.recognised.build().inputs)
+    assert "reference" in document
+    assert not [name for name in found.definition.model_extra or {} if name.startswith("fib_")]
 
 
 def test_calls_are_counted_by_their_lengths(folder: Path) -> None:
