@@ -57,7 +57,7 @@ ERRORS = (
     ("softmax_sampling_v128256", "/ temperature[:, None]", "* temperature[:, None]"),
     ("top_k_sampling_from_probs_v128256", "torch.where(probs >= threshold, probs, 0.0)", "probs.clone()"),
     ("top_p_sampling_from_probs_v128256", "before < top_p", "before < 0.5 * top_p"),
-    ("min_p_sampling_from_probs_v128256", "* probs.amax(dim=-1, keepdim=True)", ""),
+    ("min_p_sampling_from_probs_v128256", "min_p[:, None] *", "0.5 * min_p[:, None] *"),
     ("chain_speculative_sampling_v129280", "(target - draft).clamp(min=0.0)", "target.clone()"),
 )
 """The Definition, and what of its reference becomes what."""

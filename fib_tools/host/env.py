@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fib_tools.errors import RequestError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -101,8 +103,15 @@ class GpuSettings:
 
 
 def read_gpu_settings() -> GpuSettings:
-    """Read what the environment says about GPUs once, as a value that can be passed on."""
+    """Read what the environment says about GPUs once, as a value that can be passed on.
+
+    Raises:
+        RequestError: the folder of locks is a relative path.
+    """
     folder = os.environ.get("FIB_GPU_LOCK_DIR")
+    if folder and not Path(folder).expanduser().is_absolute():
+        todo = "set an absolute path: every working directory would have locks of its own"
+        raise RequestError(f"FIB_GPU_LOCK_DIR is the relative path {folder!r}", todo=todo)
     return GpuSettings(
         visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
         pretend=os.environ.get("FIB_PRETEND_GPUS") or None,

@@ -57,17 +57,19 @@ class _Capture:
         return self.data.decode("utf-8", errors="replace")
 
 
-def run_command(args: Sequence[str], *, cwd: Path, timeout: float, env: Mapping[str, str]) -> Completed:
+def run_command(
+    args: Sequence[str], *, cwd: Path, timeout: float, env: Mapping[str, str], descriptors: Sequence[int] = ()
+) -> Completed:
     """Run a command without a shell, in its own process group; what its status means is for the caller to say.
 
-    At the time limit or an interrupt, the whole group gets SIGTERM, then SIGKILL.
+    It inherits the descriptors, such as those of locks that are to live as long as it does. At the time limit or an interrupt, the whole group gets SIGTERM, then SIGKILL.
 
     Raises:
         ChildTimeoutError: it ran past `timeout` seconds.
         MissingDependencyError: the program is not installed.
         StorageError: the folder `cwd` cannot be used.
     """
-    process = _start(args, cwd, env)
+    process = _start(args, cwd, env, descriptors)
     captures = (_Capture(), _Capture())
     try:
         in_time = _follow(process, captures, deadline=time.monotonic() + timeout)
@@ -92,7 +94,9 @@ def run_command(args: Sequence[str], *, cwd: Path, timeout: float, env: Mapping[
     )
 
 
-def _start(args: Sequence[str], cwd: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def _start(
+    args: Sequence[str], cwd: Path, env: Mapping[str, str], descriptors: Sequence[int]
+) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(  # noqa: S603  # no shell; who calls has checked the arguments
             list(args),
@@ -102,6 +106,7 @@ def _start(args: Sequence[str], cwd: Path, env: Mapping[str, str]) -> subprocess
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            pass_fds=tuple(descriptors),
         )
     except FileNotFoundError as error:
         if not cwd.is_dir():

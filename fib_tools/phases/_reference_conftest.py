@@ -375,6 +375,11 @@ class Case:
             lines.append(line)
             if hits < hit_ratio:
                 bad.append(f"{line}; at least {hit_ratio:.4%} must hit (rtol {rtol:.3g}, atol {atol:.3g} x row's rms)")
+            bias, bound = _bias(got[name], want[name]), max(rtol / 4, 1 - hit_ratio)
+            if rtol and abs(bias) > bound:
+                bad.append(
+                    f"{line}; all in all {bias:+.3%} too large, at most {bound:.3%}: roundings cancel, errors do not"
+                )
         self.record["metrics"] = lines
         assert not bad, f"{left} against {right}:\n" + "\n".join(bad)
 
@@ -408,9 +413,19 @@ class Case:
                     v[row : row + 1].repeat_interleave(repeat, 0) if isinstance(v, torch.Tensor) else v for v in few
                 ]
                 source = [next(iter(self._draw_reference(copies, seed).values())) for seed in range(len(draws))]
-                message = _alike(drawn[row], torch.cat(source))
+                message = _alike(drawn[row], torch.cat(source), self._wanted_more(few, row))
             self.record.setdefault("metrics", []).append(f"row {row}: {message}")
             assert not message.startswith("!"), f"row {row} of {rows}, {drawn.shape[1]} draws: {message}"
+
+    def _wanted_more(self, inputs: list[Any], row: int) -> torch.Tensor | None:
+        """Tell the tokens that the target gives more than the draft did: none but they follow a refusal."""
+        given = dict(zip(self.definition["inputs"], inputs, strict=True))
+        if "draft_probs" not in given or "target_probs" not in given:
+            return None
+        draft, target = given["draft_probs"][row], given["target_probs"][row]
+        wanted = torch.ones_like(target, dtype=torch.bool)
+        wanted[: len(draft)] = target[: len(draft)] > draft
+        return wanted
 
     def _draw_reference(self, inputs: list[Any], seed: int) -> dict[str, Any]:
         namespace: dict[str, Any] = {"__name__": "reference"}
@@ -492,6 +507,17 @@ def _measure(name: str, got: Any, want: Any, rtol: float, atol: float) -> tuple[
     return line, (len(g) - misses) / len(g)
 
 
+def _bias(got: Any, want: Any) -> float:
+    """Give the factor, less one, that fits best between the two: a wrong scale that single values' bounds would hide."""
+    if not isinstance(want, torch.Tensor) or not want.is_floating_point() or want.numel() == 0:
+        return 0.0
+    g, w = got.to(torch.float32).flatten(), want.to(torch.float32).flatten()
+    both = w.isfinite() & g.isfinite()
+    g, w = torch.where(both, g, 0.0), torch.where(both, w, 0.0)
+    size = float(w.square().sum(dtype=torch.float64))
+    return float(((g - w) * w).sum(dtype=torch.float64)) / size if size else 0.0
+
+
 def _row_rms(flat: torch.Tensor, finite: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     """Give each value the root mean square of its row, the last axis: what its error is in proportion to."""
     width = shape[-1] if len(shape) > 1 else len(flat)
@@ -514,13 +540,18 @@ def _fits(samples: torch.Tensor, weights: torch.Tensor) -> str:
     return _judge_chi(counted, expected, torch.zeros_like(expected))
 
 
-def _alike(first: torch.Tensor, second: torch.Tensor) -> str:
-    """Compare two samples of token chains: how many were accepted, and the last token, by its remainder of 8."""
+def _alike(first: torch.Tensor, second: torch.Tensor, wanted: torch.Tensor | None = None) -> str:
+    """Compare two samples of token chains: how many were accepted, and the last token, by its remainder of 8.
+
+    `wanted` parts the tokens of each position in two, which are told apart as well.
+    """
     counts = []
     for chains in (first, second):
         length = (chains >= 0).sum(dim=-1)
-        last = chains.gather(-1, (length - 1).clamp(min=0)[:, None].long()).squeeze(-1)
-        counts.append(torch.bincount((length * 8 + last % 8).long(), minlength=8 * (chains.shape[-1] + 1)).double())
+        last = chains.gather(-1, (length - 1).clamp(min=0)[:, None].long()).squeeze(-1).long()
+        kind = torch.zeros_like(last) if wanted is None else wanted[(length - 1).clamp(min=0), last.clamp(min=0)].long()
+        bins = (length * 2 + kind) * 8 + last % 8
+        counts.append(torch.bincount(bins, minlength=16 * (chains.shape[-1] + 1)).double())
     total = [count.sum() for count in counts]
     ratio = total[0] / total[1]
     return _judge_chi(counts[0], counts[1] * ratio, counts[1] * ratio**2)

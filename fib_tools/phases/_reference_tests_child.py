@@ -9,9 +9,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-__all__ = ["run"]
+__all__ = ["configure", "run"]
 
 _TAIL = 4000
+
+
+def configure(folder: Path, tests: Path) -> list[str]:
+    """Give pytest an empty configuration: it would take the one of whatever project the dataset lies in."""
+    settings = folder / "pytest.ini"
+    settings.write_text("[pytest]\n", encoding="utf-8")
+    return ["-c", str(settings), "--rootdir", str(folder), "--confcutdir", str(tests)]
 
 
 def run(payload: dict[str, Any]) -> dict[str, Any]:
@@ -20,10 +27,7 @@ def run(payload: dict[str, Any]) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         records = Path(folder) / "records.json"
-        # an empty configuration of our own: pytest would look for one in folders that it may not read
-        settings = Path(folder) / "pytest.ini"
-        settings.write_text("[pytest]\n", encoding="utf-8")
-        arguments = ["-c", str(settings), "--rootdir", folder, "--confcutdir", payload["folder"]]
+        arguments = configure(Path(folder), Path(payload["folder"]))
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             status = pytest.main([*arguments, *payload["arguments"], "--records", str(records), payload["file"]])

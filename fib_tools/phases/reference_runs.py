@@ -22,6 +22,7 @@ from fib_tools.host.env import engine_environment
 from fib_tools.host.gpu_lock import acquire
 from fib_tools.host.process import run_command
 from fib_tools.host.sandbox import Limits, Outcome, Sandbox
+from fib_tools.phases._reference_tests_child import configure
 
 __all__ = ["Record", "TestRun", "has_gpu", "run_tests"]
 
@@ -100,7 +101,8 @@ def _read_outcome(name: str, outcome: Outcome) -> TestRun:
 def _run_on_gpu(files: Mapping[str, Path], options: tuple[str, ...], time_limit: float) -> Iterator[TestRun]:
     with acquire(1, command="fib tests run") as lease, ThreadPoolExecutor(_GPU_PROCESSES) as pool:
         environment = {**engine_environment(), **lease.environment, "PYTHONDONTWRITEBYTECODE": "1"}
-        waiting = [pool.submit(_run_one, name, path, options, environment, time_limit) for name, path in files.items()]
+        how = _Setting(environment=environment, descriptors=tuple(lease.descriptors), time_limit=time_limit)
+        waiting = [pool.submit(_run_one, name, path, options, how) for name, path in files.items()]
         try:
             for done in as_completed(waiting):
                 yield done.result()
@@ -109,15 +111,29 @@ def _run_on_gpu(files: Mapping[str, Path], options: tuple[str, ...], time_limit:
                 future.cancel()
 
 
-def _run_one(
-    name: str, path: Path, options: tuple[str, ...], environment: Mapping[str, str], time_limit: float
-) -> TestRun:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Setting:
+    """What all tests of a run share."""
+
+    environment: Mapping[str, str]
+    descriptors: tuple[int, ...]
+    """Of the GPU's lock, which lasts as long as the last test that has them."""
+    time_limit: float
+
+
+def _run_one(name: str, path: Path, options: tuple[str, ...], how: _Setting) -> TestRun:
     with tempfile.TemporaryDirectory() as folder:
         records = Path(folder) / "records.json"
         own = ("--device", "cuda", "--records", str(records), *options)
-        command = [sys.executable, "-m", "pytest", *_PLAIN, *own, str(path)]
+        command = [sys.executable, "-m", "pytest", *configure(Path(folder), path.parent), *_PLAIN, *own, str(path)]
         try:
-            ended = run_command(command, cwd=path.parents[2], timeout=time_limit, env=environment)
+            ended = run_command(
+                command,
+                cwd=path.parents[2],
+                timeout=how.time_limit,
+                env=how.environment,
+                descriptors=how.descriptors,
+            )
         except ChildTimeoutError as error:
             return TestRun(name=name, problem=str(error))
         found = json.loads(records.read_text(encoding="utf-8")) if records.exists() else []

@@ -7,14 +7,14 @@ On a CPU the reference alone is checked: what it returns, twice the same, and ho
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from fib_tools.dataset.layout import Kind, Location
 from fib_tools.dataset.store import Dataset
-from fib_tools.errors import FormatError, RequestError
+from fib_tools.errors import FormatError, PathError, RequestError
 from fib_tools.host.files import storage_errors, write_atomically
 from fib_tools.host.paths import confine
 from fib_tools.model.canonical import canonical_bytes
@@ -119,14 +119,19 @@ def write_or_run_tests(
 ) -> TestsResult:
     """Write or run the tests that compare each Definition's reference with the real kernel.
 
+    On a CPU they run confined. On a GPU they run with your rights, but without tokens: agents may only write them.
+
     Exit status 0: nothing failed (skipped is allowed, and says why); 1: a test failed; 2: it could not be run.
     """
     dataset = Dataset.open(context.dataset.root)
-    chosen = _select(dataset, definitions, op_types, everything=all)
+    chosen, broken = _select(dataset, definitions, op_types, everything=all)
     if action == "write":
-        entries = tuple(_write_all(context, dataset, chosen, dry_run=dry_run))
+        entries = (*broken, *_write_all(context, dataset, chosen, dry_run=dry_run))
         return TestsResult(action=action, dataset=str(dataset.root), entries=entries)
     where = ("cuda" if has_gpu() else "cpu") if device == "auto" else device
+    if where == "cuda" and context.is_confined and not dry_run:
+        what = "on a GPU the tests run code of the dataset with the rights of the user, so an agent may not start them"
+        raise RequestError(what, todo="run in a shell: fib tests run, or pass --device cpu")
     options = (
         *(("--tolerance", f"{tolerance!r}") if tolerance else ()),
         *(("--sizes", ",".join(sizes)) if sizes else ()),
@@ -135,7 +140,7 @@ def write_or_run_tests(
     if dry_run:
         entries = tuple(_entry(definition, status="skipped", reason=f"would run on {where}") for definition in chosen)
         return TestsResult(action=action, dataset=str(dataset.root), device=where, entries=entries)
-    entries = tuple(_run_all(context, chosen, files, device=where, options=options, time_limit=time_limit))
+    entries = (*broken, *_run_all(context, chosen, files, device=where, options=options, time_limit=time_limit))
     if where == "cuda" and tolerance is None:
         entries = _mark_verified(dataset, chosen, entries)
     return _save(context, TestsResult(action=action, dataset=str(dataset.root), device=where, entries=entries))
@@ -143,19 +148,31 @@ def write_or_run_tests(
 
 def _select(
     dataset: Dataset, names: tuple[str, ...] | None, op_types: tuple[str, ...] | None, *, everything: bool
-) -> list[Definition]:
+) -> tuple[list[Definition], list[TestEntry]]:
+    """Choose Definitions, and name those of the choice that cannot be read."""
     if not (names or op_types or everything):
         raise RequestError("no Definition is selected", todo="pass names, --op-types, or --all")
     check_op_types(op_types)
-    loaded, _ = dataset.load_definitions()
-    missing = [name for name in names or () if name not in loaded]
+    loaded, faults = dataset.load_definitions()
+    broken = [_broken(fault) for fault in faults]
+    broken = [
+        entry for entry in broken if (not names or entry.name in names) and (not op_types or entry.op_type in op_types)
+    ]
+    missing = [name for name in names or () if name not in loaded and name not in {entry.name for entry in broken}]
     if missing:
         raise RequestError(f"no Definition {missing[0]!r}", where=str(dataset.root), todo="check the name")
-    return [
+    chosen = [
         definition
         for name, definition in sorted(loaded.items())
         if (not names or name in names) and (not op_types or definition.op_type in op_types)
     ]
+    return chosen, broken
+
+
+def _broken(fault: FormatError | PathError) -> TestEntry:
+    """Report a file that holds no Definition under the name that its path gives it."""
+    path = PurePosixPath((fault.where or "").partition(".json")[0])
+    return TestEntry(name=path.name, op_type=path.parent.name, status="refused", reason=str(fault))
 
 
 def _path(dataset: Dataset, name: str) -> Path:
@@ -192,7 +209,7 @@ def _write_one(dataset: Dataset, definition: Definition, *, dry_run: bool) -> Te
 
 def _put(path: Path, text: str) -> tuple[Literal["written", "updated", "unchanged", "kept"], str]:
     """Write a file unless somebody changed the one that stands there."""
-    standing = path.read_text(encoding="utf-8") if path.is_file() else None
+    standing = path.read_bytes().decode(errors="replace") if path.is_file() else None
     if standing == text:
         return "unchanged", ""
     if standing is not None and not is_ours(standing):
@@ -252,11 +269,17 @@ def _explain(record: Record) -> str:
 
 
 def _mark_verified(dataset: Dataset, chosen: list[Definition], entries: tuple[TestEntry, ...]) -> tuple[TestEntry, ...]:
-    """Tag what agreed with a real kernel on this GPU; nothing is untagged."""
+    """Tag what agreed with a real kernel on this GPU in a test as it was written; nothing is untagged."""
     by_name = {definition.name: definition for definition in chosen}
+    shared = dataset.root / "tests" / "references" / "conftest.py"
+    if not (shared.is_file() and shared.read_bytes() == read_conftest().encode()):
+        return entries  # whoever changed how tests judge has not verified anything
     marked = []
     for entry in entries:
-        if entry.status == "passed" and {record.get("size") for record in _passed(entry)} >= set(SIZES):
+        is_unchanged = entry.status == "passed" and is_ours(
+            _path(dataset, entry.name).read_bytes().decode(errors="replace")
+        )
+        if is_unchanged and {record.get("size") for record in _passed(entry)} >= set(SIZES):
             tags = [*by_name[entry.name].tags, _VERIFIED]
             dataset.write_definition(by_name[entry.name].model_copy(update={"tags": tags}))
             marked.append(entry.model_copy(update={"verified": True}))

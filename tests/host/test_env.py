@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from fib_tools.errors import RequestError
 from fib_tools.host.env import (
     cache_dir,
     child_environment,
@@ -135,3 +136,9 @@ def test_a_command_of_the_users_own_inherits_everything(monkeypatch: pytest.Monk
     monkeypatch.setenv("HF_TOKEN", HF_TOKEN)
     environment = inherited_environment({"CUDA_VISIBLE_DEVICES": ""})
     assert (environment["HF_TOKEN"], environment["CUDA_VISIBLE_DEVICES"]) == (HF_TOKEN, "")
+
+
+def test_a_relative_folder_of_locks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FIB_GPU_LOCK_DIR", "locks")
+    with pytest.raises(RequestError, match="the relative path 'locks'"):
+        read_gpu_settings()

@@ -55,6 +55,14 @@ def test_the_worst_places_are_those_farthest_over_their_bound() -> None:
     assert "worst at [0] got 1.5" in line
 
 
+def test_a_wrong_scale_within_every_values_bound_is_a_bias() -> None:
+    want = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    assert shared._measure("output", 1.01 * want, want, 2**-6, 2**-6)[1] == 1
+    assert abs(shared._bias(1.01 * want, want) - 0.01) < 1e-6
+    assert abs(shared._bias(want.bfloat16(), want)) < 2**-12
+    assert shared._bias(torch.tensor([torch.nan, 1.0]), torch.tensor([1.0, 1.0])) == 0
+
+
 def test_samples_are_held_to_their_distribution() -> None:
     weights = torch.softmax(torch.randn(100, generator=torch.Generator().manual_seed(0)), dim=0).double()
     weights[50:] = 0
@@ -76,6 +84,10 @@ def test_chains_are_compared_by_length_and_last_token() -> None:
 
     assert not shared._alike(chains(0.5), chains(0.5)).startswith("!")
     assert shared._alike(chains(0.5), chains(0.6)).startswith("!")
+    wanted = torch.arange(64).expand(4, 64) >= 48
+    short = torch.where(chains(0.5) >= 0, torch.randint(0, 48, (4096, 4)), -1)
+    assert shared._alike(chains(0.5), short, wanted).startswith("!")
+    assert not shared._alike(chains(0.5), chains(0.5), wanted).startswith("!")
 
 
 def test_experts_are_compared_in_the_order_of_their_ids() -> None:

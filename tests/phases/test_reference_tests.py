@@ -3,6 +3,7 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from fib_tools.errors import RequestError
 from fib_tools.model.definition import Definition
 from fib_tools.op_types.registry import get_kernel_type
 from fib_tools.phases import _reference_conftest as shared
-from fib_tools.phases import reference_tests
+from fib_tools.phases import reference_runs, reference_tests
 from fib_tools.phases.context import Context
 from fib_tools.phases.reference_runs import TestRun
 from fib_tools.phases.reference_test_file import is_ours, read_conftest, write_test
@@ -246,3 +247,72 @@ def test_nothing_less_is_verified(
 def test_the_shared_file_is_marked_as_ours() -> None:
     assert is_ours(read_conftest())
     assert not is_ours(read_conftest().replace("DRAWS = 4096", "DRAWS = 1"))
+
+
+@pytest.mark.parametrize("name", ["test_rmsnorm_h64.py", "conftest.py"])
+def test_a_test_that_somebody_changed_verifies_nothing(
+    context: Context, monkeypatch: pytest.MonkeyPatch, folder: Path, name: str
+) -> None:
+    write_or_run_tests(context, "write", all=True)
+    with (folder / name).open("a", encoding="utf-8") as stream:
+        stream.write("# laxer now\n")
+    _pretend(monkeypatch, ("small", "medium", "large"))
+    result = write_or_run_tests(context, "run", op_types=("rmsnorm",), device="cuda")
+    assert [(entry.status, entry.verified) for entry in result.entries] == [("passed", False)]
+    found = context.dataset.find_definition("rmsnorm_h64")
+    assert found is not None
+    assert "status:verified" not in found.tags
+
+
+def test_a_definition_that_cannot_be_read_is_named(context: Context, dataset: Path) -> None:
+    (dataset / "definitions" / "rmsnorm" / "broken_h1.json").write_text("{broken", encoding="utf-8")
+    for selection in ({"all": True}, {"op_types": ("rmsnorm",)}, {"definitions": ("broken_h1",)}):
+        result = write_or_run_tests(context, "write", **selection)  # type: ignore[arg-type]
+        refused = [entry for entry in result.entries if entry.status == "refused"]
+        assert [(entry.name, entry.op_type) for entry in refused] == [("broken_h1", "rmsnorm")]
+        assert "not JSON" in refused[0].reason
+    assert not [entry for entry in write_or_run_tests(context, "write", op_types=("gemm",)).entries if entry.reason]
+
+
+@pytest.mark.usefixtures("dataset")
+def test_a_test_file_that_is_no_text_is_kept(context: Context, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "test_rmsnorm_h64.py").write_bytes(b"\xff\xfe")
+    result = write_or_run_tests(context, "write", op_types=("rmsnorm",))
+    assert [entry.status for entry in result.entries] == ["kept"]
+    assert (folder / "test_rmsnorm_h64.py").read_bytes() == b"\xff\xfe"
+
+
+@pytest.mark.usefixtures("dataset")
+def test_an_agent_may_not_start_what_runs_with_the_users_rights(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_or_run_tests(context, "write", all=True)
+    _pretend(monkeypatch, ("small",))
+    agent = replace(context, is_confined=True)
+    with pytest.raises(RequestError, match="an agent may not start them"):
+        write_or_run_tests(agent, "run", all=True, device="cuda")
+    assert write_or_run_tests(agent, "run", all=True, device="cpu").entries
+
+
+def test_tests_on_a_gpu_hold_its_lock_and_take_no_projects_configuration(
+    context: Context, monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "conftest.py").write_text("raise RuntimeError('the project around it')", encoding="utf-8")
+    (tmp_path / "pyproject.toml").write_text("[tool.pytest.ini_options]\naddopts = '--no-such'\n", encoding="utf-8")
+    monkeypatch.setenv("FIB_PRETEND_GPUS", "1")
+    monkeypatch.setenv("FIB_GPU_LOCK_DIR", str(tmp_path / "locks"))
+    monkeypatch.setattr(reference_runs, "has_gpu", lambda: True)
+    write_or_run_tests(context, "write", op_types=("rmsnorm",))
+    look = (
+        "import os, pathlib\n"
+        "links = [p for p in pathlib.Path('/proc/self/fd').iterdir() if p.is_symlink()]\n"
+        "raise SystemExit([str(link.resolve()) for link in links if link.exists()])\n"
+    )
+    (folder / "conftest.py").write_text(look, encoding="utf-8")
+    (run,) = reference_runs.run_tests(
+        {"rmsnorm_h64": folder / "test_rmsnorm_h64.py"}, device="cuda", options=(), time_limit=60
+    )
+    assert "the project around it" not in run.problem
+    assert "no-such" not in run.problem
+    assert str(tmp_path / "locks") in run.problem
