@@ -143,7 +143,7 @@ MOE_INPUT_RULES: Mapping[str, InputRule] = {
 
 MOE_INPUT_CODE: Mapping[str, str] = {
     "routing_logits": "draw.logits_for_local_experts({shape}, {num_local_experts}, {dtype})",
-    "routing_bias": "draw.normal({shape}, {dtype}, scale=0.1)",
+    "routing_bias": "draw.normal({shape}, {dtype}, scale=0.3)",
     "topk_weights": "draw.uniform({shape}, 0.1, 0.3)",
     "topk_ids": "draw.experts({shape}, {num_experts}, {num_local_experts}, {dtype})",
     "hidden_states": "draw.normal({shape}, {dtype})",

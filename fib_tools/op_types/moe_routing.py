@@ -130,8 +130,8 @@ OP_TYPE = OpType(
         **HASH_TOPK_RULES,
     },
     input_code={
-        "routing_logits": "draw.normal({shape}, {dtype})",
-        "routing_bias": "draw.normal({shape}, {dtype}, scale=0.1)",
+        "routing_logits": "draw.normal({shape}, {dtype}, scale=2.5)",
+        "routing_bias": "draw.normal({shape}, {dtype}, scale=0.3)",
         "routed_scaling_factor": "2.5",
     },
     axis_sizes={"num_tokens": 6},

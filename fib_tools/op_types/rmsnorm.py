@@ -167,5 +167,8 @@ OP_TYPE = OpType(
         RMSNORM_NOWEIGHT,
         RMSNORM_GATED,
     ),
-    input_code={"hidden_states": "draw.rows_of_many_sizes({shape}, {dtype})"},
+    input_code={
+        "hidden_states": "draw.rows_of_many_sizes({shape}, {dtype})",
+        "residual": "draw.rows_of_many_sizes({shape}, {dtype})",
+    },
 )

@@ -43,8 +43,11 @@ def test_a_file_has_those_as_writers_who_opened_it_for_writing(tmp_path: Path) -
 
 
 def test_a_process_is_described_without_its_secrets() -> None:
-    command = [sys.executable, "-I", "-S", "-c", "input()", "--token", "open-sesame", "y" * 500]
+    code = "print('here', flush=True); input()"
+    command = [sys.executable, "-I", "-S", "-c", code, "--token", "open-sesame", "y" * 500]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()  # it has its command line by now
         described = describe_process(child.pid, os.getpid())
         child.kill()
     assert "--token *** yyy" in described.command
