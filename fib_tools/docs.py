@@ -40,7 +40,7 @@ def find_tools(text: str) -> tuple[str, ...]:
 
 def _commands(_text: str) -> str:
     rows = [
-        f"| `fib {entry.verb}` | {_first_line(entry.function)} | {_WRITES[entry.effect]} | `{entry.tool}` |"
+        f"| `fib {entry.verb}` | {_first_line(entry.function)} | {_WRITES[entry.effect]} | {f'`{entry.tool}`' if entry.tool else ''} |"
         for entry in OPERATIONS
     ]
     return "\n".join(["| Command | What it does | Writes to | MCP tool |", "|---|---|---|---|", *rows])
@@ -51,7 +51,7 @@ def _first_line(function: Callable[..., object]) -> str:
 
 
 def _tools(text: str) -> str:
-    known = {entry.tool: (_first_line(entry.function), entry.effect) for entry in OPERATIONS}
+    known = {entry.tool: (_first_line(entry.function), entry.effect) for entry in OPERATIONS if entry.tool}
     known |= {name: (description, effect) for name, description, effect in JOB_TOOLS}
     named = find_tools(text)
     for name in named:

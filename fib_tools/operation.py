@@ -53,7 +53,7 @@ class Operation:
     verb: str
     """The command: `fib validate`."""
     tool: str
-    """The MCP tool: `fib_validate_dataset`."""
+    """The MCP tool: `fib_validate_dataset`; empty for a command that agents are not offered."""
     function: Callable[..., Result]
     """Takes a Context, then parameters that are annotated with their description, or models; its docstring is the help."""
     phase: int | None
@@ -75,7 +75,7 @@ class Operation:
             RequestError: an option is missing, unknown or out of bounds.
             StorageError: the system refused to read or write something.
         """
-        read = read_arguments(build_arguments(self.tool, self.list_options()), values)
+        read = read_arguments(build_arguments(self.tool or self.verb, self.list_options()), values)
         given = {name: _place(context, getattr(read, name)) for name in values}
         arguments: dict[str, Any] = {}
         for parameter in _list_parameters(self.function):

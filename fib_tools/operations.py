@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from fib_tools.operation import Effect, Operation
 from fib_tools.phases.admit import submit_definition
+from fib_tools.phases.apply import apply_solutions
+from fib_tools.phases.baselines import write_baselines
+from fib_tools.phases.bench import benchmark_kernels
+from fib_tools.phases.bench_report import report_benchmarks
 from fib_tools.phases.brief import get_manual_brief
+from fib_tools.phases.calibrate import calibrate_definitions
 from fib_tools.phases.define import define_model
 from fib_tools.phases.discover import discover_models
 from fib_tools.phases.inventory import take_inventory
@@ -78,6 +83,24 @@ OPERATIONS: tuple[Operation, ...] = (
         effect=Effect.WORKSPACE,
         is_long=True,
     ),
+    Operation(
+        verb="bench",
+        tool="fib_benchmark_kernels",
+        function=benchmark_kernels,
+        phase=None,
+        effect=Effect.WORKSPACE,
+        is_long=True,
+    ),
+    Operation(
+        verb="report", tool="fib_report_benchmarks", function=report_benchmarks, phase=None, effect=Effect.READ, is_long=True
+    ),
+    Operation(
+        verb="baselines", tool="fib_write_baselines", function=write_baselines, phase=None, effect=Effect.WORKSPACE
+    ),
+    Operation(
+        verb="calibrate", tool="", function=calibrate_definitions, phase=None, effect=Effect.WORKSPACE, is_long=True
+    ),
+    Operation(verb="apply", tool="", function=apply_solutions, phase=None, effect=Effect.WORKSPACE, is_long=True),
     Operation(
         verb="clone",
         tool="fib_clone_repos",

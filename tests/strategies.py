@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from keyword import iskeyword
+
 from hypothesis import strategies as st
 
 from fib_tools.model.definition import AxisConst, AxisVar, Definition, DType, TensorSpec
@@ -10,7 +12,7 @@ from fib_tools.model.trace import Correctness, Environment, Evaluation, Evaluati
 from fib_tools.model.workload import RandomInput, SafetensorsInput, ScalarInput, Workload
 
 text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
-names = st.from_regex(r"[a-z][a-z0-9_]{0,10}", fullmatch=True)
+names = st.from_regex(r"[a-z][a-z0-9_]{0,10}", fullmatch=True).filter(lambda name: not iskeyword(name))
 sizes = st.integers(min_value=0, max_value=2**40)
 descriptions = st.none() | text
 

@@ -15,6 +15,17 @@ from fib_tools.operations import OPERATIONS, get_operation
 from fib_tools.phases.context import Context, Workspace
 from fib_tools.phases.request import DEFAULTS, ModelArgument, ModelOptions
 
+VERBS = {
+    "status": "show",
+    "brief": "get",
+    "admit": "submit",
+    "tests": "test",
+    "bench": "benchmark",
+    "baselines": "write",
+}
+NO_TOOL = {"calibrate", "apply"}
+"""Commands that agents are not offered: sixteen tools are what a model can choose from."""
+
 every_operation = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.verb)
 
 
@@ -59,14 +70,15 @@ def test_the_fields_of_a_model_are_options_of_their_own_and_come_back_as_that_mo
 
 @every_operation
 def test_a_tool_is_named_for_its_command(operation: Operation) -> None:
-    verb = {"status": "show", "brief": "get", "admit": "submit", "tests": "test"}.get(operation.verb, operation.verb)
-    assert re.fullmatch(rf"fib_{verb}_[a-z_]+", operation.tool)
+    verb = VERBS.get(operation.verb, operation.verb)
+    assert re.fullmatch(rf"fib_{verb}_[a-z_]+", operation.tool) or operation.verb in NO_TOOL
     assert get_operation(operation.verb) is operation
 
 
 def test_verbs_and_tools_are_there_once() -> None:
     assert len({operation.verb for operation in OPERATIONS}) == len(OPERATIONS)
-    assert len({operation.tool for operation in OPERATIONS}) == len(OPERATIONS)
+    tools = [operation.tool for operation in OPERATIONS if operation.tool]
+    assert len(set(tools)) == len(tools) == len(OPERATIONS) - len(NO_TOOL)
     assert all(isinstance(operation.effect, Effect) for operation in OPERATIONS)
 
 
@@ -165,4 +177,10 @@ def test_places_outside_the_workspace_are_for_people_only() -> None:
         for option in operation.list_options()
         if not option.is_for_agents
     }
-    assert hidden == {("clone", "urls"), ("validate", "report")}
+    assert hidden == {
+        ("apply", "out"),
+        ("bench", "address"),
+        ("clone", "urls"),
+        ("report", "html"),
+        ("validate", "report"),
+    }

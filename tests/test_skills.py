@@ -16,18 +16,17 @@ from fib_tools.skills import Skill, find_missing_tools, get_skill, list_skills, 
 
 ROOT = Path(__file__).parents[1]
 SKILLS = list_skills(ROOT / "skills")
-TOOLS = {operation.tool for operation in OPERATIONS} | {name for name, _, _ in JOB_TOOLS}
+TOOLS = {operation.tool for operation in OPERATIONS if operation.tool} | {name for name, _, _ in JOB_TOOLS}
 RULES = {rule.id for family in FAMILIES for rule in family.rules}
 
 LATER = {
     "add-new-model": ("fib_write_model_pages",),
-    "benchmark-kernels": ("fib_benchmark_kernels",),
     "collect-workloads": ("fib_collect_workloads",),
     "extract-model-from-hf": ("fib_write_model_pages",),
     "find-sglang-baseline": ("fib_write_model_pages",),
     "generate-model-definition": ("fib_write_model_pages",),
     "onboard-model": ("fib_collect_workloads", "fib_submit_prs"),
-    "optimize-kernel": ("fib_optimize_kernel", "fib_benchmark_kernels"),
+    "optimize-kernel": ("fib_optimize_kernel",),
     "submit-onboarding-prs": ("fib_submit_prs",),
     "trace-model": ("fib_trace_model",),
     "track-models": ("fib_track_coverage",),

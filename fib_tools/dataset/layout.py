@@ -6,6 +6,7 @@ solutions/<author>/<op_type>/<definition>/<solution>.json
 traces/<author>/<op_type>/<definition>.jsonl        (before 2026: traces/<op_type>/<definition>.jsonl)
 blob/workloads/<op_type>/<definition>/<file>.safetensors
 tests/references/test_<definition>.py
+evidence/<first two of the key>/<key>.json          (ours: what was seen in an evaluation, by content address)
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from fib_tools.host.paths import check_component
 
 __all__ = ["Kind", "Location", "find_location", "format_location"]
 
+_SHARD = 2
+"""Characters of a key that name its folder: no folder grows too long to list."""
+
 
 class Kind(str, Enum):
     """What a file of the dataset holds."""
@@ -28,6 +32,7 @@ class Kind(str, Enum):
     TRACES = "traces"
     BLOB = "blob"
     TEST = "test"
+    EVIDENCE = "evidence"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,12 +40,13 @@ class Location:
     """A place in the dataset: `str()` gives its path relative to the root."""
 
     kind: Kind
-    definition: str
+    definition: str = ""
+    """Empty for evidence, whose content says it."""
     op_type: str = ""
     author: str = ""
     """Of a solution or of traces; empty for traces in the old layout."""
     file: str = ""
-    """The solution's name, or the blob's file name."""
+    """The solution's name, the blob's file name, or the key of evidence."""
 
     def __str__(self) -> str:
         return format_location(self)
@@ -70,6 +76,8 @@ def _parts(at: Location) -> tuple[str, ...]:
         return "traces", *author, at.op_type, f"{at.definition}.jsonl"
     if at.kind is Kind.BLOB:
         return "blob", "workloads", at.op_type, at.definition, at.file
+    if at.kind is Kind.EVIDENCE:
+        return "evidence", at.file[:_SHARD], f"{at.file}.json"
     return "tests", "references", f"test_{at.definition}.py"
 
 
@@ -97,4 +105,6 @@ def find_location(path: str | PurePosixPath) -> Location | None:
             return Location(kind=Kind.BLOB, op_type=op_type, definition=definition, file=file)
         case ("tests", "references", file) if file.startswith("test_") and file.endswith(".py"):
             return Location(kind=Kind.TEST, definition=file.removeprefix("test_").removesuffix(".py"))
+        case ("evidence", shard, file) if file.endswith(".json") and file[:_SHARD] == shard:
+            return Location(kind=Kind.EVIDENCE, file=file.removesuffix(".json"))
     return None

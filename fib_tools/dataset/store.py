@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -11,19 +11,30 @@ from pathlib import Path
 from fib_tools.dataset.layout import Kind, Location, find_location
 from fib_tools.errors import FormatError, PathError, RequestError, StorageError
 from fib_tools.host.files import read_limited, storage_errors, sweep_temporaries, write_atomically
-from fib_tools.host.paths import confine
+from fib_tools.host.paths import check_component, confine
 from fib_tools.model.base import read_lenient
 from fib_tools.model.canonical import canonical_bytes, format_line, load_json
 from fib_tools.model.definition import Definition
+from fib_tools.model.evidence import Evidence
+from fib_tools.model.solution import Solution
 from fib_tools.model.tags import merge_tags
 from fib_tools.model.trace import Trace
+from fib_tools.model.workload import Workload
 
 __all__ = ["Dataset", "StoredFile", "Written", "count_documents"]
 
 DOCUMENT_LIMIT = 16 << 20
 """Bytes of one document; the largest published workload file has 1.3 MB."""
 
+TRACES_LIMIT = 256 << 20
+"""Bytes of a file of traces: each Solution adds a line for each Workload."""
+
 _FOLDERS = ("definitions", "workloads", "solutions", "traces", "blob", "tests")
+_OURS = ("evidence",)
+"""Folders that flashinfer-bench does not know; alone they make no dataset."""
+
+_WRITTEN = ("definitions/*", "solutions/*/*/*", "traces/*/*", "evidence/*")
+"""Folders that runs write into."""
 
 
 class Written(str, Enum):
@@ -70,7 +81,7 @@ class Dataset:
         Raises:
             StorageError: when a folder cannot be read: a dataset half seen would look whole.
         """
-        for folder in _FOLDERS:
+        for folder in (*_FOLDERS, *_OURS):
             for path in sorted(_walk(self.root / folder)):
                 yield self._found(path)
 
@@ -121,6 +132,78 @@ class Dataset:
         found = [file for file in self.definition_files() if file.path.stem == name]
         return self.load_definition(found[0].relative) if found else None
 
+    def load_workloads(self, op_type: str, definition: str) -> tuple[Workload, ...]:
+        """Load a Definition's Workloads in the order of their file; none where there is no file.
+
+        Raises:
+            FormatError: a line is no Workload.
+        """
+        at = str(Location(kind=Kind.WORKLOADS, op_type=op_type, definition=definition))
+        lines = enumerate(self.read_lines(at), start=1)
+        traces = [read_lenient(Trace, load_json(line, where=at), where=f"{at}:{number}") for number, line in lines]
+        return tuple(trace.workload for trace in traces)
+
+    def load_solutions(self, op_type: str, definition: str) -> tuple[Solution, ...]:
+        """Load a Definition's Solutions in the order of their paths: by author, then by name.
+
+        Raises:
+            FormatError: a file holds none.
+        """
+        loaded = []
+        for path in sorted(
+            self.root.glob(f"solutions/*/{check_component(op_type)}/{check_component(definition)}/*.json")
+        ):
+            relative = path.relative_to(self.root).as_posix()
+            loaded.append(read_lenient(Solution, load_json(self.read(relative), where=relative), where=relative))
+        return tuple(loaded)
+
+    def read_lines(self, relative: str) -> list[str]:
+        """Read the lines of a JSONL file that are not blank; none where there is no file.
+
+        Raises:
+            PathError: it is a link out of the root.
+            DocumentTooLargeError: over 256 MiB.
+        """
+        path = confine(self.root, *relative.split("/"))
+        if not path.exists():
+            return []
+        try:
+            text = read_limited(path, TRACES_LIMIT).decode()
+        except UnicodeDecodeError as error:
+            raise FormatError("not UTF-8", where=relative, todo="mend or remove it") from error
+        return [line for line in text.split("\n") if line.strip()]
+
+    def find_evidence(self, key: str) -> Evidence | None:
+        """Find what was seen in an evaluation.
+
+        Raises:
+            FormatError: what lies at its address is not it.
+        """
+        at = str(Location(kind=Kind.EVIDENCE, file=key))
+        if not confine(self.root, *at.split("/")).exists():
+            return None
+        evidence = read_lenient(Evidence, load_json(self.read(at), where=at), where=at)
+        if evidence.key != key:
+            raise FormatError("it is evidence of another evaluation", where=at, todo="remove it, and measure again")
+        return evidence
+
+    def write_evidence(self, evidence: Evidence) -> Written:
+        """Write what was seen in an evaluation at its address, in place of what was seen before."""
+        return self._write(Location(kind=Kind.EVIDENCE, file=evidence.key), canonical_bytes(evidence))
+
+    def write_traces(self, at: Location, lines: Sequence[str]) -> Written:
+        """Write the lines of a file of traces as they are."""
+        return self._write(at, "".join(f"{line}\n" for line in lines).encode())
+
+    def _write(self, at: Location, data: bytes) -> Written:
+        path = confine(self.root, *str(at).split("/"))
+        existed = path.exists()
+        if existed and read_limited(path, TRACES_LIMIT) == data:
+            return Written.UNCHANGED
+        _make_folder(path.parent)
+        write_atomically(path, data)
+        return Written.UPDATED if existed else Written.CREATED
+
     def write_definition(self, definition: Definition) -> Written:
         """Write a Definition under its own op_type and name; one that stands there may only gain tags.
 
@@ -145,30 +228,41 @@ class Dataset:
         write_atomically(path, canonical_bytes(definition))
         return Written.UPDATED if existed else Written.CREATED
 
+    def write_solution(self, op_type: str, solution: Solution, *, dry_run: bool = False) -> Written:
+        """Write a Solution under its author and its Definition's op_type; one that runs the same stays as it is.
+
+        Raises:
+            RequestError: when another Solution stands there.
+        """
+        place = {"op_type": op_type, "definition": solution.definition, "author": solution.author}
+        at = Location(kind=Kind.SOLUTION, file=solution.name, **place)
+        if confine(self.root, *str(at).split("/")).exists():
+            standing = read_lenient(Solution, load_json(self.read(str(at)), where=str(at)), where=str(at))
+            if (standing.author, standing.name, standing.hash) != (solution.author, solution.name, solution.hash):
+                raise RequestError(
+                    f"another Solution named {solution.name!r} stands there",
+                    where=str(at),
+                    todo="give the new one another name; nothing was overwritten",
+                )
+            return Written.UNCHANGED
+        return Written.CREATED if dry_run else self._write(at, canonical_bytes(solution))
+
     def write_workloads(self, op_type: str, traces: list[Trace]) -> Written:
         """Write a Definition's workload file: one line a Workload, in order of uuid."""
         names = {trace.definition for trace in traces}
         if len(names) != 1 or not all(trace.is_workload for trace in traces):
             raise RequestError("a workload file holds workload lines of one Definition", todo="write them one by one")
         at = Location(kind=Kind.WORKLOADS, op_type=op_type, definition=names.pop())
-        path = confine(self.root, *str(at).split("/"))
         lines = {trace.workload.uuid: format_line(trace) for trace in traces}
-        data = "".join(f"{lines[key]}\n" for key in sorted(lines)).encode()
-        existed = path.exists()
-        if existed and self.read(str(at)) == data:
-            return Written.UNCHANGED
-        _make_folder(path.parent)
-        write_atomically(path, data)
-        return Written.UPDATED if existed else Written.CREATED
+        return self._write(at, "".join(f"{lines[key]}\n" for key in sorted(lines)).encode())
 
     def sweep(self) -> None:
         """Remove what a killed run of ours left half-written."""
-        definitions = self.root / "definitions"
-        if definitions.is_symlink():
-            return
-        for folder in sorted(definitions.glob("*")):
-            if folder.is_dir() and not folder.is_symlink():
-                sweep_temporaries(folder)
+        for pattern in _WRITTEN:
+            top = self.root / pattern.partition("/")[0]
+            for folder in () if top.is_symlink() else sorted(self.root.glob(pattern)):
+                if folder.is_dir() and not folder.is_symlink():
+                    sweep_temporaries(folder)
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -47,6 +47,8 @@ class _Warm:
         """The pipe of each job that has not told its protections yet."""
         self._adopts = not namespaced and adopt_orphans()
         self._received = b""
+        self._channels: list[int] = []
+        """Sockets of sessions, in the order of the messages that ask for them."""
         self._selector = selectors.DefaultSelector()
         self._is_over = False
         root = Path(setup["package_root"])
@@ -81,7 +83,8 @@ class _Warm:
             self._kill_orphans()
 
     def _obey(self) -> None:
-        data = self._control.recv(1 << 16)
+        data, channels, _, _ = socket.recv_fds(self._control, 1 << 16, 16)
+        self._channels += channels
         *lines, self._received = (self._received + data).split(b"\n")
         for line in lines:
             message = json.loads(line)
@@ -98,6 +101,7 @@ class _Warm:
 
     def _start(self, message: dict[str, Any]) -> None:
         job = message["job"]
+        channel = self._channels.pop(0) if message.get("session") else None
         descriptors = [os.open(message[name], flags) for name, flags in _FILES]
         for name, _ in _FILES:
             Path(message[name]).unlink()  # from here on only open descriptors lead to them
@@ -107,25 +111,27 @@ class _Warm:
             self._send({"event": "refused", "job": job, "type": type(error).__name__, "message": str(error)[:4000]})
             return
         else:
-            pid, report = self._fork(message, function, descriptors)
+            pid, report = self._fork(message, function, (*descriptors, channel))
         finally:
-            for descriptor in descriptors:
+            for descriptor in (*descriptors, *([] if channel is None else [channel])):
                 os.close(descriptor)
         self._running[pid] = job
         self._reports[job] = report
-        self._selector.register(report, selectors.EVENT_READ, lambda: self._tell_start(job))
+        self._selector.register(report, selectors.EVENT_READ, lambda: self._tell_start(job, pid))
 
-    def _tell_start(self, job: int) -> None:
+    def _tell_start(self, job: int, pid: int) -> None:
         """Pass on what the job said before its code ran; one write is one read for so short a text."""
         report = self._reports.pop(job)
         self._selector.unregister(report)
         protections = os.read(report, 1 << 16)
         os.close(report)
-        self._send({"event": "started", "job": job, "protections": json.loads(protections or b"{}")})
+        self._send({"event": "started", "job": job, "pid": pid, "protections": json.loads(protections or b"{}")})
 
-    def _fork(self, message: dict[str, Any], function: Callable[[Any], Any], descriptors: list[int]) -> tuple[int, int]:
+    def _fork(
+        self, message: dict[str, Any], function: Callable[..., Any], descriptors: tuple[int | None, ...]
+    ) -> tuple[int, int]:
         read, write = os.pipe()
-        payload, answer, output = descriptors
+        payload, answer, output = (int(descriptor or 0) for descriptor in descriptors[:3])
         job = Job(
             function=function,
             limits=Limits(**message["limits"]),
@@ -135,6 +141,7 @@ class _Warm:
             answer=answer,
             output=output,
             report=write,
+            channel=descriptors[3],
             own_network=self._namespaced,
             own_processes=self._namespaced and new_pid_namespace(),
         )
@@ -162,7 +169,7 @@ class _Warm:
                 _kill_group(pid)
                 self._kill_orphans()
                 if job in self._reports:
-                    self._tell_start(job)
+                    self._tell_start(job, pid)
                 self._send({"event": "ended", "job": job, "status": os.waitstatus_to_exitcode(status)})
 
     def _kill_orphans(self) -> None:
@@ -216,9 +223,10 @@ def _become_first_of_namespace() -> bool:
 def main(descriptor: int) -> None:
     """Serve jobs to the parent at the other end of the socket `descriptor`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt ends
-    namespaced = _become_first_of_namespace()
     with socket.socket(fileno=descriptor) as control:
         setup = json.loads(control.makefile("rb", buffering=0).readline())
+        # CUDA's driver does not start in a process namespace without a /proc of its own
+        namespaced = not setup["gpu"] and _become_first_of_namespace()
         try:
             warm = _Warm(control, setup, namespaced=namespaced)
         except Exception as error:  # noqa: BLE001  # importing runs arbitrary code, and the parent reports what it raised

@@ -6,7 +6,9 @@ import contextlib
 import gc
 import json
 import os
+import socket
 import sys
+import tempfile
 import traceback
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -29,7 +31,7 @@ _ALLOCATOR_REFUSALS = ("can't allocate memory", "not enough memory", "Cannot all
 class Job:
     """What the warm process hands to a fork of itself."""
 
-    function: Callable[[Any], Any]
+    function: Callable[..., Any]
     limits: Limits
     read_only: tuple[Path, ...]
     scratch: Path
@@ -40,6 +42,8 @@ class Job:
     """Pipe on which the protections are told before the job's code runs; closed then."""
     own_network: bool
     own_processes: bool
+    channel: int | None = None
+    """Socket of a session; the function gets it as its second argument."""
 
 
 def run_job(job: Job) -> NoReturn:
@@ -64,6 +68,7 @@ def _isolate(job: Job) -> None:
     os.chdir(job.scratch)
     for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME"):
         os.environ[name] = str(job.scratch)
+    tempfile.tempdir = str(job.scratch)
     protections = confine_process(
         job.limits,
         job.read_only,
@@ -76,14 +81,17 @@ def _isolate(job: Job) -> None:
 
 
 def _settle_descriptors(job: Job) -> None:
-    """Close all but the standard streams and the answer."""
-    os.closerange(3, job.answer)
-    os.closerange(job.answer + 1, job.limits.open_files + 1024)
+    """Close all but the standard streams, the answer and the channel."""
+    kept = sorted({job.answer, job.answer if job.channel is None else job.channel})
+    for low, high in zip([2, *kept], [*kept, job.limits.open_files + 1024], strict=True):
+        os.closerange(low + 1, high)
 
 
 def _answer(job: Job, payload: Any) -> bytes:
     try:
-        value = job.function(payload)
+        value = (
+            job.function(payload) if job.channel is None else job.function(payload, socket.socket(fileno=job.channel))
+        )
         answer = json.dumps({"value": value}).encode()
     except BaseException as error:  # noqa: BLE001  # whatever untrusted code raises is its answer, SystemExit included
         return json.dumps({"error": _describe(error)}).encode()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,12 +49,15 @@ class Setup:
     preload: tuple[str, ...]
     import_paths: tuple[Path, ...]
     readable: tuple[Path, ...]
+    environment: Mapping[str, str] | None = None
+    """Of jobs that may use a GPU, in place of the few variables that others have."""
 
     def to_message(self, folder: Path) -> dict[str, Any]:
         """Turn into the first line the child reads."""
         readable = [*self.readable, *self.import_paths]
         return {
             "folder": str(folder),
+            "gpu": self.environment is not None,
             "package_root": str(_PACKAGE_ROOT),
             "preload": list(self.preload),
             "import_paths": [str(path.resolve()) for path in self.import_paths],
@@ -76,7 +80,7 @@ class Warm:
                 stdout=self._log,
                 stderr=self._log,
                 cwd=folder,
-                env=child_environment(home=folder, extra=_ENVIRONMENT),
+                env=child_environment(home=folder, extra={**_ENVIRONMENT, **(setup.environment or {})}),
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
             )
@@ -97,10 +101,13 @@ class Warm:
             raise ChildCrashedError(f"the warm process cannot start: {message['type']}: {message['message']}")
         self._is_ready = True
 
-    def send(self, message: dict[str, Any]) -> None:
-        """Send one message; a dead child shows at the next receive."""
+    def send(self, message: dict[str, Any], channel: socket.socket | None = None) -> None:
+        """Send one message, and a socket with it; a dead child shows at the next receive."""
+        data = json.dumps(message).encode() + b"\n"
         with suppress(BrokenPipeError, ConnectionResetError):
-            self._control.sendall(json.dumps(message).encode() + b"\n")
+            if channel is not None:
+                data = data[socket.send_fds(self._control, [data], [channel.fileno()]) :]
+            self._control.sendall(data)
 
     def receive(self, seconds: float) -> dict[str, Any] | None:
         """Wait for the next message; None when the time is over.

@@ -34,8 +34,9 @@ class _Table:
     """kill and tgkill: the target process is their first argument."""
     new_process: tuple[int, ...]
     """fork, vfork, execve, execveat, tkill and pidfd_send_signal."""
+    socket: int
     always: tuple[int, ...]
-    """socket; ptrace and process_vm_*; namespaces, mounts and chroot; bpf, perf, userfaultfd; keys; modules and kexec;
+    """ptrace and process_vm_*; namespaces, mounts and chroot; bpf, perf, userfaultfd; keys; modules and kexec;
     open_by_handle_at; io_uring (it can open sockets past a filter); pidfd_getfd."""
 
 
@@ -46,8 +47,8 @@ _TABLES = {
         clone=56,
         kill=(62, 234),
         new_process=(57, 58, 59, 322, 200, 424),
+        socket=41,
         always=(
-            41,
             101,
             310,
             311,
@@ -72,8 +73,8 @@ _TABLES = {
         clone=220,
         kill=(129, 131),
         new_process=(221, 281, 130, 424),
+        socket=198,
         always=(
-            198,
             117,
             270,
             271,
@@ -95,6 +96,7 @@ _TABLES = {
     ),
 }
 _CLONE3 = 435
+_AF_UNIX = 1
 
 
 class _Instruction(ctypes.Structure):
@@ -128,11 +130,20 @@ def _clone(number: int, *, may_fork: bool) -> _Code:
     return _on_first_argument(number, [*namespaces, *threads_only, (_RETURN, 0, 0, _ALLOW)])
 
 
-def _program(table: _Table, *, may_fork: bool) -> _Code:
+def _sockets(number: int, *, local: bool) -> _Code:
+    """Refuse sockets; with `local`, all but those of this machine, by which CUDA's driver hands its descriptors on."""
+    if not local:
+        return _refuse(number, errno.EACCES)
+    verdict = [(_EQUAL, 0, 1, _AF_UNIX), (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _ERRNO | errno.EACCES)]
+    return _on_first_argument(number, verdict)
+
+
+def _program(table: _Table, *, may_fork: bool, local_sockets: bool) -> _Code:
     code = [(_LOAD, 0, 0, _ARCHITECTURE_AT), (_EQUAL, 1, 0, table.audit_architecture), (_RETURN, 0, 0, _KILL)]
     code += [(_LOAD, 0, 0, _NUMBER_AT), (_AT_LEAST, 0, 1, _X32_BIT), (_RETURN, 0, 0, _KILL)]
     for number in table.always:
         code += _refuse(number, errno.EACCES)
+    code += _sockets(table.socket, local=local_sockets)
     # the flags of clone3 lie behind a pointer a filter cannot follow: as if unknown, so that the C library uses clone
     code += _refuse(_CLONE3, errno.ENOSYS)
     if not may_fork:
@@ -144,7 +155,7 @@ def _program(table: _Table, *, may_fork: bool) -> _Code:
     return [*code, (_RETURN, 0, 0, _ALLOW)]
 
 
-def filter_system_calls(*, may_fork: bool) -> bool:
+def filter_system_calls(*, may_fork: bool, local_sockets: bool = False) -> bool:
     """Refuse sockets, tracing, namespaces and (unless `may_fork`) new processes for good; needs no_new_privs.
 
     False where the kernel or the architecture has no such filter.
@@ -152,7 +163,7 @@ def filter_system_calls(*, may_fork: bool) -> bool:
     table = _TABLES.get(platform.machine())
     if table is None or not is_linux():
         return False
-    code = _program(table, may_fork=may_fork)
+    code = _program(table, may_fork=may_fork, local_sockets=local_sockets)
     instructions = (_Instruction * len(code))(*(_Instruction(*line) for line in code))
     program = _Program(len(code), ctypes.cast(instructions, ctypes.POINTER(_Instruction)))
     return prctl(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.addressof(program))

@@ -32,6 +32,17 @@ _SYSTEM_PATHS = (
     "/dev/random",
     "/dev/zero",
 )
+_GPU_READ_PATHS = (
+    "/sys",
+    "/opt",
+    "/etc/nvidia",
+    "/proc/driver",
+    "/proc/devices",
+    "/proc/modules",
+    "/proc/sys",
+    "/proc/stat",
+)
+_GPU_WRITE_PATHS = ("/dev/shm", "/proc/self")  # noqa: S108  # where the driver shares memory between processes
 _CPU_SECONDS_TO_SPARE = 10
 """The wall clock of the parent decides; the CPU limit only ends what a killed parent left behind."""
 _SIGNAL_SCOPE_ABI = 6
@@ -50,6 +61,10 @@ class Limits:
     open_files: int = 256
     processes: int = 0
     """Processes besides its own; threads are free. Above zero, the kernel does not count those of a real root user."""
+    writable: tuple[str, ...] = ()
+    """Folders besides its scratch folder that it may write."""
+    gpu: bool = False
+    """It may use GPUs: their devices, and what their driver reads and writes beside them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +118,12 @@ def _address_space() -> int | None:
     return pages * resource.getpagesize()
 
 
+def _gpu_paths() -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """List what CUDA's driver and compilers read, and what they write (names of threads in /proc/self, for one)."""
+    devices = (path for path in Path("/dev").glob("nvidia*"))
+    return tuple(Path(entry) for entry in _GPU_READ_PATHS), (*devices, *(Path(entry) for entry in _GPU_WRITE_PATHS))
+
+
 def apply_limits(limits: Limits) -> tuple[bool, bool]:
     """Set the resource limits of this process; tell whether memory and processes could be limited."""
     cpu = math.ceil(limits.wall_seconds * (os.cpu_count() or 1)) + _CPU_SECONDS_TO_SPARE
@@ -111,7 +132,9 @@ def apply_limits(limits: Limits) -> tuple[bool, bool]:
     _lower(resource.RLIMIT_FSIZE, max(limits.file_bytes, limits.answer_bytes))
     _lower(resource.RLIMIT_NOFILE, limits.open_files)
     used = _address_space()
-    memory = used is not None and _lower(resource.RLIMIT_AS, used + limits.memory_bytes)
+    # a GPU's driver reserves address space without end; what is written to counts as data
+    kind = resource.RLIMIT_DATA if limits.gpu else resource.RLIMIT_AS
+    memory = used is not None and _lower(kind, used + limits.memory_bytes)
     # the kernel never refuses a process to the real root user, and threads count as processes: no limit when none are allowed
     processes = limits.processes > 0 and _lower(resource.RLIMIT_NPROC, limits.processes + 1) and os.getuid() != 0
     return memory, processes
@@ -125,9 +148,10 @@ def confine_process(
     dies = die_with_parent()
     capabilities = drop_capabilities()
     privileges = forbid_new_privileges()
-    landlock = restrict_files(read_only, (scratch, Path("/dev/null")))
+    read, written = _gpu_paths() if limits.gpu else ((), ())
+    landlock = restrict_files((*read_only, *read), (scratch, Path("/dev/null"), *written, *map(Path, limits.writable)))
     may_fork = limits.processes > 0
-    filtered = filter_system_calls(may_fork=may_fork)
+    filtered = filter_system_calls(may_fork=may_fork, local_sockets=limits.gpu)
     no_processes = filtered and not may_fork
     return Protections(
         no_new_privileges=privileges,

@@ -19,6 +19,7 @@ __all__ = [
     "cache_dir",
     "child_environment",
     "engine_environment",
+    "flashinfer_cache",
     "inherited_environment",
     "proxy_environment",
     "read_endpoint",
@@ -146,6 +147,12 @@ def engine_environment() -> dict[str, str]:
     """Take the variables that a serving engine needs: its libraries, compilers, GPUs and the caches of what it compiles."""
     passed = (name for name in os.environ if name in _ENGINE or name.startswith(_ENGINE_FAMILIES))
     return {"LANG": "C.UTF-8", "PATH": os.defpath, **{name: os.environ[name] for name in passed}}
+
+
+def flashinfer_cache() -> tuple[Path, Path]:
+    """Name the base folder that FlashInfer is told of, and the folder below it where it keeps compiled kernels."""
+    base = Path(os.environ.get("FLASHINFER_WORKSPACE_BASE") or Path.home())
+    return base, base / ".cache" / "flashinfer"
 
 
 def inherited_environment(extra: Mapping[str, str]) -> dict[str, str]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from fib_tools.host.env import GpuSettings
 
-__all__ = ["Device", "Discovery", "Gpu", "discover_gpus", "find_processes", "select_visible"]
+__all__ = ["Device", "Discovery", "Gpu", "discover_gpus", "find_processes", "load_nvml", "select_visible"]
 
 _MOST_PRETEND = 1024
 _PRETEND = "GPU-pretend-"
@@ -127,7 +127,7 @@ def find_processes(gpus: Sequence[Gpu]) -> dict[str, tuple[int, ...] | None]:
     """Find the processes that compute on each GPU, of any user, by UUID; None for one that NVML cannot ask."""
     found: dict[str, tuple[int, ...] | None] = {gpu.uuid: () if gpu.uuid.startswith(_PRETEND) else None for gpu in gpus}
     real = [gpu.uuid for gpu in gpus if found[gpu.uuid] is None]
-    nvml = _load_nvml() if real else None
+    nvml = load_nvml() if real else None
     if nvml is None:
         return found
     with suppress(nvml.NVMLError), _open(nvml):
@@ -145,7 +145,7 @@ def _pretend(text: str) -> list[Device]:
     return [Device(gpu=Gpu(uuid=f"{_PRETEND}{index}", index=index, name="pretended GPU")) for index in range(int(text))]
 
 
-def _load_nvml() -> Any | None:
+def load_nvml() -> Any | None:
     """Import NVML's bindings, which are optional, and which nothing but GPU work needs."""
     try:
         return import_module("pynvml")
@@ -163,7 +163,7 @@ def _open(nvml: Any) -> Iterator[None]:
 
 
 def _ask_nvml() -> tuple[list[Device], list[str]]:
-    nvml = _load_nvml()
+    nvml = load_nvml()
     if nvml is None:
         return [], ["no GPU: nvidia-ml-py is not installed (pip install nvidia-ml-py)"]
     devices: list[Device] = []

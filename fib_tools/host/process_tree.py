@@ -14,7 +14,7 @@ from fib_tools.host.env import redact_command
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
-__all__ = ["Process", "describe_process", "find_writers", "list_descendants", "list_processes", "list_relatives"]
+__all__ = ["Process", "describe_process", "find_writers", "list_descendants", "list_processes", "list_relatives", "read_cpu_seconds"]
 
 _PROC = Path("/proc")
 _COMMAND_CHARACTERS = 200
@@ -92,6 +92,14 @@ def describe_process(pid: int, parent: int) -> Process:
         raw = (_PROC / str(pid) / "cmdline").read_bytes()[: 1 << 16]
         command = redact_command([part.decode("utf-8", errors="replace") for part in raw.rstrip(b"\0").split(b"\0")])
     return Process(pid=pid, parent=parent, command=command[:_COMMAND_CHARACTERS])
+
+
+def read_cpu_seconds(pid: int) -> float:
+    """Read how long all threads of a process have computed, in its own code and in the kernel; 0 where it is gone."""
+    with suppress(OSError, ValueError, IndexError):
+        fields = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
 
 
 def _list_pids() -> list[int]:

@@ -11,6 +11,7 @@ claim (bounded, and about its own job only). The scratch folder is limited per f
 from __future__ import annotations
 
 import shutil
+import socket
 import tempfile
 import time
 from dataclasses import asdict
@@ -23,12 +24,12 @@ from fib_tools.host._sandbox_warm import Setup, Warm
 from fib_tools.host.confinement import Limits, Protections
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from types import TracebackType
 
     from typing_extensions import Self
 
-__all__ = ["Limits", "Outcome", "Protections", "Sandbox", "run_once"]
+__all__ = ["Limits", "Outcome", "Protections", "Sandbox", "Session", "run_once"]
 
 _IMPORT_SECONDS = 180.0
 """Time for the warm process to import a job's module and fork; the job's own clock starts after that."""
@@ -46,12 +47,15 @@ class Sandbox:
         limits: Limits = _DEFAULT_LIMITS,
         import_paths: tuple[Path, ...] = (),
         readable: tuple[Path, ...] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> None:
-        self._setup = Setup(preload=preload, import_paths=import_paths, readable=readable)
+        """With an `environment`, jobs may use the GPUs that it shows them (`Limits.gpu`)."""
+        self._setup = Setup(preload=preload, import_paths=import_paths, readable=readable, environment=environment)
         self._limits = limits
         self._folder: Path | None = None
         self._warm: Warm | None = None
         self._running: dict[int, RunningJob] = {}
+        self._pids: dict[int, int] = {}
         self._finished: dict[int, Outcome] = {}
         self._jobs = 0
         self.protections: Protections | None = None
@@ -113,7 +117,44 @@ class Sandbox:
         finally:
             self._abandon(mine)
 
-    def _start(self, entry: str, payload: dict[str, Any], *, index: int, limits: Limits) -> int:
+    def open_session(self, entry: str, payload: dict[str, Any], *, limits: Limits | None = None) -> Session:
+        """Start `module:function` in a fork of its own with the payload and a socket to talk through."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            number = self._start(entry, payload, index=0, limits=limits or self._limits, channel=theirs)
+        return Session(self, number, ours)
+
+    def find_session_pid(self, number: int) -> int | None:
+        """Find a session's process id (in its own namespace where it has one); None before it has started."""
+        while number in self._running and number not in self._pids:
+            self._advance()
+        return self._pids.get(number)
+
+    def find_protections(self, number: int) -> Protections | None:
+        """Find what is active around a session."""
+        self.find_session_pid(number)
+        job = self._running.get(number)
+        return job.protections if job else None
+
+    def close_session(self, number: int) -> Outcome:
+        """End a session, and say how it ended."""
+        job = self._running.get(number)
+        if job is not None and self._warm is not None:
+            job.deadline = time.monotonic() + _KILL_SECONDS
+            self._warm.send({"kill": number})
+        while number not in self._finished:
+            self._advance()
+        return self._finished.pop(number)
+
+    def _start(
+        self,
+        entry: str,
+        payload: dict[str, Any],
+        *,
+        index: int,
+        limits: Limits,
+        channel: socket.socket | None = None,
+    ) -> int:
         if self._folder is None:
             raise RuntimeError("a Sandbox is used as a context manager")
         if self._warm is None:
@@ -123,7 +164,8 @@ class Sandbox:
         job = RunningJob(self._folder / str(self._jobs), payload, index=index, limits=limits)
         job.deadline = time.monotonic() + _IMPORT_SECONDS
         self._running[self._jobs] = job
-        self._warm.send({"job": self._jobs, "entry": entry, "limits": asdict(limits), **job.paths()})
+        message = {"job": self._jobs, "entry": entry, "limits": asdict(limits), **job.paths()}
+        self._warm.send({**message, "session": True} if channel else message, channel)
         return self._jobs
 
     def _advance(self) -> None:
@@ -145,6 +187,7 @@ class Sandbox:
             return
         if message["event"] == "started":
             job.begin(message["protections"])
+            self._pids[number] = message["pid"]
             self.protections = job.protections
         elif message["event"] == "refused":
             reason = JobRaisedError(message["type"], message["message"], line="")
@@ -191,6 +234,33 @@ class Sandbox:
         if self._warm is not None:
             warm, self._warm = self._warm, None
             warm.close()
+
+
+class Session:
+    """A job that is talked with: what passes through its channel is for the two ends to agree on."""
+
+    def __init__(self, sandbox: Sandbox, number: int, channel: socket.socket) -> None:
+        self._sandbox = sandbox
+        self._number = number
+        self._outcome: Outcome | None = None
+        self.channel = channel
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id; waits for its start."""
+        return self._sandbox.find_session_pid(self._number)
+
+    @property
+    def protections(self) -> Protections | None:
+        """What is active around it."""
+        return self._sandbox.find_protections(self._number)
+
+    def close(self) -> Outcome:
+        """Kill it, unless it has ended, and say how it ended."""
+        if self._outcome is None:
+            self.channel.close()
+            self._outcome = self._sandbox.close_session(self._number)
+        return self._outcome
 
 
 def run_once(

@@ -17,6 +17,7 @@ from fib_tools.model.definition import AxisConst, AxisVar, Definition, DType, Te
 from fib_tools.op_types.ground_truth import GroundTruth, no_kernel
 from fib_tools.op_types.input_request import InputRequest
 from fib_tools.op_types.tolerance import Policy, Tolerance, exact, summed
+from fib_tools.op_types.work_request import Work, WorkRequest
 
 __all__ = [
     "InputRule",
@@ -149,6 +150,12 @@ class OpType:
     """How a reference test writes an input down, by its name, before the general ways; see `input_code`."""
     test_sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Medium and large lengths of var axes for reference tests, by axis name, before the general ones."""
+    packed: frozenset[str] = frozenset()
+    """Inputs of wide integers that hold packed numbers, so that their content is free; bytes always are."""
+    typical: frozenset[str] = frozenset()
+    """Plain random activations for which other distributions mean nothing, such as logits that choose experts."""
+    work: Callable[[WorkRequest], Work | None] | None = None
+    """The least that any kernel must do; None, or giving None, for what holds without knowing the op_type."""
 
 
 def const(value: int, description: str) -> AxisConst:

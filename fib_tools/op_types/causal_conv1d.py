@@ -15,6 +15,7 @@ from fib_tools.model.definition import Axis, Definition, TensorSpec
 from fib_tools.model.naming import format_name
 from fib_tools.op_types.base import KernelType, OpType, Parameters, const, source, tensor, var
 from fib_tools.op_types.rules import indptr, random, row_ids
+from fib_tools.op_types.work_request import Work, WorkRequest
 
 __all__ = ["OP_TYPE", "CausalConv1dParameters"]
 
@@ -169,6 +170,27 @@ def _kernel(name: str, *, ragged: bool) -> KernelType[CausalConv1dParameters]:
     )
 
 
+def _work(request: WorkRequest) -> Work | None:
+    """Count the tokens of sequences that have a slot, the slots that are read, and those that are moved on."""
+    if not request.has("x", "weight"):
+        return None
+    if request.has("conv_state", "conv_state_indices"):
+        live = request.count_distinct("conv_state_indices")
+        read = request.read_rows("x", live) + request.read_rows("conv_state", live)
+        moved = request.written_rows("new_conv_state", live)
+    elif request.has("conv_states", "cache_indices", "has_initial_state", "query_start_loc"):
+        lengths, slots = request.integers("query_start_loc").diff(), request.integers("cache_indices")
+        run = (slots >= 0) & (lengths > 0)
+        known = int((run & (request.integers("has_initial_state") != 0)).sum())
+        tokens = int(lengths[run].sum())
+        read = request.read("x") // max(request.shape("x")[-1], 1) * tokens + request.read_rows("conv_states", known)
+        moved = request.written_rows("new_conv_states", int(run.sum()))
+    else:
+        return None
+    weights = request.read(*(name for name in ("weight", "bias") if request.has(name)))
+    return Work(read=read + weights, written=request.written("output") + moved)
+
+
 OP_TYPE = OpType(
     name="causal_conv1d",
     kernels=(_kernel("decode", ragged=False), _kernel("prefill", ragged=True)),
@@ -179,4 +201,6 @@ OP_TYPE = OpType(
         "query_start_loc": indptr(("total_seq_len",)),
     },
     axis_sizes={"state_cache_size": 5, "total_seq_len": 11},
+    test_sizes={"state_cache_size": (24, 160), "total_seq_len": (96, 768)},
+    work=_work,
 )

@@ -33,7 +33,10 @@ from fib_tools.op_types.base import (
     tensor,
     var,
 )
+from fib_tools.op_types.ground_truth import GroundTruth, no_kernel
 from fib_tools.op_types.input_request import InputRequest
+from fib_tools.op_types.rules import draw_distinct
+from fib_tools.op_types.work_request import Work, WorkRequest
 
 if TYPE_CHECKING:
     import torch
@@ -230,6 +233,11 @@ def _template(parameters: DsaSparseAttentionParameters) -> TemplateCall:
     return TemplateCall(fi_api=_API, arguments=arguments, selector={"sparse_mla_top_k": parameters.topk})
 
 
+def _attention_ground_truth(_parameters: DsaSparseAttentionParameters) -> GroundTruth:
+    what = "FlashInfer's sparse MLA needs Blackwell and takes the length of each sequence"
+    return no_kernel(f"{what}, by which it tells padding; this Definition has -1 among the chosen slots instead")
+
+
 def _sparse_indices(request: InputRequest) -> torch.Tensor:
     """Choose distinct slots for each query, the first row as many as there can be, the others some."""
     import torch
@@ -240,7 +248,7 @@ def _sparse_indices(request: InputRequest) -> torch.Tensor:
     indices = torch.full((rows, topk), -1, dtype=request.dtype)
     counts = [most, *request.integers(1, most + 1, (max(rows - 1, 0),)).tolist()][:rows]
     for row, count in enumerate(counts):
-        indices[row, :count] = torch.randperm(slots, generator=request.generator)[:count].to(request.dtype)
+        indices[row, :count] = draw_distinct(count, slots, generator=request.generator).to(request.dtype)
     return indices.to(request.device)
 
 
@@ -250,10 +258,9 @@ def _index_cache(request: InputRequest) -> torch.Tensor:
 
     pages, page_size, heads, width = request.shape
     dim, tokens = width - _SCALE_BYTES, page_size * heads
-    keys = torch.randn((pages, tokens * dim), generator=request.generator).to(torch.float8_e4m3fn).view(torch.int8)
-    scales = torch.rand((pages, tokens), generator=request.generator) + 0.5
-    packed = torch.cat([keys, scales.view(torch.int8)], dim=1)
-    return packed.reshape(request.shape).to(request.device)
+    keys = request.normal(shape=(pages, tokens * dim), dtype=torch.float8_e4m3fn).view(torch.int8)
+    scales = request.uniform(0.5, 1.5, shape=(pages, tokens), dtype=torch.float32).view(torch.int8)
+    return torch.cat([keys, scales], dim=1).reshape(request.shape)
 
 
 def _seq_lens(request: InputRequest) -> torch.Tensor:
@@ -279,6 +286,50 @@ def _block_table(request: InputRequest) -> torch.Tensor:
     return table.to(dtype=request.dtype, device=request.device)
 
 
+def _work(request: WorkRequest) -> Work | None:
+    """Count the cached tokens that are chosen, or those to choose from, each once."""
+    if request.has("q_nope", "q_pe", "ckv_cache", "kpe_cache", "sparse_indices"):
+        return _attention_work(request)
+    if request.has("q_index_fp8", "k_index_cache_fp8", "weights", "seq_lens", "block_table"):
+        return _indexer_work(request)
+    return None
+
+
+def _attention_work(request: WorkRequest) -> Work:
+    slots = request.count_distinct("sparse_indices")
+    pairs = int((request.integers("sparse_indices") >= 0).sum())
+    latent, rotary = request.shape("ckv_cache")[-1], request.shape("kpe_cache")[-1]
+    rows = [request.read_rows(name, slots, leading=2) for name in ("ckv_cache", "kpe_cache")]
+    return Work(
+        read=request.read("q_nope", "q_pe") + sum(rows),
+        written=request.written(),
+        flops=2 * pairs * request.shape("q_nope")[1] * (2 * latent + rotary),
+        unit=request.unit("ckv_cache"),
+    )
+
+
+def _indexer_work(request: WorkRequest) -> Work:
+    """Leave out sequences of no more than topk tokens, of which all are chosen, whatever their scores are."""
+    import torch
+
+    topk = next(iter(request.definition.outputs))
+    page_size, most = request.shape("k_index_cache_fp8")[1], request.shape(topk)[-1]
+    lengths, table = request.integers("seq_lens"), request.integers("block_table")
+    scored = torch.nonzero(lengths > most).flatten().tolist()
+    touched = torch.zeros(request.shape("k_index_cache_fp8")[0], page_size, dtype=torch.bool)
+    for row in scored:
+        keys = torch.arange(int(lengths[row]))
+        touched[table[row, keys // page_size], keys % page_size] = True
+    _, heads, width = request.shape("q_index_fp8")
+    return Work(
+        read=sum(request.read_rows(name, len(scored)) for name in ("q_index_fp8", "weights"))
+        + request.read_rows("k_index_cache_fp8", int(touched.sum()), leading=2),
+        written=request.written(),
+        flops=2 * heads * width * int(lengths[scored].sum()),
+        unit="fp8",
+    )
+
+
 OP_TYPE = OpType(
     name="dsa_paged",
     kernels=(
@@ -294,6 +345,7 @@ OP_TYPE = OpType(
                 "flashinfer.decode.trtllm_batch_decode_with_kv_cache_mla",
                 "sgl_kernel.flash_mla.flash_mla_sparse_fwd",
             ),
+            ground_truth=_attention_ground_truth,
         ),
         KernelType(
             id="dsa_topk_indexer",
@@ -312,4 +364,5 @@ OP_TYPE = OpType(
         "sm_scale": softmax_scale("head_dim_kpe", extra=128),
     },
     axis_sizes={"max_num_pages": 36, "num_pages": 40},
+    work=_work,
 )

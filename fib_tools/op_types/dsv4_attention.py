@@ -16,7 +16,10 @@ from fib_tools.model.definition import AxisConst, AxisVar, Definition, TensorSpe
 from fib_tools.model.naming import format_name
 from fib_tools.op_types.attention import INTEGER, lse_output, settle_scale, sm_scale_input, softmax_scale
 from fib_tools.op_types.base import InputRule, KernelType, OpType, Parameters, const, source, tensor, var
+from fib_tools.op_types.ground_truth import GroundTruth, no_kernel
 from fib_tools.op_types.input_request import InputRequest
+from fib_tools.op_types.rules import draw_distinct
+from fib_tools.op_types.work_request import Work, WorkRequest
 
 if TYPE_CHECKING:
     import torch
@@ -212,6 +215,11 @@ def _is_covered(parameters: Dsv4WindowParameters) -> bool:
     return is_sized and parameters.num_qo_heads in _API_HEADS
 
 
+def _ground_truth(_parameters: Dsv4WindowParameters) -> GroundTruth:
+    what = "FlashInfer's kernel needs Blackwell and gives no log-sum-exp; on sm_120 it takes packed 584-byte records"
+    return no_kernel(f"{what}, which are not this Definition's caches")
+
+
 def _slots(pages: str, page_size: str) -> InputRule:
     """Choose distinct slots for each query: the first as many as there can be, the second one, the others some."""
 
@@ -224,7 +232,7 @@ def _slots(pages: str, page_size: str) -> InputRule:
         indices = torch.full((rows, columns), -1, dtype=request.dtype)
         counts = [most, 1, *request.integers(1, most + 1, (max(rows - 2, 0),)).tolist()][:rows]
         for row, count in enumerate(counts):
-            indices[row, :count] = torch.randperm(slots, generator=request.generator)[:count].to(request.dtype)
+            indices[row, :count] = draw_distinct(count, slots, generator=request.generator).to(request.dtype)
         return indices.to(request.device)
 
     return rule
@@ -235,6 +243,20 @@ _SYMBOLS = (
     "sglang.kernels.ops.attention.flash_mla_interface.flash_mla_sparse_fwd",
     "flashinfer.mla.trtllm_batch_decode_sparse_mla_dsv4",
 )
+
+
+def _work(request: WorkRequest) -> Work | None:
+    """Count the tokens and entries that some query sees, each once."""
+    if not request.has("q", "window_cache", "window_indices", "sinks"):
+        return None
+    pairs, read = 0, request.read("q", "sinks")
+    for kind in ("window", "compressed"):
+        if request.has(f"{kind}_cache", f"{kind}_indices"):
+            pairs += int((request.integers(f"{kind}_indices") >= 0).sum())
+            read += request.read_rows(f"{kind}_cache", request.count_distinct(f"{kind}_indices"), leading=2)
+    _, heads, width = request.shape("q")
+    return Work(read=read, written=request.written(), flops=4 * pairs * heads * width, unit=request.unit("q"))
+
 
 OP_TYPE = OpType(
     name="dsv4_attention",
@@ -248,6 +270,7 @@ OP_TYPE = OpType(
             fi_api=_API,
             fi_covers=_is_covered,
             sglang_symbols=_SYMBOLS,
+            ground_truth=_ground_truth,
         ),
         KernelType(
             id="dsv4_compressed_attention",
@@ -258,6 +281,7 @@ OP_TYPE = OpType(
             fi_api=_API,
             fi_covers=_is_covered,
             sglang_symbols=_SYMBOLS,
+            ground_truth=_ground_truth,
         ),
     ),
     input_rules={
@@ -266,4 +290,5 @@ OP_TYPE = OpType(
         "sm_scale": softmax_scale("head_dim"),
     },
     axis_sizes={"num_pages": 3, "num_compressed_pages": 9, "max_compressed": 11},
+    work=_work,
 )

@@ -10,6 +10,7 @@ from fib_tools.op_types.base import KernelType, OpType, Parameters, const, sourc
 from fib_tools.op_types.ground_truth import GroundTruth, Wrapper
 from fib_tools.op_types.rules import row_ids
 from fib_tools.op_types.tolerance import exact
+from fib_tools.op_types.work_request import Work, WorkRequest
 
 __all__ = ["OP_TYPE", "EmbeddingParameters"]
 
@@ -60,6 +61,13 @@ def _ground_truth(parameters: EmbeddingParameters) -> GroundTruth:
     return GroundTruth(wrappers=(Wrapper(kind="torch", api="torch.nn.functional.embedding", body=_KERNEL),))
 
 
+def _work(request: WorkRequest) -> Work | None:
+    """Count the rows that some token names."""
+    if not request.has("input_ids", "weight"):
+        return None
+    return Work(read=request.read_rows("weight", request.count_distinct("input_ids")), written=request.written())
+
+
 OP_TYPE = OpType(
     name="embedding",
     kernels=(
@@ -76,4 +84,5 @@ OP_TYPE = OpType(
     ),
     input_rules={"input_ids": row_ids("vocab_size")},
     input_code={"input_ids": "draw.integers({shape}, 0, {vocab_size}, {dtype})"},
+    work=_work,
 )

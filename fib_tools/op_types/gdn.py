@@ -9,6 +9,7 @@ K-last: the key dimension is the state's last. A query and key head serves num_v
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -30,8 +31,11 @@ from fib_tools.op_types.base import (
     tensor,
     var,
 )
-from fib_tools.op_types.input_request import InputRequest, fill_random
+from fib_tools.op_types.ground_truth import GroundTruth
+from fib_tools.op_types.input_request import InputRequest
+from fib_tools.op_types.recurrent_wrappers import gdn_ground_truth
 from fib_tools.op_types.rules import random, row_ids
+from fib_tools.op_types.work_request import Work, WorkRequest
 
 if TYPE_CHECKING:
     import torch
@@ -298,6 +302,16 @@ def _template(form: _Form, parameters: GdnParameters) -> TemplateCall:
     return TemplateCall(fi_api=form.fi_api, arguments=arguments)
 
 
+def _ground_truth(form: _Form, parameters: GdnParameters) -> GroundTruth:
+    return gdn_ground_truth(
+        form.id,
+        form.fi_api,
+        head_size=parameters.head_size,
+        dtype=parameters.dtype,
+        use_qk_l2norm=parameters.use_qk_l2norm,
+    )
+
+
 def _kernel(form: _Form) -> KernelType[GdnParameters]:
     return KernelType(
         id=form.id,
@@ -308,18 +322,36 @@ def _kernel(form: _Form) -> KernelType[GdnParameters]:
         fi_api=form.fi_api,
         template=partial(_template, form),
         sglang_symbols=form.sglang_symbols,
+        ground_truth=partial(_ground_truth, form),
     )
 
 
 def _make_unit_vectors(request: InputRequest) -> torch.Tensor:
     import torch
 
-    drawn = fill_random(request).to(torch.float32)
+    drawn = request.normal().to(torch.float32)
     return torch.nn.functional.normalize(drawn, dim=-1).to(request.dtype)
 
 
 def _make_scale(request: InputRequest) -> Any:
     return float(request.axes.get("head_size", 1) ** -0.5)
+
+
+def _work(request: WorkRequest) -> Work | None:
+    """Count what each token reads, its state before and after, and three products with the state for each of its heads."""
+    if not request.has("q", "k", "v", "a", "b"):
+        return None
+    head = request.shape("v")[-1]
+    live = request.shape("v")[0]
+    per_head = request.read(*(name for name in ("A_log", "dt_bias") if request.has(name)))
+    states, written = request.read("state") if request.has("state") else 0, request.written()
+    if request.has("initial_state", "initial_state_indices"):
+        live = request.count_distinct("initial_state_indices")
+        states = request.read_rows("initial_state", live)
+        written += request.written_rows("final_state", live) - request.written("final_state")
+    tokens = sum(request.read_rows(name, live) for name in ("q", "k", "v", "a", "b"))
+    products = live * math.prod(request.shape("v")[1:]) * head
+    return Work(read=tokens + per_head + states, written=written, flops=6 * products, unit=request.unit("q"))
 
 
 OP_TYPE = OpType(
@@ -336,4 +368,6 @@ OP_TYPE = OpType(
         "scale": _make_scale,
     },
     axis_sizes={"total_seq_len": 11, "seq_len": 4, "pool_size": 5},
+    test_sizes={"total_seq_len": (96, 768), "seq_len": (3, 6), "pool_size": (24, 160)},
+    work=_work,
 )

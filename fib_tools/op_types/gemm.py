@@ -20,8 +20,9 @@ from fib_tools.op_types.base import (
     tensor,
     var,
 )
+from fib_tools.op_types.gemm_work import product_work
 from fib_tools.op_types.ground_truth import GroundTruth, Wrapper
-from fib_tools.op_types.input_request import InputRequest, fill_random
+from fib_tools.op_types.input_request import InputRequest
 
 __all__ = ["OP_TYPE", "BmmParameters", "GemmParameters"]
 
@@ -169,7 +170,7 @@ def _bmm_ground_truth(parameters: BmmParameters) -> GroundTruth:
 
 
 def _weight(request: InputRequest) -> Any:
-    return fill_random(request, scale=request.axes.get("K", 1) ** -0.5)
+    return request.normal(request.axes.get("K", 1) ** -0.5)
 
 
 OP_TYPE = OpType(
@@ -201,4 +202,5 @@ OP_TYPE = OpType(
     input_rules={"B": _weight},
     input_code={"B": "draw.normal({shape}, {dtype}, scale={K}**-0.5)"},
     axis_sizes={"M": 6},
+    work=product_work,
 )

@@ -14,6 +14,8 @@ from pydantic import Field
 from fib_tools.model.definition import Definition
 from fib_tools.model.naming import format_name
 from fib_tools.op_types.base import KernelType, OpType, Parameters, const, source, tensor, var
+from fib_tools.op_types.gemm_work import product_work
+from fib_tools.op_types.ground_truth import BLACKWELL, GroundTruth, Wrapper, no_kernel
 from fib_tools.op_types.input_request import InputRequest
 from fib_tools.op_types.low_bit import DECODE_E2M1, E2M1_RMS, packed_bytes, spread
 
@@ -76,6 +78,37 @@ def _define(parameters: GemmNvfp4Parameters) -> Definition:
     )
 
 
+_KERNEL = """
+    def interleave(scale):
+        # The kernel reads scales in tiles of 128 x 4; an engine's quantiser and loader write them so.
+        tiles = flashinfer.nvfp4_block_scale_interleave(scale.view(torch.uint8))
+        return tiles.reshape(-1, -(-scale.shape[1] // 4) * 4)
+
+
+    @torch.no_grad()
+    def run(A, B, A_scale, B_scale, alpha):
+        return flashinfer.mm_fp4(
+            A.view(torch.uint8), B.view(torch.uint8).T, interleave(A_scale), interleave(B_scale).T, alpha.reshape(1),
+            torch.bfloat16,
+        )
+"""
+_TILE = 64
+
+
+def _ground_truth(parameters: GemmNvfp4Parameters) -> GroundTruth:
+    blackwell = "FlashInfer's mm_fp4 needs Blackwell (sm_100 and later)"
+    if parameters.n % _TILE or parameters.k % _TILE:
+        return no_kernel(f"{blackwell}, and n and k of multiples of {_TILE}")
+    wrapper = Wrapper(
+        kind="flashinfer",
+        api="flashinfer.mm_fp4",
+        imports=("import flashinfer",),
+        body=_KERNEL,
+        capabilities=BLACKWELL,
+    )
+    return GroundTruth(wrappers=(wrapper,), reason=blackwell)
+
+
 def _alpha(request: InputRequest) -> Any:
     middle = request.axes.get("K", 1) ** -0.5 / E2M1_RMS**2
     return spread(0.5 * middle, 1.5 * middle)(request)
@@ -92,6 +125,7 @@ OP_TYPE = OpType(
             define=_define,
             fi_api="flashinfer.gemm.gemm_base.mm_fp4",
             sglang_symbols=("flashinfer.mm_fp4",),
+            ground_truth=_ground_truth,
         ),
     ),
     input_rules={
@@ -102,4 +136,5 @@ OP_TYPE = OpType(
         "alpha": _alpha,
     },
     axis_sizes={"M": 6},
+    work=product_work,
 )

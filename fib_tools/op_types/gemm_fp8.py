@@ -25,6 +25,7 @@ from fib_tools.op_types.base import (
     tensor,
     var,
 )
+from fib_tools.op_types.gemm_work import product_work
 from fib_tools.op_types.ground_truth import BLACKWELL, HOPPER, HOPPER_ON, GroundTruth, Wrapper, no_kernel
 from fib_tools.op_types.input_request import InputRequest
 from fib_tools.op_types.low_bit import DECODE_E4M3, count_blocks, spread
@@ -323,4 +324,5 @@ OP_TYPE = OpType(
         "B_scale": "draw.uniform({shape}, 0.5, 1.5) * {K}**-0.5",
     },
     axis_sizes={"M": 6},
+    work=product_work,
 )

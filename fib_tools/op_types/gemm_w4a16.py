@@ -13,6 +13,7 @@ from pydantic import Field
 from fib_tools.model.definition import Definition
 from fib_tools.model.naming import format_name
 from fib_tools.op_types.base import KernelType, OpType, Parameters, const, source, tensor, var
+from fib_tools.op_types.gemm_work import product_work
 from fib_tools.op_types.input_request import InputRequest
 from fib_tools.op_types.low_bit import INT4_RMS, count_blocks, packed_bytes, spread
 
@@ -88,5 +89,7 @@ OP_TYPE = OpType(
         ),
     ),
     input_rules={"B": packed_bytes, "B_scale": _scale},
+    packed=frozenset({"B"}),
     axis_sizes={"M": 6},
+    work=product_work,
 )

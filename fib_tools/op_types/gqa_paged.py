@@ -20,6 +20,7 @@ from fib_tools.op_types.attention import (
     softmax_scale,
     write_reference,
 )
+from fib_tools.op_types.attention_work import paged_attention_work
 from fib_tools.op_types.attention_wrappers import paged_decode_ground_truth, prefill_ground_truth
 from fib_tools.op_types.base import KernelType, MetaTensor, OpType, TemplateCall, const, tensor, var
 from fib_tools.op_types.gqa import GqaParameters, GqaPrefillParameters
@@ -209,4 +210,5 @@ OP_TYPE = OpType(
     input_rules={**INPUT_RULES, "sm_scale": softmax_scale("head_dim")},
     input_code=INPUT_CODE,
     axis_sizes={"len_indptr": 4},
+    work=paged_attention_work,
 )

@@ -14,6 +14,7 @@ from fib_tools.op_types.attention import (
     softmax_scale,
     write_reference,
 )
+from fib_tools.op_types.attention_work import ragged_attention_work
 from fib_tools.op_types.attention_wrappers import prefill_ground_truth
 from fib_tools.op_types.base import KernelType, MetaTensor, OpType, TemplateCall, tensor, var
 from fib_tools.op_types.gqa import GqaPrefillParameters
@@ -106,4 +107,5 @@ OP_TYPE = OpType(
     input_rules={**INPUT_RULES, "sm_scale": softmax_scale("head_dim")},
     input_code=INPUT_CODE,
     axis_sizes={"len_indptr": 4},
+    work=ragged_attention_work,
 )

@@ -28,12 +28,20 @@ class Wrapper:
     api: str
     """The function or class it is about, dotted."""
     body: str
-    """Source with `def run`, indented or not; without imports and constants."""
+    """Source with `def run`, indented or not; without imports and constants.
+
+    A `def setup` beside it takes the same inputs, plans, and returns what `run` then takes as `state`.
+    """
     imports: tuple[str, ...] = ()
     """Import lines beside `import torch`."""
     constants: Mapping[str, Any] = field(default_factory=dict)
     capabilities: tuple[int, ...] = AMPERE_ON
     """The GPUs that have the kernel."""
+
+    @property
+    def has_setup(self) -> bool:
+        """Whether planning is declared apart from the run."""
+        return "def setup(" in self.body
 
     @property
     def source(self) -> str:

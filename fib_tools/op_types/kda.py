@@ -10,6 +10,7 @@ beta in (0, 1), as FlashInfer's trace template and transformers have them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -30,8 +31,11 @@ from fib_tools.op_types.base import (
     tensor,
     var,
 )
-from fib_tools.op_types.input_request import InputRequest, fill_random
+from fib_tools.op_types.ground_truth import GroundTruth
+from fib_tools.op_types.input_request import InputRequest
+from fib_tools.op_types.recurrent_wrappers import kda_decode_ground_truth, kda_prefill_ground_truth
 from fib_tools.op_types.rules import positive, random
+from fib_tools.op_types.work_request import Work, WorkRequest
 
 if TYPE_CHECKING:
     import torch
@@ -162,10 +166,19 @@ def _template(parameters: KdaParameters) -> TemplateCall:
     return TemplateCall(fi_api=_FI_API, arguments=arguments)
 
 
+def _decode_ground_truth(parameters: KdaParameters) -> GroundTruth:
+    dtypes = (parameters.dtype, parameters.state_dtype)
+    return kda_decode_ground_truth(_FI_API, head_dim=parameters.head_dim, dtypes=dtypes)
+
+
+def _prefill_ground_truth(_parameters: KdaParameters) -> GroundTruth:
+    return kda_prefill_ground_truth()
+
+
 def _make_log_decay(request: InputRequest) -> torch.Tensor:
     import torch
 
-    drawn = torch.nn.functional.softplus(fill_random(request).to(torch.float32))
+    drawn = torch.nn.functional.softplus(request.normal().to(torch.float32))
     return (-0.5 * drawn).to(request.dtype)
 
 
@@ -174,6 +187,16 @@ def _make_scale(request: InputRequest) -> Any:
 
 
 _FLA = "sglang.kernels.ops.attention.fla"
+
+
+def _work(request: WorkRequest) -> Work | None:
+    """Count all but the offsets, and three products with the state for each token and head."""
+    if not request.has("q", "k", "v", "g", "beta", "initial_state"):
+        return None
+    read = request.read("q", "k", "v", "g", "beta", "initial_state")
+    products = math.prod(request.shape("v")) * request.shape("q")[-1]
+    return Work(read=read, written=request.written(), flops=6 * products, unit=request.unit("q"))
+
 
 OP_TYPE = OpType(
     name="kda",
@@ -187,6 +210,7 @@ OP_TYPE = OpType(
             fi_api=_FI_API,
             template=_template,
             sglang_symbols=(f"{_FLA}.fused_recurrent.fused_recurrent_kda_packed_decode",),
+            ground_truth=_decode_ground_truth,
         ),
         KernelType(
             id="kda_prefill",
@@ -197,6 +221,7 @@ OP_TYPE = OpType(
             fi_api=_FI_API,
             # No template: it knows batches of equal length only.
             sglang_symbols=(f"{_FLA}.kda.chunk_kda",),
+            ground_truth=_prefill_ground_truth,
         ),
     ),
     input_rules={
@@ -206,4 +231,6 @@ OP_TYPE = OpType(
         "scale": _make_scale,
     },
     axis_sizes={"total_seq_len": 11},
+    test_sizes={"total_seq_len": (96, 768)},
+    work=_work,
 )

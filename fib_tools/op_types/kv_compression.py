@@ -17,6 +17,7 @@ from fib_tools.model.naming import format_name
 from fib_tools.op_types.base import KernelType, OpType, Parameters, const, source, tensor, var
 from fib_tools.op_types.input_request import InputRequest
 from fib_tools.op_types.rules import random
+from fib_tools.op_types.work_request import Work, WorkRequest
 
 if TYPE_CHECKING:
     import torch
@@ -112,6 +113,17 @@ def _window_rows(request: InputRequest) -> torch.Tensor:
     return made.to(dtype=request.dtype, device=request.device)
 
 
+def _work(request: WorkRequest) -> Work | None:
+    """Count kv and score of the series by which a row counts in some entry, once for each of its series."""
+    if not request.has("kv_score", "position_bias", "window_rows"):
+        return None
+    rows, rate = request.integers("window_rows"), request.shape("position_bias")[0]
+    series = max(rows.shape[1] // max(rate, 1), 1)
+    parts = [part[part >= 0].unique().numel() for part in rows.chunk(series, dim=1)]
+    read = sum(request.read_rows("kv_score", count) for count in parts) // series
+    return Work(read=read + request.read("position_bias"), written=request.written())
+
+
 OP_TYPE = OpType(
     name="kv_compression",
     kernels=(
@@ -126,4 +138,5 @@ OP_TYPE = OpType(
     ),
     input_rules={"window_rows": _window_rows, "position_bias": random(0.5)},
     axis_sizes={"num_rows": 290, "num_entries": 5},
+    work=_work,
 )

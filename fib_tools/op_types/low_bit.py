@@ -8,7 +8,6 @@ Two codes of 4 bits share a byte, the first in the low half. The published schem
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fib_tools.op_types.base import InputRule
@@ -33,9 +32,6 @@ E2M1_RMS = 2.93
 INT4_RMS = 4.64
 """Root mean square of the integers -8 to 7."""
 
-_BLOCK = 1 << 20
-_BYTE_BUDGET = 32 << 20
-
 DECODE_E4M3 = """
     def decode_e4m3(x):
         # The bits of an e4m3, moved into a float16, are the value / 256, exactly; on a CPU .to(float32) is far slower.
@@ -58,48 +54,20 @@ def count_blocks(length: int, block: int) -> int:
     return -(-length // block)
 
 
-def _tile(request: InputRequest, draw: Callable[[int], torch.Tensor]) -> torch.Tensor:
-    """Fill the input from a block of drawn values, sharing storage along leading axes where it is large."""
-    import torch
-
-    stored = list(request.shape)
-    width = request.dtype.itemsize
-    for index in range(len(stored) - 1):
-        if math.prod(stored) * width <= _BYTE_BUDGET:
-            break
-        stored[index] = 1
-    count = math.prod(stored)
-    block = draw(min(count, _BLOCK)).to(request.dtype).view(torch.uint8).view(-1, width)
-    values = block.repeat(-(-count // max(len(block), 1)), 1)[:count].reshape(-1).view(request.dtype)
-    return values.reshape(stored).to(request.device).expand(request.shape)
-
-
 def packed_bytes(request: InputRequest) -> torch.Tensor:
     """Make integers whose bits are all random, as packed codes are."""
     import torch
 
-    low, high = torch.iinfo(request.dtype).min, torch.iinfo(request.dtype).max
-    return _tile(request, lambda count: torch.randint(low, high + 1, (count,), generator=request.generator))
+    bounds = torch.iinfo(request.dtype)
+    return request.codes(bounds.min, bounds.max + 1)
 
 
 def spread(low: float, high: float) -> InputRule:
-    """Make positive values of [low, high), as scales need, for large tensors as well."""
-
-    def rule(request: InputRequest) -> torch.Tensor:
-        import torch
-
-        return _tile(request, lambda count: torch.rand(count, generator=request.generator) * (high - low) + low)
-
-    return rule
+    """Make positive values of [low, high), as scales need."""
+    return lambda request: request.uniform(low, high)
 
 
 def exponent_bytes(middle: float) -> InputRule:
     """Make e8m0 scales within a factor of two of `middle`."""
-
-    def rule(request: InputRequest) -> torch.Tensor:
-        import torch
-
-        code = 127 + round(math.log2(middle))
-        return _tile(request, lambda count: torch.randint(code - 1, code + 2, (count,), generator=request.generator))
-
-    return rule
+    code = 127 + round(math.log2(middle))
+    return lambda request: request.codes(code - 1, code + 2)

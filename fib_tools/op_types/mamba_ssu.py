@@ -18,8 +18,11 @@ from pydantic import Field, model_validator
 from fib_tools.model.definition import Axis, Definition
 from fib_tools.model.naming import format_name
 from fib_tools.op_types.base import InputRule, KernelType, OpType, Parameters, const, source, tensor, var
+from fib_tools.op_types.ground_truth import GroundTruth
 from fib_tools.op_types.input_request import InputRequest
+from fib_tools.op_types.recurrent_wrappers import mamba_ground_truth
 from fib_tools.op_types.rules import random, row_ids
+from fib_tools.op_types.work_request import Work, WorkRequest
 
 if TYPE_CHECKING:
     import torch
@@ -183,15 +186,43 @@ def _per_head(low: float, high: float) -> InputRule:
     """Draw one value for each head (and row) and spread it over the axes behind, as Mamba-2 does."""
 
     def rule(request: InputRequest) -> torch.Tensor:
-        import torch
-
         axes = request.spec.shape or []
         behind = len(axes) if "nheads" not in axes else axes.index("nheads") + 1
-        drawn = torch.rand(request.shape[:behind], generator=request.generator) * (high - low) + low
-        drawn = drawn.to(dtype=request.dtype, device=request.device)
+        drawn = request.uniform(low, high, shape=request.shape[:behind])
         return drawn.reshape(*drawn.shape, *(1 for _ in axes[behind:])).expand(request.shape)
 
     return rule
+
+
+_FI_API = "flashinfer.mamba.selective_state_update.selective_state_update"
+
+
+def _decode_ground_truth(parameters: MambaParameters) -> GroundTruth:
+    return mamba_ground_truth(
+        "flashinfer.mamba.selective_state_update",
+        head_dim=parameters.head_dim,
+        d_state=parameters.d_state,
+        heads_a_group=parameters.num_heads // parameters.num_groups,
+    )
+
+
+def _work(request: WorkRequest) -> Work | None:
+    """Count tokens, states, and two products with the state for each token and head; not what is spread over a head."""
+    if not request.has("x", "dt", "A", "B", "C", "D", "dt_bias"):
+        return None
+    heads, dim, width = request.axes.get("nheads", 0), request.axes.get("dim", 0), request.axes.get("dstate", 0)
+    live, written = request.shape("x")[0], request.written()
+    if request.has("state", "state_batch_indices"):
+        live = request.count_distinct("state_batch_indices")
+        states = request.read_rows("state", live)
+        written += request.written_rows("new_state", live) - request.written("new_state")
+    else:
+        states = request.read("initial_states") if request.has("initial_states") else 0
+    tokens = sum(request.read_rows(name, live) for name in ("x", "B", "C"))
+    steps = request.read("dt") if len(request.shape("dt")) == 2 else 0
+    return Work(
+        read=tokens + steps + states, written=written, flops=4 * live * heads * dim * width, unit=request.unit("x")
+    )
 
 
 OP_TYPE = OpType(
@@ -203,9 +234,10 @@ OP_TYPE = OpType(
             summary="Mamba-2 state update and read-out for one token of each sequence",
             parameters=MambaParameters,
             define=_define_decode,
-            fi_api="flashinfer.mamba.selective_state_update.selective_state_update",
+            fi_api=_FI_API,
             # No template: it has Mamba-1's three dimensions, and reads wrong axes from four.
             sglang_symbols=("sglang.kernels.ops.mamba.triton_ops.ssu_dispatch.selective_state_update",),
+            ground_truth=_decode_ground_truth,
         ),
         KernelType(
             id="mamba_chunk_scan",
@@ -227,4 +259,6 @@ OP_TYPE = OpType(
         "dt_bias": _per_head(-1.0, 0.0),
     },
     axis_sizes={"state_cache_size": 5, "total_seq_len": 11},
+    test_sizes={"state_cache_size": (24, 160), "total_seq_len": (96, 768)},
+    work=_work,
 )

@@ -8,6 +8,7 @@ FlashInfer's `mhc_pre_big_fuse.cu` computes the same steps, for four streams.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,8 +27,10 @@ from fib_tools.op_types.base import (
     tensor,
     var,
 )
-from fib_tools.op_types.input_request import InputRequest, fill_random
+from fib_tools.op_types.ground_truth import GroundTruth, Wrapper, no_kernel
+from fib_tools.op_types.input_request import InputRequest
 from fib_tools.op_types.rules import positive, random
+from fib_tools.op_types.work_request import Work, WorkRequest
 
 if TYPE_CHECKING:
     import torch
@@ -283,6 +286,45 @@ def _pre_template(parameters: MhcPreParameters) -> TemplateCall | None:
     return TemplateCall(fi_api=_PRE_API, arguments=arguments)
 
 
+_PRE_KERNEL = """
+    @torch.no_grad()
+    def run(dot_mix, sqrsum, residual, mhc_scale, mhc_base):
+        return flashinfer.mhc.mhc_pre_big_fuse(
+            dot_mix, sqrsum, residual, mhc_scale, mhc_base, residual.shape[1] * residual.shape[2], rms_eps=EPS,
+            mhc_pre_eps=HC_EPS, mhc_sinkhorn_eps=HC_EPS, mhc_post_mult_value=POST_MULT, sinkhorn_repeat=SINKHORN_ITERS,
+        )
+"""
+
+_POST_KERNEL = """
+    @torch.no_grad()
+    def run(x, residual, post_layer_mix, comb_res_mix):
+        return flashinfer.mhc.mhc_post(x, residual, post_layer_mix, comb_res_mix)
+"""
+_VECTOR = 8
+"""Values that FlashInfer's kernels load at once."""
+
+
+def _pre_ground_truth(parameters: MhcPreParameters) -> GroundTruth:
+    constants = {
+        "EPS": parameters.eps,
+        "HC_EPS": parameters.hc_eps,
+        "POST_MULT": parameters.post_mult,
+        "SINKHORN_ITERS": parameters.sinkhorn_iters,
+    }
+    return _flashinfer(parameters, _PRE_API, _PRE_KERNEL, constants)
+
+
+def _post_ground_truth(parameters: MhcPostParameters) -> GroundTruth:
+    return _flashinfer(parameters, _POST_API, _POST_KERNEL, {})
+
+
+def _flashinfer(parameters: MhcPostParameters, api: str, body: str, constants: Mapping[str, Any]) -> GroundTruth:
+    if not _is_covered(parameters) or parameters.hidden_size % _VECTOR:
+        return no_kernel(f"FlashInfer's kernel is for four streams of bfloat16, of multiples of {_VECTOR} features")
+    wrapper = Wrapper(kind="flashinfer", api=api, imports=("import flashinfer",), constants=constants, body=body)
+    return GroundTruth(wrappers=(wrapper,))
+
+
 def _square_sums(request: InputRequest) -> torch.Tensor:
     """Make sums as normal streams have, about one for each of their features."""
     features = request.axes.get("hc", 1) * request.axes.get("hidden_size", 1)
@@ -292,10 +334,20 @@ def _square_sums(request: InputRequest) -> torch.Tensor:
 
 def _projection(request: InputRequest) -> torch.Tensor:
     """Make weights whose products with normal rows are about one."""
-    return fill_random(request, scale=request.shape[-1] ** -0.5)
+    return request.normal(request.shape[-1] ** -0.5)
 
 
 _SGLANG = "sglang.kernels.ops.layernorm"
+
+
+def _work(request: WorkRequest) -> Work | None:
+    """Count all tensors, and the projection of the streams where there is one."""
+    streams, projection = ("x", "fn") if request.has("fn") else ("residual", "hc_fn")
+    if not request.has(streams, projection):
+        return None
+    flops = 2 * math.prod(request.shape(streams)) * request.shape(projection)[0]
+    return Work(read=request.read(*request.definition.inputs), written=request.written(), flops=flops, unit="tf32")
+
 
 OP_TYPE = OpType(
     name="mhc",
@@ -318,6 +370,7 @@ OP_TYPE = OpType(
             fi_covers=_is_covered,
             template=_pre_template,
             sglang_symbols=(_PRE_API, f"{_SGLANG}.mhc.mhc_pre_big_fuse_tilelang", f"{_SGLANG}.mhc.hc_split_sinkhorn"),
+            ground_truth=_pre_ground_truth,
         ),
         KernelType(
             id="mhc_post",
@@ -329,6 +382,7 @@ OP_TYPE = OpType(
             fi_covers=_is_covered,
             template=_post_template,
             sglang_symbols=(_POST_API, f"{_SGLANG}.mhc.mhc_post"),
+            ground_truth=_post_ground_truth,
         ),
         KernelType(
             id="mhc_head",
@@ -350,4 +404,5 @@ OP_TYPE = OpType(
         "post_layer_mix": positive(0.5, 1.5),
         "comb_res_mix": positive(0.1, 0.4),
     },
+    work=_work,
 )

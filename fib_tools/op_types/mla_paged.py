@@ -29,6 +29,7 @@ from fib_tools.op_types.attention import (
     softmax_scale,
     write_reference,
 )
+from fib_tools.op_types.attention_work import latent_attention_work
 from fib_tools.op_types.attention_wrappers import mla_paged_ground_truth
 from fib_tools.op_types.base import (
     KernelType,
@@ -288,4 +289,5 @@ OP_TYPE = OpType(
     input_rules={**INPUT_RULES, "sm_scale": softmax_scale("head_dim_kpe", extra=128)},
     input_code=INPUT_CODE,
     axis_sizes={"len_indptr": 4},
+    work=latent_attention_work,
 )

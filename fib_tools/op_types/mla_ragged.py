@@ -24,6 +24,7 @@ from fib_tools.op_types.attention import (
     softmax_scale,
     write_reference,
 )
+from fib_tools.op_types.attention_work import ragged_attention_work
 from fib_tools.op_types.attention_wrappers import mla_ragged_ground_truth
 from fib_tools.op_types.base import KernelType, OpType, Parameters, const, tensor, var
 from fib_tools.op_types.ground_truth import GroundTruth
@@ -121,4 +122,5 @@ OP_TYPE = OpType(
     input_rules={"sm_scale": softmax_scale("head_dim_qk")},
     input_code=INPUT_CODE,
     axis_sizes={"len_indptr": 4},
+    work=ragged_attention_work,
 )

@@ -43,6 +43,7 @@ from fib_tools.op_types.moe_templates import (
     nvfp4_template,
     tensor_template,
 )
+from fib_tools.op_types.moe_work import moe_work
 from fib_tools.op_types.moe_wrappers import blackwell_only, block_moe_ground_truth, plain_moe_ground_truth
 from fib_tools.op_types.tolerance import chained, requantised
 
@@ -358,7 +359,9 @@ OP_TYPE = OpType(
         _kernel(_W4A16_FORM),
     ),
     input_rules=MOE_INPUT_RULES,
+    packed=frozenset({"gemm1_weights", "gemm2_weights"}),
     input_code=MOE_INPUT_CODE,
     test_sizes={"seq_len": (48, 512)},
     axis_sizes={"seq_len": 4},
+    work=moe_work,
 )

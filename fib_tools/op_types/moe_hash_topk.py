@@ -9,12 +9,14 @@ from pydantic import Field, model_validator
 from fib_tools.model.definition import Definition
 from fib_tools.model.naming import format_name
 from fib_tools.op_types.base import KernelType, MetaTensor, Parameters, TemplateCall, const, source, tensor, var
+from fib_tools.op_types.ground_truth import AMPERE_ON, GroundTruth, Wrapper, no_kernel
 from fib_tools.op_types.input_request import InputRequest
+from fib_tools.op_types.work_request import Work, WorkRequest
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["HASH_TOPK", "HASH_TOPK_RULES", "HashTopkParameters"]
+__all__ = ["HASH_TOPK", "HASH_TOPK_RULES", "HashTopkParameters", "hash_topk_work"]
 
 _API = "flashinfer.fused_moe.hash_topk.hash_topk"
 _ROWS = 4
@@ -107,6 +109,36 @@ def _table(request: InputRequest) -> torch.Tensor:
     return (first + step * torch.arange(chosen, dtype=request.dtype, device=request.device)) % experts
 
 
+_KERNEL = """
+    @torch.no_grad()
+    def run(router_logits, input_ids, tid2eid):
+        return hash_topk(router_logits, input_ids, tid2eid)
+"""
+_CAPABILITIES = tuple(capability for capability in AMPERE_ON if capability != 87)  # FlashInfer's own list
+
+
+def _ground_truth(parameters: HashTopkParameters) -> GroundTruth:
+    if not _is_covered(parameters):
+        return no_kernel(f"FlashInfer's hash_topk chooses up to {_WARP} experts, not {parameters.topk}")
+    wrapper = Wrapper(
+        kind="flashinfer",
+        api="flashinfer.fused_moe.hash_topk",
+        imports=("from flashinfer.fused_moe import hash_topk",),
+        body=_KERNEL,
+        capabilities=_CAPABILITIES,
+    )
+    return GroundTruth(wrappers=(wrapper,))
+
+
+def hash_topk_work(request: WorkRequest) -> Work | None:
+    """Count the logits of the experts that the table names, one of each pair; of another choice all logits count."""
+    if not request.has("router_logits", "input_ids", "tid2eid"):
+        return None
+    tokens, experts = request.shape("router_logits")
+    chosen = request.read("router_logits") // max(experts, 1) * min(request.shape("tid2eid")[1], experts)
+    return Work(read=chosen if tokens else 0, written=request.written())
+
+
 HASH_TOPK = KernelType(
     id="hash_topk",
     op_type="moe_routing",
@@ -117,5 +149,6 @@ HASH_TOPK = KernelType(
     fi_covers=_is_covered,
     template=_template,
     sglang_symbols=("sglang.kernels.ops.moe.dsv4.hash_topk",),
+    ground_truth=_ground_truth,
 )
 HASH_TOPK_RULES = {"input_ids": _token_ids, "tid2eid": _table}

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from fib_tools.model.definition import DType
 from fib_tools.op_types.base import InputRule
-from fib_tools.op_types.input_request import InputRequest, fill_random
+from fib_tools.op_types.input_request import InputRequest
 from fib_tools.op_types.low_bit import E2M1_RMS, INT4_RMS, exponent_bytes, packed_bytes, spread
-from fib_tools.op_types.rules import constant, random
+from fib_tools.op_types.rules import Plain, constant, random
 
 if TYPE_CHECKING:
     import torch
@@ -42,12 +42,13 @@ def _local_offset(request: InputRequest) -> Any:
 def _logits(request: InputRequest) -> torch.Tensor:
     import torch
 
-    values = torch.randn(request.shape, generator=request.generator)
-    local = min(request.axes.get("num_local_experts", 1), request.shape[-1])
-    first = min(_offset(request.axes), request.shape[-1] - local)
-    for token in range(0, request.shape[0], 2):
-        values[token, first + token % local] += _PULL
-    return values.to(dtype=request.dtype, device=request.device)
+    tokens, experts = request.shape
+    values = request.normal(dtype=torch.float32).contiguous()
+    local = min(request.axes.get("num_local_experts", 1), experts)
+    first = min(_offset(request.axes), experts - local)
+    pulled = torch.arange(0, tokens, 2, device=values.device)
+    values[pulled, first + pulled % local] += _PULL
+    return values.to(request.dtype)
 
 
 def _chosen(request: InputRequest) -> torch.Tensor:
@@ -67,8 +68,11 @@ def _fan_in(request: InputRequest, axis: str) -> float:
     return 1 / math.sqrt(request.axes.get(axis, 1))
 
 
-def _hidden(request: InputRequest) -> torch.Tensor:
-    return packed_bytes(request) if request.spec.dtype is DType.INT8 else fill_random(request)
+class _Hidden(Plain):
+    """Make packed codes as they come, or plain values."""
+
+    def __call__(self, request: InputRequest) -> torch.Tensor:
+        return packed_bytes(request) if request.spec.dtype is DType.INT8 else request.normal()
 
 
 def _weights(axis: str, request: InputRequest) -> torch.Tensor:
@@ -76,8 +80,8 @@ def _weights(axis: str, request: InputRequest) -> torch.Tensor:
     if request.spec.dtype in {DType.INT8, DType.INT32}:
         return packed_bytes(request)
     if request.spec.dtype is DType.FLOAT8_E4M3FN:
-        return fill_random(request)
-    return fill_random(request, scale=_fan_in(request, axis))
+        return request.normal()
+    return request.normal(_fan_in(request, axis))
 
 
 def _scaled_spread(request: InputRequest, middle: float) -> Any:
@@ -126,7 +130,7 @@ MOE_INPUT_RULES: Mapping[str, InputRule] = {
     "routing_bias": random(0.1),
     "topk_weights": spread(0.1, 0.3),
     "topk_ids": _chosen,
-    "hidden_states": _hidden,
+    "hidden_states": _Hidden(),
     "hidden_states_scale": spread(*_GENEROUS),
     "gemm1_weights": partial(_weights, "hidden_size"),
     "gemm1_weights_scale": partial(_weights_scale, "hidden_size"),

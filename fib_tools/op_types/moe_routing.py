@@ -7,7 +7,7 @@ from pydantic import model_validator
 from fib_tools.model.definition import Definition
 from fib_tools.model.naming import format_name
 from fib_tools.op_types.base import KernelType, MetaTensor, OpType, TemplateCall, const, scalar, source, tensor, var
-from fib_tools.op_types.moe_hash_topk import HASH_TOPK, HASH_TOPK_RULES
+from fib_tools.op_types.moe_hash_topk import HASH_TOPK, HASH_TOPK_RULES, hash_topk_work
 from fib_tools.op_types.moe_parameters import RoutingParameters
 from fib_tools.op_types.moe_routing_sources import routing_constants, routing_sentence, write_route
 from fib_tools.op_types.moe_wrappers import routing_ground_truth
@@ -135,4 +135,6 @@ OP_TYPE = OpType(
         "routed_scaling_factor": "2.5",
     },
     axis_sizes={"num_tokens": 6},
+    typical=frozenset({"routing_logits", "router_logits"}),
+    work=hash_topk_work,
 )

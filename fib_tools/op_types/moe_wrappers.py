@@ -1,7 +1,8 @@
 """The ground truth of fused MoE: SGLang's Triton experts on any GPU, and FlashInfer's CUTLASS experts for bfloat16.
 
-FlashInfer's trtllm kernels, which the Definitions describe, run on Blackwell only. SGLang's layer reads its server's
-arguments, so the wrapper calls what that layer calls: alignment of tokens to experts, product, activation, product.
+FlashInfer's trtllm kernels, which the Definitions describe, run on Blackwell only; that of e4m3 with block scales takes
+weights as they are, the others in an order of their own. SGLang's layer reads its server's arguments, so the wrapper
+calls what that layer calls: alignment of tokens to experts, product, activation, product.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 from fib_tools.op_types.ground_truth import AMPERE_ON, BLACKWELL, HOPPER_ON, GroundTruth, Wrapper, no_kernel
 from fib_tools.op_types.moe_parameters import MoeParameters, RoutingParameters
+from fib_tools.op_types.moe_templates import block_template
 
 __all__ = [
     "blackwell_only",
@@ -213,11 +215,50 @@ def _triton(parameters: MoeParameters, arguments: list[str], body: Mapping[str, 
     )
 
 
+_TRTLLM = """
+@torch.no_grad()
+def run({arguments}):
+    return trtllm_fp8_block_scale_moe(
+        routing_logits, {bias}, hidden_states, hidden_states_scale, gemm1_weights, gemm1_weights_scale, gemm2_weights,
+        gemm2_weights_scale, NUM_EXPERTS, TOP_K, N_GROUP, TOPK_GROUP, INTERMEDIATE_SIZE, local_expert_offset,
+        NUM_LOCAL_EXPERTS, routed_scaling_factor, routing_method_type=ROUTING_METHOD,
+    )
+"""
+_TRTLLM_GPUS = (100, 103)
+
+
+def _trtllm(parameters: MoeParameters, arguments: list[str]) -> tuple[Wrapper, ...]:
+    """Call the API that the Definition describes, where its routing and activation are among those it knows."""
+    call = block_template(parameters)
+    if call is None or parameters.activation != "swiglu" or parameters.intermediate_size % 128:
+        return ()
+    names = ("num_experts", "top_k", "n_group", "topk_group", "intermediate_size", "local_num_experts")
+    values = {name: call.arguments[name] for name in names}
+    wrapper = Wrapper(
+        kind="flashinfer",
+        api="flashinfer.fused_moe.trtllm_fp8_block_scale_moe",
+        imports=("from flashinfer.fused_moe import trtllm_fp8_block_scale_moe",),
+        constants={
+            "NUM_EXPERTS": values["num_experts"],
+            "TOP_K": values["top_k"],
+            "N_GROUP": values["n_group"],
+            "TOPK_GROUP": values["topk_group"],
+            "INTERMEDIATE_SIZE": values["intermediate_size"],
+            "NUM_LOCAL_EXPERTS": values["local_num_experts"],
+            "ROUTING_METHOD": call.selector["routing_method_type"],
+        },
+        body=_TRTLLM.format(arguments=_rows(arguments), bias="routing_bias" if parameters.has_bias else "None").strip(),
+        capabilities=_TRTLLM_GPUS,
+    )
+    return (wrapper,)
+
+
 def block_moe_ground_truth(parameters: MoeParameters, arguments: list[str]) -> GroundTruth:
-    """Call SGLang's experts in e4m3 with block scales; between the products it rounds to e4m3 again."""
+    """Call FlashInfer's or SGLang's experts in e4m3 with block scales; between the products they round to e4m3 again."""
     blackwell = "FlashInfer's trtllm_fp8_block_scale_moe runs on Blackwell only"
+    own = _trtllm(parameters, arguments)
     if gap := _find_gap(parameters):
-        return no_kernel(f"{blackwell}; {gap}")
+        return GroundTruth(wrappers=own, reason=f"{blackwell}; {gap}")
     if parameters.intermediate_size % 128:
         return no_kernel(f"{blackwell}; a block of scales would span gate and up, which the wrapper has to swap")
     body = {
@@ -229,7 +270,7 @@ def block_moe_ground_truth(parameters: MoeParameters, arguments: list[str]) -> G
         "second": "values, scales = per_token_group_quant_fp8(inner, 128)\n"
         "    product(values, scales, gemm2_weights, gemm2_weights_scale, parts, chosen, last=True)",
     }
-    return GroundTruth(wrappers=(_triton(parameters, arguments, body),), reason=blackwell)
+    return GroundTruth(wrappers=(*own, _triton(parameters, arguments, body)), reason=blackwell)
 
 
 _CUTLASS = """

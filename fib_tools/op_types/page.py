@@ -31,6 +31,7 @@ from fib_tools.op_types.ground_truth import GroundTruth, Wrapper, no_kernel
 from fib_tools.op_types.input_request import InputRequest
 from fib_tools.op_types.rules import split_total
 from fib_tools.op_types.tolerance import exact
+from fib_tools.op_types.work_request import Work, WorkRequest
 
 if TYPE_CHECKING:
     import torch
@@ -328,6 +329,15 @@ def _kernel(**own: Any) -> KernelType[Any]:
     return KernelType(op_type="page", policy=exact, **own)
 
 
+def _work(request: WorkRequest) -> Work | None:
+    """Count the new rows alone: what else is in the caches stays, and an engine does not move it."""
+    rows = [name for name in request.definition.inputs if name.startswith("append_")]
+    if not rows or not request.has("positions"):
+        return None
+    count = request.read(*rows)
+    return Work(read=count, written=count)
+
+
 OP_TYPE = OpType(
     name="page",
     kernels=(
@@ -353,4 +363,5 @@ OP_TYPE = OpType(
     input_rules=_INPUT_RULES,
     input_code=_INPUT_CODE,
     axis_sizes={"nnz_kv": 6},
+    work=_work,
 )

@@ -26,8 +26,7 @@ from fib_tools.op_types.base import (
     tensor,
     var,
 )
-from fib_tools.op_types.ground_truth import GroundTruth, Wrapper, no_kernel
-from fib_tools.op_types.input_request import fill_random
+from fib_tools.op_types.ground_truth import BLACKWELL, GroundTruth, Wrapper, no_kernel
 from fib_tools.op_types.low_bit import count_blocks, spread
 from fib_tools.op_types.tolerance import codes
 
@@ -168,10 +167,40 @@ _TENSOR_KERNEL = """
 _KERNELS: Mapping[str, str] = {"fp8_quantize_1x128": _GROUP_KERNEL, "fp8_quantize_tensor": _TENSOR_KERNEL}
 """How SGLang's quantisers are called."""
 
+_NVFP4_KERNEL = """
+    @torch.no_grad()
+    def run(input, global_scale):
+        values, scale = nvfp4_quantize(input, global_scale.reshape(1), sfLayout=SfLayout.layout_linear)
+        return values.view(torch.int8), scale.reshape(len(input), -1).view(torch.float8_e4m3fn)
+"""
+
+_MXFP8_KERNEL = """
+    @torch.no_grad()
+    def run(input):
+        values, scale = mxfp8_quantize(input, is_sf_swizzled_layout=False)
+        return values, scale.reshape(len(input), -1).view(torch.int8)
+"""
+
+_BLACKWELL_KERNELS: Mapping[str, tuple[str, str]] = {
+    "nvfp4_quantize": ("from flashinfer import SfLayout, nvfp4_quantize", _NVFP4_KERNEL),
+    "mxfp8_quantize": ("from flashinfer import mxfp8_quantize", _MXFP8_KERNEL),
+}
+"""How FlashInfer's quantisers are called, scales row by row."""
+
+
+def _blackwell_ground_truth(form: _Form, parameters: QuantizeParameters) -> GroundTruth:
+    reason = f"{form.fi_api} needs Blackwell (sm_100 and later)"
+    if form.block and parameters.hidden_size % form.block:
+        return no_kernel(f"{reason}, and rows of whole blocks, not of {parameters.hidden_size} values")
+    line, body = _BLACKWELL_KERNELS[form.id]
+    api = f"flashinfer.{form.id}"
+    wrapper = Wrapper(kind="flashinfer", api=api, imports=(line,), body=body, capabilities=BLACKWELL)
+    return GroundTruth(wrappers=(wrapper,), reason=reason)
+
 
 def _ground_truth(form: _Form, parameters: QuantizeParameters) -> GroundTruth:
-    if form.id not in _KERNELS:
-        return no_kernel(f"{form.fi_api} needs Blackwell (sm_100 and later)")
+    if form.id in _BLACKWELL_KERNELS:
+        return _blackwell_ground_truth(form, parameters)
     if form.block and parameters.hidden_size % form.block:
         return no_kernel(f"SGLang's kernel takes rows of whole blocks, not {parameters.hidden_size} values")
     api = form.sglang_symbols[0]
@@ -249,7 +278,7 @@ OP_TYPE = OpType(
             )
         ),
     ),
-    input_rules={"input": fill_random, "global_scale": spread(400.0, 600.0)},
+    input_rules={"global_scale": spread(400.0, 600.0)},
     input_code={"global_scale": "draw.uniform({shape}, 400.0, 600.0)"},
     axis_sizes={"M": 6},
 )

@@ -7,6 +7,7 @@ Elements beyond rotary_dim pass through.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
@@ -27,6 +28,7 @@ from fib_tools.op_types.base import (
 from fib_tools.op_types.ground_truth import GroundTruth, Wrapper
 from fib_tools.op_types.input_request import InputRequest
 from fib_tools.op_types.tolerance import rounded
+from fib_tools.op_types.work_request import Work, WorkRequest
 
 if TYPE_CHECKING:
     import torch
@@ -157,16 +159,28 @@ def _ground_truth(parameters: RopeParameters) -> GroundTruth:
 
 
 def _make_table(request: InputRequest) -> torch.Tensor:
+    """Make cosines and sines of angles that rise from 0 or, where tables must differ, from anywhere."""
     import torch
 
     length, width = request.shape
-    frequency = _THETA ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
-    angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency
-    return torch.cat([angle.cos(), angle.sin()], dim=-1).to(dtype=request.dtype, device=request.device)
+    steps = torch.arange(0, width, 2, dtype=torch.float64, device=request.device)
+    positions = torch.arange(length, dtype=torch.float64, device=request.device)
+    angle = positions[:, None] * _THETA ** (-steps / width)
+    if request.fresh:
+        angle += request.uniform(0.0, 2 * math.pi, shape=(len(steps),), dtype=torch.float64)
+    return torch.cat([angle.cos(), angle.sin()], dim=-1).to(request.dtype)
 
 
 def _make_positions(request: InputRequest) -> torch.Tensor:
     return request.integers(0, request.axes.get("max_seq_len", 1))
+
+
+def _work(request: WorkRequest) -> Work | None:
+    """Count queries, keys and the rows of the table that some token stands at."""
+    if not request.has("q", "k", "cos_sin_cache", "positions"):
+        return None
+    table = request.read_rows("cos_sin_cache", request.count_distinct("positions"))
+    return Work(read=request.read("q", "k") + table, written=request.written())
 
 
 OP_TYPE = OpType(
@@ -196,4 +210,5 @@ OP_TYPE = OpType(
         "max_seq_len": (4096, 32768),
     },
     axis_sizes={"nnz": 7, "num_q_heads_x_head_size": 300, "num_k_heads_x_head_size": 160, "max_seq_len": 64},
+    work=_work,
 )

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fib_tools.op_types.base import InputRule
-from fib_tools.op_types.input_request import InputRequest, fill_random
+from fib_tools.op_types.input_request import InputRequest
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["STOCK_RULES", "constant", "indptr", "page_lengths", "positive", "random", "row_ids", "split_total"]
+__all__ = [
+    "STOCK_RULES",
+    "Plain",
+    "constant",
+    "draw_distinct",
+    "indptr",
+    "page_lengths",
+    "positive",
+    "random",
+    "row_ids",
+    "split_total",
+]
 
+_PERMUTED = 1 << 16
+"""Up to here all numbers are put in random order to take a few; beyond, that takes seconds where rows are many."""
 _Q_TOTALS = ("total_q", "total_tokens", "num_tokens", "total_seq_len", "nnz_qo")
 _KV_TOTALS = ("num_kv_indices", "total_kv", "num_kv_tokens", "nnz_kv", *_Q_TOTALS)
 
@@ -59,6 +73,21 @@ def _running(lengths: list[int]) -> list[int]:
     return [sum(lengths[: index + 1]) for index in range(len(lengths))]
 
 
+def draw_distinct(count: int, total: int, *, generator: torch.Generator) -> torch.Tensor:
+    """Draw `count` different numbers below `total`, in random order."""
+    import torch
+
+    if total <= _PERMUTED or 2 * count > total:
+        return torch.randperm(total, generator=generator)[:count]
+    drawn = torch.empty(0, dtype=torch.int64)
+    while len(drawn) < count:
+        more = torch.cat([drawn, torch.randint(0, total, (count,), generator=generator)])
+        numbers, places = more.unique(return_inverse=True)
+        firsts = torch.full_like(numbers, len(more)).scatter_reduce_(0, places, torch.arange(len(more)), "amin")
+        drawn = more[firsts.sort().values]
+    return drawn[:count]
+
+
 def row_ids(*axes: str) -> InputRule:
     """Make indices into the first of `axes` that is an axis: distinct where there are enough rows."""
 
@@ -93,21 +122,27 @@ def constant(value: float) -> InputRule:
     return rule
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plain:
+    """The rule of normal values times `scale`, which other distributions may take the place of."""
+
+    scale: float = 1.0
+
+    def __call__(self, request: InputRequest) -> torch.Tensor:
+        """Draw them."""
+        return request.normal(self.scale)
+
+
 def random(scale: float) -> InputRule:
     """Make normal values times `scale`, as weights and activations need to keep sums in range."""
-    return lambda request: fill_random(request, scale=scale)
+    return Plain(scale=scale)
 
 
 def positive(low: float, high: float) -> InputRule:
     """Make values of [low, high), as scales and probabilities need; a scalar is the middle."""
 
     def rule(request: InputRequest) -> Any:
-        import torch
-
-        if request.spec.shape is None:
-            return (low + high) / 2
-        drawn = torch.rand(request.shape, generator=request.generator) * (high - low) + low
-        return drawn.to(dtype=request.dtype, device=request.device)
+        return (low + high) / 2 if request.spec.shape is None else request.uniform(low, high)
 
     return rule
 

@@ -31,10 +31,11 @@ from fib_tools.op_types.base import (
     var,
 )
 from fib_tools.op_types.ground_truth import GroundTruth, Wrapper
-from fib_tools.op_types.input_request import InputRequest, fill_random
+from fib_tools.op_types.input_request import InputRequest
 from fib_tools.op_types.rules import positive
 from fib_tools.op_types.speculative_sampling import CHAIN_SPECULATIVE_SAMPLING
 from fib_tools.op_types.tolerance import filtered, rounded, sampled
+from fib_tools.op_types.work_request import Work, WorkRequest
 
 if TYPE_CHECKING:
     import torch
@@ -269,7 +270,7 @@ def _kernel(form: _Form) -> KernelType[Any]:
 def _make_distribution(request: InputRequest) -> torch.Tensor:
     import torch
 
-    return torch.softmax(2.0 * fill_random(request).to(torch.float32), dim=-1)
+    return torch.softmax(2.0 * request.normal().to(torch.float32), dim=-1)
 
 
 def _make_top_k(request: InputRequest) -> Any:
@@ -279,6 +280,16 @@ def _make_top_k(request: InputRequest) -> Any:
 
 def _make_token_ids(request: InputRequest) -> torch.Tensor:
     return request.integers(0, request.axes.get("vocab_size", 1))
+
+
+def _work(request: WorkRequest) -> Work | None:
+    """Count every probability once; of drafted tokens, one row of the target for each sequence, where its chain ends."""
+    if not request.has("draft_probs", "draft_token_ids", "target_probs"):
+        rows = [name for name in ("probs", "logits") if request.has(name)]
+        return Work(read=request.read(*rows), written=request.written()) if rows else None
+    return Work(
+        read=request.read_rows("target_probs", request.shape("target_probs")[0], leading=2), written=request.written()
+    )
 
 
 OP_TYPE = OpType(
@@ -305,4 +316,5 @@ OP_TYPE = OpType(
     },
     test_sizes={"batch_size": (16, 128), "num_speculative": (2, 5)},
     axis_sizes={"num_speculative": 4},
+    work=_work,
 )

@@ -27,7 +27,8 @@ class Toolbox:
 
     def __init__(self, context: Context, *, allow_submit: bool = False) -> None:
         desk = Desk(context)
-        offered = [entry for entry in OPERATIONS if allow_submit or entry.effect is not Effect.OUTSIDE]
+        mine = [entry for entry in OPERATIONS if entry.tool]
+        offered = [entry for entry in mine if allow_submit or entry.effect is not Effect.OUTSIDE]
         own = tuple(build_operation_tool(operation, desk) for operation in offered)
         self.tools = (*own, *build_job_tools(desk, {tool.name: tool.output_schema for tool in own}))
         self._by_name = {tool.name: tool for tool in self.tools}

@@ -10,8 +10,8 @@ from fib_tools.operations import OPERATIONS
 __all__ = ["describe_tool", "reword", "reword_error"]
 
 _OPTION = re.compile(r"(?<![\w-])--([a-z][a-z0-9]*(?:-[a-z0-9]+)*)")
-_COMMAND = re.compile(rf"\bfib ({'|'.join(operation.verb for operation in OPERATIONS)})\b")
-_TOOLS = {operation.verb: operation.tool for operation in OPERATIONS}
+_TOOLS = {operation.verb: operation.tool for operation in OPERATIONS if operation.tool}
+_COMMAND = re.compile(rf"\bfib ({'|'.join(_TOOLS)})\b")
 _STATUS = re.compile(r"\n\nExit status [^\n]*(?:\n[^\n]+)*")
 
 

@@ -15,6 +15,7 @@ PATHS = [
     "traces/moe/moe_x.jsonl",
     "blob/workloads/gqa_paged/d/d_1.safetensors",
     "tests/references/test_rmsnorm_h7168.py",
+    "evidence/0a/0a1b2c.json",
 ]
 
 
@@ -28,7 +29,7 @@ def test_a_path_of_the_layout_comes_back_from_its_location(path: str) -> None:
 @given(
     st.builds(
         Location,
-        kind=st.sampled_from(Kind),
+        kind=st.sampled_from([kind for kind in Kind if kind is not Kind.EVIDENCE]),
         **dict.fromkeys(
             ("definition", "op_type", "author", "file"), st.from_regex(r"[a-z][a-z0-9_]{0,9}", fullmatch=True)
         ),
@@ -43,7 +44,14 @@ def test_any_location_is_found_again_at_its_path(location: Location) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["definitions/x.json", "README.md", "definitions/a/b/c.json", "workloads/a/b.json", "tests/references/conftest.py"],
+    [
+        "definitions/x.json",
+        "README.md",
+        "definitions/a/b/c.json",
+        "workloads/a/b.json",
+        "tests/references/conftest.py",
+        "evidence/0b/0a1b.json",
+    ],
 )
 def test_other_paths_have_no_location(path: str) -> None:
     assert find_location(path) is None

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from example_dataset import SOLUTION, write
 from fib_tools.dataset.store import Dataset, Written, count_documents
 from fib_tools.errors import DocumentTooLargeError, FormatError, PathError, RequestError
 from fib_tools.model.canonical import canonical_bytes
@@ -129,3 +130,44 @@ def test_nothing_is_swept_behind_a_link(tmp_path: Path) -> None:
     (root / "definitions").symlink_to(elsewhere.parent)
     Dataset(root).sweep()
     assert (elsewhere / ".fib-tmp-999999999-00ff").exists()
+
+
+def test_workloads_and_solutions_are_loaded_in_order_and_evidence_alone_is_no_dataset(tmp_path: Path) -> None:
+    dataset = Dataset(tmp_path)
+    (tmp_path / "evidence").mkdir()
+    with pytest.raises(RequestError, match="there is no dataset"):
+        Dataset.open(tmp_path)
+    assert dataset.load_workloads("rmsnorm", NORM.name) == ()
+    assert dataset.load_solutions("rmsnorm", NORM.name) == ()
+    dataset.write_workloads("rmsnorm", [workload("b"), workload("a")])
+    assert [each.uuid for each in dataset.load_workloads("rmsnorm", NORM.name)] == ["a", "b"]
+    for author, name in (("b", "one"), ("a", "two")):
+        write(
+            tmp_path,
+            f"solutions/{author}/rmsnorm/{NORM.name}/{name}.json",
+            {**SOLUTION, "name": name, "author": author, "definition": NORM.name},
+        )
+    assert [(each.author, each.name) for each in dataset.load_solutions("rmsnorm", NORM.name)] == [
+        ("a", "two"),
+        ("b", "one"),
+    ]
+    (tmp_path / f"workloads/rmsnorm/{NORM.name}.jsonl").write_bytes(b'{"definition": ""}\n')
+    with pytest.raises(FormatError, match="Trace"):
+        dataset.load_workloads("rmsnorm", NORM.name)
+    (tmp_path / f"workloads/rmsnorm/{NORM.name}.jsonl").write_bytes(b"\xff\n")
+    with pytest.raises(FormatError, match="not UTF-8"):
+        dataset.load_workloads("rmsnorm", NORM.name)
+
+
+def test_lines_end_at_newlines_only_and_blank_ones_do_not_count(tmp_path: Path) -> None:
+    path = "traces/someone/copy/copy_n4.jsonl"
+    write(tmp_path, path, '{"a": "\u2028"}\n\n{}\n'.encode())
+    assert Dataset(tmp_path).read_lines(path) == ['{"a": "\u2028"}', "{}"]
+
+
+def test_sweeping_removes_what_killed_runs_left_among_traces_and_evidence(tmp_path: Path) -> None:
+    left = [f"{folder}/.fib-tmp-999999999-0a" for folder in ("definitions/copy", "traces/someone/copy", "evidence/0a")]
+    for path in left:
+        write(tmp_path, path, b"half")
+    Dataset(tmp_path).sweep()
+    assert [path for path in left if (tmp_path / path).exists()] == []

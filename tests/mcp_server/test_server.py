@@ -25,7 +25,7 @@ SNAPSHOTS = Path(__file__).parents[1] / "snapshots" / "tools"
 
 
 async def test_every_tool_says_what_it_changes(context: Context) -> None:
-    effects = {operation.tool: operation.effect for operation in OPERATIONS}
+    effects = {operation.tool: operation.effect for operation in OPERATIONS if operation.tool}
     effects |= {name: effect for name, _, effect in JOB_TOOLS}
     async with Client(build_server(context)) as client:
         tools = (await client.list_tools()).tools

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import sys
 import types
@@ -20,6 +21,7 @@ HEADS = {"num_qo_heads": 8, "num_kv_heads": 2, "head_dim": 64}
 LATENT = {"num_qo_heads": 4, "head_dim_ckv": 512, "head_dim_kpe": 64, "sm_scale": 0.1}
 EXPERTS = {"num_experts": 16, "top_k": 4, "num_local_experts": 8, "hidden_size": 256, "intermediate_size": 128}
 DS = {"routing": "ds", "n_group": 4, "topk_group": 2}
+DELTA = {"num_q_heads": 2, "num_v_heads": 4, "head_size": 128}
 
 EXAMPLES: list[tuple[str, dict[str, Any]]] = [
     ("rmsnorm", {"hidden_size": 64}),
@@ -59,6 +61,17 @@ EXAMPLES: list[tuple[str, dict[str, Any]]] = [
     ("top_p_renorm_probs", {"vocab_size": 128}),
     ("softmax_sampling", {"vocab_size": 128}),
     ("chain_speculative_sampling", {"vocab_size": 128}),
+    ("gdn_decode", DELTA),
+    ("gdn_prefill", DELTA),
+    ("gdn_mtp", {**DELTA, "use_qk_l2norm": False}),
+    ("kda_decode", {"num_heads": 2, "head_dim": 128}),
+    ("mamba_ssu_decode", {"num_heads": 4, "head_dim": 64, "d_state": 128, "num_groups": 2}),
+    ("mhc_pre_big_fuse", {"hidden_size": 32}),
+    ("mhc_post", {"hidden_size": 32}),
+    ("hash_topk", {"num_routed_experts": 16, "topk": 4, "vocab": 50}),
+    ("gemm_nvfp4", {"n": 64, "k": 64}),
+    ("nvfp4_quantize", {"hidden_size": 256}),
+    ("mxfp8_quantize", {"hidden_size": 256}),
 ]
 OF_SGLANG: list[tuple[str, dict[str, Any]]] = [
     ("moe_fp8_block_scale", {**EXPERTS, **DS}),
@@ -127,14 +140,20 @@ def test_a_kernel_type_without_ground_truth_gives_a_reason(kernel: KernelType[An
     if kernel.ground_truth is None:
         assert kernel.find_ground_truth({}).reason
     elif kernel.id not in known:
-        assert kernel.id in {
-            "moe_nvfp4",
-            "moe_mxfp4",
-            "moe_w4a16",
-            "moe_fp8_tensor",
-            "nvfp4_quantize",
-            "mxfp8_quantize",
-        }
+        assert kernel.id in WITHOUT
+
+
+WITHOUT = {
+    "moe_nvfp4",
+    "moe_mxfp4",
+    "moe_w4a16",
+    "moe_fp8_tensor",
+    "kda_prefill",
+    "dsa_sparse_attention",
+    "dsv4_window_attention",
+    "dsv4_compressed_attention",
+}
+"""Kernel types for which the reason why FlashInfer's kernel is not called is all there is."""
 
 
 @pytest.mark.parametrize("kernel_id", ["nvfp4_quantize", "mxfp8_quantize"])
@@ -198,6 +217,31 @@ def test_each_gpu_gets_the_best_kernel_that_it_has() -> None:
     assert chosen[100].api.endswith("gemm_fp8_nt_groupwise")
 
 
+@pytest.mark.filterwarnings("ignore")  # flashinfer's imports warn about one another
+@pytest.mark.parametrize(
+    ("kernel_id", "parameters"),
+    [(kernel_id, parameters) for kernel_id, parameters in EXAMPLES if kernel_id.startswith(("gqa", "mla"))],
+)
+def test_a_planned_kernel_takes_what_setup_made(
+    kernel_id: str, parameters: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel, truth = _truth(kernel_id, parameters)
+    definition = kernel.build(parameters)
+    inputs = list(generate_inputs(definition, choose_axes(definition)).values())
+    wrapper = truth.wrappers[0]
+    assert wrapper.has_setup
+    calls = _watch(wrapper, monkeypatch)
+    namespace: dict[str, Any] = {}
+    exec(compile(wrapper.source, "source", "exec"), namespace)  # noqa: S102  # our own source
+    state = namespace["setup"](*inputs)
+    assert calls == ["__init__", "plan"]
+    namespace["run"](*inputs, state=state)
+    assert calls == ["__init__", "plan", "run"]
+    namespace["run"](*inputs)
+    assert calls[3:] == ["__init__", "plan", "run"]
+    assert len(namespace["WORKSPACES"]) == 1
+
+
 @pytest.mark.parametrize(("kernel_id", "parameters"), OF_TORCH)
 def test_torch_agrees_with_the_reference(kernel_id: str, parameters: dict[str, Any]) -> None:
     kernel, truth = _truth(kernel_id, parameters)
@@ -227,24 +271,114 @@ def test_every_call_fits_flashinfers_signature(
         assert calls
 
 
+@pytest.mark.filterwarnings("ignore")  # flashinfer's imports warn about one another
+def test_flashinfers_experts_are_called_as_the_definition_describes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel, truth = _truth("moe_fp8_block_scale", {**EXPERTS, **DS})
+    definition = kernel.build({**EXPERTS, **DS})
+    assert [wrapper.kind for wrapper in truth.wrappers] == ["flashinfer", "sglang"]
+    assert truth.find(HOPPER) is truth.wrappers[1]
+    assert truth.find(100) is truth.wrappers[0]
+    calls = _watch(truth.wrappers[0], monkeypatch)
+    _load(truth.wrappers[0].source)(*generate_inputs(definition, choose_axes(definition)).values())
+    assert calls == ["trtllm_fp8_block_scale_moe"]
+    _, bare = _truth("moe_fp8_block_scale", {**EXPERTS, "routing": "sqrtsoftplus_bias"})
+    assert [wrapper.kind for wrapper in bare.wrappers] == ["sglang"]
+
+
+@pytest.mark.parametrize(
+    ("kernel_id", "parameters", "word"),
+    [
+        ("gdn_decode", {**DELTA, "head_size": 64}, "128"),
+        ("gdn_prefill", {**DELTA, "dtype": "float16"}, "bfloat16"),
+        ("kda_decode", {"num_heads": 2, "head_dim": 96}, "96"),
+        ("kda_decode", {"num_heads": 2, "head_dim": 128, "state_dtype": "float32"}, "bfloat16"),
+        ("mamba_ssu_decode", {"num_heads": 6, "head_dim": 64, "d_state": 128, "num_groups": 2}, "heads a group"),
+        ("mamba_ssu_decode", {"num_heads": 4, "head_dim": 80, "d_state": 128, "num_groups": 2}, "80"),
+        ("mhc_post", {"hidden_size": 32, "hc": 2}, "four streams"),
+        ("mhc_pre_big_fuse", {"hidden_size": 36}, "multiples of 8"),
+        ("hash_topk", {"num_routed_experts": 64, "topk": 40, "vocab": 50}, "32"),
+        ("gemm_nvfp4", {"n": 48, "k": 64}, "multiples"),
+        ("mxfp8_quantize", {"hidden_size": 40}, "whole blocks"),
+    ],
+)
+def test_a_kernel_that_lacks_the_sizes_says_so(kernel_id: str, parameters: dict[str, Any], word: str) -> None:
+    _, truth = _truth(kernel_id, parameters)
+    assert truth.wrappers == ()
+    assert word in truth.reason
+
+
+@pytest.mark.filterwarnings("ignore")  # flashinfer's imports warn about one another
+def test_a_value_a_head_is_spread_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    parameters = {"num_heads": 4, "head_dim": 64, "d_state": 128, "num_groups": 2}
+    kernel, truth = _truth("mamba_ssu_decode", parameters)
+    definition = kernel.build(parameters)
+    inputs = generate_inputs(definition, choose_axes(definition))
+    plain = [value.contiguous() for value in inputs.values()]
+    seen: dict[str, Any] = {}
+
+    def look(*given: Any, **more: Any) -> Any:
+        seen.update(zip(("state", "x", "dt", "A", "B", "C", "D"), given, strict=True), **more)
+        return torch.ones_like(seen["x"])
+
+    monkeypatch.setattr("flashinfer.mamba.selective_state_update", look)
+    plain[-1][0] = -1
+    output, state = _load(truth.wrappers[0].source)(*plain)
+    assert seen["A"].stride() == (1, 0, 0)
+    assert seen["D"].stride() == seen["dt_bias"].stride() == (1, 0)
+    assert seen["dt"].stride()[1:] == (1, 0)
+    for name, value in (("A", inputs["A"]), ("D", inputs["D"]), ("dt", inputs["dt"])):
+        assert torch.equal(seen[name], value)
+    assert state.data_ptr() != plain[0].data_ptr()
+    assert not output[0].any()
+    assert output[1:].all()
+
+
+_HELPERS = {
+    "choose": "flashinfer.fused_moe.fused_topk_deepseek",
+    "interleave": "flashinfer.nvfp4_block_scale_interleave",
+}
+"""What a wrapper calls beside its kernel, by a word in its source."""
+
+
 def _watch(wrapper: Wrapper, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Put something in the place of every kernel a wrapper names, that checks how it is called and computes nothing."""
-    import flashinfer
-    import flashinfer.fused_moe
-
     compiled: Any = types.ModuleType("sgl_kernel")
     compiled.topk_softmax = lambda *out, renormalize: out[1].zero_() if renormalize else None
     monkeypatch.setitem(sys.modules, "sgl_kernel", compiled)
     calls: list[str] = []
-    names = [wrapper.api, *("flashinfer.fused_moe.fused_topk_deepseek" for _ in range("choose" in wrapper.body))]
+    names = [wrapper.api, *(name for word, name in _HELPERS.items() if word in wrapper.body)]
     for api in names:
         owner_name, _, name = api.rpartition(".")
-        owner: Any = flashinfer
-        for part in owner_name.split(".")[1:]:
-            owner = getattr(owner, part)
+        owner: Any = importlib.import_module(owner_name)
         real = getattr(owner, name)
         monkeypatch.setattr(owner, name, _fake_class(real, calls) if inspect.isclass(real) else _fake(real, calls))
     return calls
+
+
+def _return_row(*_args: Any, **_kwargs: Any) -> torch.Tensor:
+    return torch.zeros(1, 1)
+
+
+def _return_rows(count: int) -> Any:
+    return lambda *_args, **_kwargs: (torch.zeros(1, 1),) * count
+
+
+def _return_codes(x: torch.Tensor, *_args: Any, **_kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.zeros(len(x), 8, dtype=torch.uint8), torch.zeros(len(x) * 8, dtype=torch.uint8)
+
+
+_RETURNED: dict[str, Any] = {
+    "chain_speculative_sampling": _return_rows(3),
+    "gated_delta_rule_decode_pretranspose": _return_rows(2),
+    "chunk_gated_delta_rule": _return_rows(2),
+    "gated_delta_rule_mtp": _return_rows(2),
+    "recurrent_kda": _return_rows(2),
+    "selective_state_update": lambda _state, x, *_args, **_kwargs: torch.zeros_like(x),
+    "block_scale_interleave": lambda scale: torch.zeros(128 * -(-scale.shape[1] // 4) * 4),
+    "nvfp4_quantize": _return_codes,
+    "mxfp8_quantize": _return_codes,
+}
+"""What a kernel returns, where not one row."""
 
 
 def _fake(real: Any, calls: list[str]) -> Any:
@@ -253,8 +387,7 @@ def _fake(real: Any, calls: list[str]) -> Any:
     def check(*args: Any, **kwargs: Any) -> Any:
         signature.bind(*args, **kwargs)
         calls.append(real.__name__)
-        row = torch.zeros(1, 1)
-        return (row, row, row) if real.__name__ == "chain_speculative_sampling" else row
+        return _RETURNED.get(real.__name__, _return_row)(*args, **kwargs)
 
     return check
 

@@ -13,6 +13,7 @@ from fib_tools.op_types.input_request import InputRequest
 from fib_tools.op_types.rules import (
     STOCK_RULES,
     constant,
+    draw_distinct,
     indptr,
     page_lengths,
     positive,
@@ -108,6 +109,13 @@ def test_offsets_fall_back_to_any_cut_where_the_queries_cannot_fit() -> None:
 
 def test_offsets_without_a_total_among_the_axes_still_rise() -> None:
     assert _make(indptr(("nothing",)), {"n": 4})[-1] == 12
+
+
+@pytest.mark.parametrize(("count", "total"), [(5, 9), (0, 4), (100, 1 << 20), (3000, 1 << 20), (70_000, 100_000)])
+def test_distinct_numbers_are_distinct_and_below_the_total(count: int, total: int) -> None:
+    drawn = draw_distinct(count, total, generator=_generator())
+    assert drawn.unique().numel() == drawn.numel() == count
+    assert not count or (drawn.min() >= 0 and drawn.max() < total)
 
 
 def test_page_ids_are_distinct_where_there_are_enough_pages() -> None:

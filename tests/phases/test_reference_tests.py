@@ -70,7 +70,8 @@ def test_a_test_file_is_short_and_stands_alone(kernel: str) -> None:
         "sgl_kernel",
         "triton",
     }
-    assert len(text.splitlines()) < 120
+    kernels = text.count("_kernel():") + text.count("_kernel_1():")
+    assert len(text.splitlines()) < 100 + 20 * max(kernels, 1)
     assert is_ours(text)
 
 

@@ -1,0 +1,209 @@
+"""What a Solution may not do in its process, noticed while it is done.
+
+Python tells its audit hooks of what code asks of the system and of other code's insides (PEP 578); a hook cannot be
+taken away. An event counts when the nearest Python frame is the Solution's own. What is noticed goes through a pipe to
+the judge at once, so that it cannot be unsaid.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import Any
+
+__all__ = ["Guard"]
+
+_FORBIDDEN = (
+    "sys._getframe",
+    "sys._current_frames",
+    "sys._current_exceptions",
+    "sys.settrace",
+    "sys.setprofile",
+    "sys.addaudithook",
+    "sys.unraisablehook",
+    "gc.",
+    "ctypes.",
+    "code.__new__",
+    "function.__new__",
+    "object.__getattr__",
+    "object.__setattr__",
+    "object.__delattr__",
+    "subprocess.",
+    "os.",
+    "pty.",
+    "socket.",
+    "signal.",
+    "mmap.",
+    "fcntl.",
+    "_thread.start_",
+    "exec",
+    "compile",
+    "marshal.",
+    "pickle.",
+    "shutil.",
+    "tempfile.",
+    "glob.",
+    "cpython._PySys_ClearAuditHooks",
+    "setopencodehook",
+    "builtins.input",
+    "resource.",
+    "syslog.",
+    "webbrowser.",
+)
+_WATCHED_MODULES = (
+    "time",
+    "json",
+    "torch",
+    "torch.cuda",
+    "torch.cuda.graphs",
+    "torch.testing",
+    "statistics",
+    "math",
+    "random",
+)
+_WATCHED_CLASSES = (("torch.cuda", "Event"), ("torch.cuda", "Stream"), ("torch", "Tensor"), ("torch", "Generator"))
+_BUSY_SHARE = 0.5
+"""Of the wall time that other threads may have computed in while calls were timed."""
+
+
+class Guard:
+    """Watches one Solution; `arm` before its code is imported."""
+
+    def __init__(self, own: Path, tell: int) -> None:
+        """Watch code whose files lie in `own`; `tell` is the open pipe to the judge."""
+        self._own = str(own)
+        self._snapshot: dict[str, int] = {}
+        self._alive = _count_tasks()
+        sys.addaudithook(_make_hook(str(own) + os.sep, tell))
+
+    def remember(self) -> None:
+        """Remember what the functions are that timing and checking rely on."""
+        self._snapshot = _identify()
+
+    def find_patched(self) -> list[str]:
+        """Name those that are something else by now."""
+        now = _identify()
+        return sorted(name for name, identity in self._snapshot.items() if now.get(name) != identity)
+
+    def count_tasks(self) -> tuple[int, int]:
+        """Count the threads and the children of this process."""
+        return _count_tasks()
+
+    def describe_threads(self, before: tuple[int, int]) -> str | None:
+        """Say what runs that did not before, or which Python threads there are beside the main one."""
+        threads, children = _count_tasks()
+        named = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+        if named:
+            return f"Python threads run beside the main one: {', '.join(named[:3])}"
+        if children:
+            return f"{children} child processes run during the calls"
+        if threads > before[0]:
+            return (
+                f"{threads - before[0]} threads more run after the calls than before them: {', '.join(_name_threads())}"
+            )
+        return None
+
+
+class BusyWatch:
+    """Compares the CPU time of all other threads with the wall time of a stretch of calls."""
+
+    def __init__(self) -> None:
+        self._wall = time.perf_counter()
+        self._others = _other_cpu_seconds()
+
+    def find_busy(self) -> float:
+        """Give the share of the time in which other threads computed; at least a few milliseconds are needed to tell."""
+        wall = time.perf_counter() - self._wall
+        spent = _other_cpu_seconds() - self._others
+        return spent / wall if wall > 0.02 else 0.0  # the kernel counts in ticks of 10 ms
+
+    @property
+    def is_busy(self) -> bool:
+        """Tell whether other threads computed more than a driver's do."""
+        return self.find_busy() > _BUSY_SHARE
+
+
+def _make_hook(own: str, tell: int) -> Callable[[str, tuple[Any, ...]], None]:
+    """Make a hook that holds all it needs itself, so that no patched name changes what it does."""
+    write, forbidden, limit = os.write, (*_FORBIDDEN, "open"), 200
+    frame_of, thread_of = sys._getframe, threading.get_ident  # noqa: SLF001  # no public way to the caller's frame
+    told: set[str] = set()
+    looking: set[int] = set()
+    """Threads in which the hook itself looks at frames, which are events too."""
+
+    def find_place(frame: FrameType | None) -> str | None:
+        """Say where the Solution is, if the nearest frame that is not the import system's is its own."""
+        while frame is not None and frame.f_code.co_filename.startswith("<frozen"):
+            if "importlib" in frame.f_code.co_filename:
+                return None
+            frame = frame.f_back
+        if frame is None or not frame.f_code.co_filename.startswith(own):
+            return None
+        return f"{frame.f_code.co_filename[len(own) :]}:{frame.f_lineno}"
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        thread = thread_of()
+        if event in told or thread in looking or not event.startswith(forbidden):
+            return
+        looking.add(thread)
+        try:
+            place = find_place(frame_of(1))
+            if place is not None and len(told) < limit:
+                told.add(event)
+                write(tell, f"{event} {arguments!r:.60} at {place}".encode(errors="replace")[:300] + b"\n")
+        finally:
+            looking.discard(thread)
+
+    return hook
+
+
+def _identify() -> dict[str, int]:
+    """Give the identity of every function of the watched modules and classes, and of the harness itself."""
+    found: dict[str, int] = {}
+    harness = [name for name in sys.modules if name.startswith("fib_tools.")]
+    for name in (*_WATCHED_MODULES, *harness):
+        module = sys.modules.get(name)
+        if isinstance(module, ModuleType):
+            found |= {f"{name}.{key}": id(value) for key, value in vars(module).items() if callable(value)}
+    for module_name, class_name in _WATCHED_CLASSES:
+        kind = getattr(sys.modules.get(module_name), class_name, None)
+        if isinstance(kind, type):
+            found |= {
+                f"{module_name}.{class_name}.{key}": id(value) for key, value in vars(kind).items() if callable(value)
+            }
+    return {name: identity for name, identity in found.items() if not name.startswith("torch._")}
+
+
+def _count_tasks() -> tuple[int, int]:
+    """Count this process's threads, and the processes that they started."""
+    try:
+        tasks = list(Path("/proc/self/task").iterdir())
+    except OSError:
+        return (threading.active_count(), 0)
+    children = 0
+    for task in tasks:
+        try:
+            listed = (task / "children").read_text(encoding="utf-8")
+        except OSError:
+            continue
+        children += len(listed.split())
+    return (len(tasks), children)
+
+
+def _name_threads() -> list[str]:
+    names = []
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(OSError):
+            names.append((task / "comm").read_text(encoding="utf-8").strip())
+    return sorted(names)
+
+
+def _other_cpu_seconds() -> float:
+    """Sum the CPU time of this process's threads but the calling one."""
+    return time.process_time() - time.thread_time()

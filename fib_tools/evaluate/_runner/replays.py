@@ -1,0 +1,122 @@
+"""Calls in a CUDA graph: captured once, replayed on inputs that change between replays, a flush of the L2 before each.
+
+A second graph holds the flushes alone: the difference of both is the calls' time, between events, without a host.
+CUPTI is off meanwhile: with its records of a graph's nodes on, replays failed at random on one H200 that several
+processes shared (CUDA 13.0, driver 580.159.04).
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fib_tools.evaluate._runner.calls import Caller
+from fib_tools.evaluate._runner.gpu import Gpu
+from fib_tools.evaluate._runner.workload import OpenWorkload
+
+__all__ = ["NotCapturedError", "Replays"]
+
+_POISON = 0x7F
+_AHEAD_US = 300.0
+"""The device is kept busy while the host launches the first graphs, so that it never waits for one."""
+_FLUSHES_EVERY = 4
+"""Replays of the calls for each of the flushes, which take the same time always."""
+
+
+class NotCapturedError(Exception):
+    """The call cannot be captured: it waits for the device, or does what a graph cannot hold."""
+
+
+@dataclass(kw_only=True)
+class _Set:
+    """The inputs and outputs of one call of the graph."""
+
+    inputs: dict[str, Any]
+    outputs: Mapping[str, torch.Tensor]
+    state: dict[str, Any]
+    result: Any = None
+
+
+class Replays:
+    """The graphs of one workload."""
+
+    def __init__(self, caller: Caller, gpu: Gpu, workload: OpenWorkload) -> None:
+        self._caller, self._gpu, self._workload = caller, gpu, workload
+        self._sets: list[_Set] = []
+        self._calls: Any = None
+        self._flushes: Any = None
+        self._elapsed = torch.cuda.Event.elapsed_time
+
+    def capture(self, arena: torch.Tensor, seeds: list[int], slots: list[int]) -> None:
+        """Capture a call for each slot, and replay once, since the first launch of a graph is slow.
+
+        Raises:
+            NotCapturedError: a graph cannot hold the call.
+        """
+        for seed, slot in zip(seeds, slots, strict=True):
+            inputs = dict(self._workload.make(seed))
+            state = self._caller.plan(inputs, self._workload.plan.values) if self._caller.has_setup else {}
+            self._sets.append(_Set(inputs=inputs, outputs=self._workload.layout.view(arena, slot), state=state))
+        self._gpu.synchronize()
+        self._calls, self._flushes = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(self._calls):
+                for each in self._sets:
+                    self._gpu.write_over_cache()
+                    each.result = self._caller.call(each.inputs, each.outputs, each.state)
+        except RuntimeError as error:
+            raise NotCapturedError(str(error)) from error
+        with torch.cuda.graph(self._flushes):
+            for _ in self._sets:
+                self._gpu.write_over_cache()
+        self._calls.replay()
+        self._flushes.replay()
+        self._gpu.synchronize()
+
+    def refresh(self, seeds: list[int]) -> None:
+        """Give every set new contents, at the addresses that the graph knows."""
+        for each, seed in zip(self._sets, seeds, strict=True):
+            for name, value in self._workload.make(seed).items():
+                if name in self._workload.plan.values:
+                    each.inputs[name].copy_(value)
+
+    def replay(self, times: int) -> list[float]:
+        """Replay, deliver what was returned, and give the milliseconds of a call in the mean of each replay."""
+        self._gpu.synchronize()
+        self._gpu.reset_persisting_lines()
+        calls, flushes = [], []
+        self._gpu.spin(_AHEAD_US)
+        for number in range(times):
+            calls.append(self._time(self._calls))
+            if number % _FLUSHES_EVERY == 0:
+                flushes.append(self._time(self._flushes))
+        self._gpu.synchronize()
+        self._deliver()
+        flush = statistics.median(self._elapsed(*pair) for pair in flushes)
+        return [max(0.0, self._elapsed(*pair) - flush) / len(self._sets) for pair in calls]
+
+    def _time(self, graph: Any) -> tuple[torch.cuda.Event, torch.cuda.Event]:
+        first, second = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        first.record()
+        graph.replay()
+        second.record()
+        return first, second
+
+    def _deliver(self) -> None:
+        """Copy what was returned to the slots; what a graph's own memory keeps must not be an answer of the next replay."""
+        if self._caller.passes_outputs:
+            return
+        for each in self._sets:
+            self._caller.deliver(each.result, each.inputs, each.outputs)
+        for value in (value for each in self._sets for value in _tensors(each.result) if value.numel()):
+            value.view(-1).view(torch.uint8).fill_(_POISON)
+        self._gpu.synchronize()
+
+
+def _tensors(result: Any) -> list[torch.Tensor]:
+    values = result.values() if isinstance(result, dict) else result if isinstance(result, (tuple, list)) else [result]
+    return [value for value in values if isinstance(value, torch.Tensor) and value.is_contiguous()]

@@ -1,0 +1,336 @@
+"""The runner's side of the conversation with the judge: build once, then make calls on command."""
+
+from __future__ import annotations
+
+import gc
+import mmap
+import os
+import pickle
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fib_tools.errors import FibError, MissingDependencyError
+from fib_tools.evaluate._runner.build import build_reference, build_solution
+from fib_tools.evaluate._runner.calls import Caller, RuleError, WrongOutputError
+from fib_tools.evaluate._runner.draws import draw_samples
+from fib_tools.evaluate._runner.guard import BusyWatch, Guard
+from fib_tools.evaluate._runner.loops import Looper
+from fib_tools.evaluate._runner.replays import NotCapturedError, Replays
+from fib_tools.evaluate._runner.timing import ActivityTimer, EventTimer, HostTimer, Job, Timer
+from fib_tools.evaluate._runner.workload import OpenWorkload, open_workload
+from fib_tools.evaluate.channel import Channel
+from fib_tools.model.definition import Definition
+from fib_tools.model.solution import Solution
+
+__all__ = ["serve"]
+
+_TRACE_LENGTH = 4000
+_FOLDER = "solution"
+
+
+def serve(payload: dict[str, Any], connection: socket.socket) -> dict[str, Any]:
+    """Obey the judge until it hangs up."""
+    runner = _Runner(payload, Channel(connection, takes_files=True))
+    runner.serve()
+    return {}
+
+
+class _Runner:
+    def __init__(self, payload: dict[str, Any], channel: Channel) -> None:
+        self._channel = channel
+        self._device = str(payload["device"])
+        self._definition = Definition.model_validate(payload["definition"])
+        self._solution = Solution.model_validate(payload["solution"]) if payload["solution"] else None
+        self._payload = payload
+        self._commands: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+            "build": self._build,
+            "arena": self._take_arena,
+            "drop": self._drop_arena,
+            "open": self._open,
+            "call": self._call,
+            "measure": self._measure,
+            "capture": self._capture,
+            "replay": self._replay,
+            "loop": self._loop,
+            "draw": self._draw,
+        }
+        self._arena = torch.empty(0, dtype=torch.uint8)
+        self._workloads: dict[str, OpenWorkload] = {}
+        self._replays: Replays | None = None
+
+    def serve(self) -> None:
+        while True:
+            try:
+                message = self._channel.receive()
+            except FibError:
+                return
+            self._channel.send(self._answer(message))
+
+    def _answer(self, message: dict[str, Any]) -> dict[str, Any]:
+        try:
+            answer = self._commands[message["do"]](message)
+        except RuleError as error:
+            return {"error": {"kind": "rule", "rule": error.rule, "message": str(error)}}
+        except WrongOutputError as error:
+            return {"error": {"kind": "output", "status": error.status, "message": str(error)}}
+        except MissingDependencyError as error:
+            return {"error": {"kind": "missing", "message": str(error)}}
+        except BaseException as error:  # noqa: BLE001  # whatever the Solution raises is its result, SystemExit included
+            return {"error": {"kind": "raised", "message": _describe(error), "trace": self._trace(error)}}
+        return {"ok": answer}
+
+    def _trace(self, error: BaseException) -> str:
+        """Give the part of the traceback that lies in the Solution, which is all its author can mend."""
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if f"/{_FOLDER}/" in frame.filename]
+        lines = traceback.format_list(own or frames[-3:])
+        error.__traceback__ = None
+        return "".join(lines).replace(str(Path.cwd()) + os.sep, "")[-_TRACE_LENGTH:]
+
+    def _build(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Start the device, arm the guard, and build; compilers run in this process's own tree."""
+        started = time.perf_counter()
+        self._keep_caches_here()
+        self._gpu, self._timer = self._start_device(message["timer"])
+        device_seconds = time.perf_counter() - started
+        folder = Path.cwd() / _FOLDER
+        folder.mkdir()
+        self._guard = Guard(folder, self._channel.descriptors.pop())
+        self._guard.remember()
+        if self._solution is None:
+            built = build_reference(self._definition.reference, self._definition.name, folder)
+        else:
+            built = build_solution(self._solution, folder)
+        passes = self._solution is not None and self._solution.spec.destination_passing_style
+        self._caller = Caller(self._definition, built, destination_passing=passes, device=self._device)
+        self._looper = Looper(self._caller, self._gpu)
+        gc.collect()
+        gc.freeze()
+        seconds = time.perf_counter() - started
+        return {"seconds": seconds, "device_seconds": device_seconds, **self._describe_device()}
+
+    def _keep_caches_here(self) -> None:
+        """Have compilers keep what they make in this process's own folder, or where the judge lets it."""
+        for name in _CACHES:
+            os.environ[name] = self._payload["caches"].get(name, str(Path.cwd() / "cache" / name.lower()))
+
+    def _start_device(self, timer: str) -> tuple[Any, Timer]:
+        if self._device == "cpu":
+            torch.set_num_threads(1)
+            return None, HostTimer()
+        from fib_tools.evaluate._runner.gpu import Gpu
+
+        gpu = Gpu()
+        return gpu, ActivityTimer(gpu) if timer == "cupti" else EventTimer(gpu)
+
+    def _describe_device(self) -> dict[str, Any]:
+        libs = {"torch": torch.__version__, "python": ".".join(map(str, sys.version_info[:3]))}
+        libs |= {name: str(getattr(sys.modules[name], "__version__", "")) for name in _LIBS if name in sys.modules}
+        if self._gpu is None:
+            return {"libs": libs, "capability": 0}
+        return {"libs": {**libs, "cuda": str(torch.version.cuda)}, "capability": self._gpu.capability}
+
+    def _take_arena(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Map the judge's memory; what is unpickled here comes from the judge, who is trusted."""
+        self._arena = torch.empty(0, dtype=torch.uint8)
+        if "handle" in message:
+            rebuild, arguments = pickle.loads(bytes.fromhex(message["handle"]))  # noqa: S301  # from the judge
+            self._arena = rebuild(*arguments)
+        else:
+            memory = mmap.mmap(self._channel.descriptors.pop(), message["bytes"])
+            self._arena = torch.frombuffer(memory, dtype=torch.uint8)
+        return {}
+
+    def _drop_arena(self, _message: dict[str, Any]) -> dict[str, Any]:
+        self._replays = None
+        self._arena = torch.empty(0, dtype=torch.uint8)
+        gc.collect()
+        return {}
+
+    def _open(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Plan a workload's inputs: its structure once, its values at each call."""
+        name = message["name"]
+        if name not in self._workloads:
+            root = Path(self._payload["dataset"])
+            self._workloads[name] = open_workload(self._definition, message, device=self._device, root=root)
+        return {}
+
+    def _call(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Make calls that nobody times."""
+        workload = self._workloads[message["name"]]
+        seconds = []
+        for seed, slot in zip(message["seeds"], message["slots"], strict=True):
+            begun = time.perf_counter()
+            step = _Step(self._caller, workload, self._arena, seed=seed, slot=slot, keeps_inputs=True)
+            step.before()
+            step.call()
+            step.after()
+            self._synchronize()
+            seconds.append(time.perf_counter() - begun)
+        if message.get("checks_inputs"):
+            step.check_inputs()
+        self._check_patched()
+        return {"seconds": seconds}
+
+    def _measure(self, message: dict[str, Any]) -> dict[str, Any]:
+        workload = self._workloads[message["name"]]
+        last = len(message["seeds"]) - 1
+        steps = [
+            _Step(self._caller, workload, self._arena, seed=seed, slot=slot, keeps_inputs=number == last)
+            for number, (seed, slot) in enumerate(zip(message["seeds"], message["slots"], strict=True))
+        ]
+        jobs = [Job(before=step.before, call=step.call, after=step.after) for step in steps]
+        _Step(self._caller, workload, self._arena, seed=message["seeds"][0] ^ 1, slot=message["slots"][0]).make_once()
+        self._synchronize()
+        tasks, busy = self._guard.count_tasks(), BusyWatch()
+        gc.disable()
+        try:
+            timed = self._timer.time(jobs, cold=message["cold"])
+        finally:
+            gc.enable()
+        steps[-1].check_inputs()
+        self._check_after(tasks, busy)
+        return {
+            "milliseconds": timed.milliseconds,
+            "host_microseconds": timed.host_microseconds,
+            "kernels": timed.kernels,
+            "timer": self._timer.name,
+        }
+
+    def _capture(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Capture a workload's calls in a graph; `captured` in the answer says whether that can be done."""
+        self._replays = None
+        if self._gpu is None:
+            return {"captured": False, "reason": "there is no GPU"}
+        replays = Replays(self._caller, self._gpu, self._workloads[message["name"]])
+        try:
+            replays.capture(self._arena, message["seeds"], message["slots"])
+        except NotCapturedError as error:
+            return {"captured": False, "reason": str(error)[:_TRACE_LENGTH]}
+        self._replays = replays
+        return {"captured": True}
+
+    def _replay(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Replay the graph, on new contents where seeds are given."""
+        if self._replays is None:
+            raise RuleError("hidden-work", "there is no graph to replay")
+        tasks, busy = self._guard.count_tasks(), BusyWatch()
+        if message["seeds"]:
+            self._replays.refresh(message["seeds"])
+        milliseconds = self._replays.replay(message["times"])
+        self._check_after(tasks, busy)
+        return {"milliseconds": milliseconds}
+
+    def _check_after(self, tasks: tuple[int, int], busy: BusyWatch) -> None:
+        problem = self._guard.describe_threads(tasks)
+        if problem is None and self._gpu is not None and busy.is_busy:
+            problem = f"other threads computed {busy.find_busy():.0%} of the time of the calls"
+        if problem is not None:
+            raise RuleError("threads", problem)
+        self._check_patched()
+        if self._gpu is not None and self._gpu.persisting_l2_bytes() > 0:
+            size = self._gpu.persisting_l2_bytes()
+            self._gpu.reset_persisting_l2()
+            raise RuleError("l2-policy", f"it set {size} bytes of the L2 aside for data that stays from call to call")
+
+    def _check_patched(self) -> None:
+        patched = self._guard.find_patched()
+        if patched:
+            raise RuleError("patched", f"no longer what they were: {', '.join(patched[:4])}")
+
+    def _loop(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Make calls back to back, for the judge's own clock."""
+        workload = self._workloads[message["name"]]
+        return self._looper.loop(workload, message["seed"], count=message["count"], graph=message["graph"])
+
+    def _draw(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Make many draws of a few rows, for the statistical test."""
+        workload = self._workloads[message["name"]]
+        return draw_samples(self._caller, workload, self._arena, message, self._definition)
+
+    def _synchronize(self) -> None:
+        if self._gpu is not None:
+            self._gpu.synchronize()
+
+
+_CACHES = (
+    "CUDA_CACHE_PATH",
+    "FLASHINFER_WORKSPACE_BASE",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "TORCH_EXTENSIONS_DIR",
+    "TRITON_CACHE_DIR",
+    "TVM_FFI_CACHE_DIR",
+)
+_LIBS = ("triton", "flashinfer", "sgl_kernel", "tilelang", "tvm_ffi")
+
+
+class _Step:
+    """One call with its inputs and its slot."""
+
+    def __init__(  # a call is made of many parts
+        self,
+        caller: Caller,
+        workload: OpenWorkload,
+        arena: torch.Tensor,
+        *,
+        seed: int,
+        slot: int,
+        keeps_inputs: bool = False,
+    ) -> None:
+        self._caller, self._workload, self._seed = caller, workload, seed
+        self._outputs = workload.layout.view(arena, slot)
+        self._inputs: Mapping[str, Any] = {}
+        self._state: dict[str, Any] = {}
+        self._result: Any = None
+        self._keeps_inputs = keeps_inputs
+
+    def before(self) -> None:
+        self._inputs = self._workload.make(self._seed)
+        self._state = self._caller.plan(self._inputs, self._workload.plan.values) if self._caller.has_setup else {}
+
+    def call(self) -> None:
+        self._result = self._caller.call(self._inputs, self._outputs, self._state)
+
+    def after(self) -> None:
+        self._caller.deliver(self._result, self._inputs, self._outputs)
+        self._result = None
+        if not self._keeps_inputs:
+            # the next call's inputs may lie at the same addresses, with other contents
+            self._inputs, self._state = {}, {}
+
+    def make_once(self) -> None:
+        """Make the call, as before any is timed: the first after a halt finds cold caches of the host's."""
+        self.before()
+        self.call()
+        self.after()
+
+    def check_inputs(self) -> None:
+        """Compare the inputs with what they were before the call."""
+        fresh = self._workload.make(self._seed)
+        for name, value in self._inputs.items():
+            if isinstance(value, torch.Tensor) and not _same_bits(value, fresh[name]):
+                raise RuleError("inputs-changed", f"the call wrote into its input {name}")
+
+
+def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
+    if first.numel() == 0:
+        return True
+    if 0 in first.stride() and first.stride() == second.stride():
+        index = tuple(0 if stride == 0 else slice(None) for stride in first.stride())
+        first, second = first[index], second[index]
+    return torch.equal(first.contiguous().view(-1).view(torch.uint8), second.contiguous().view(-1).view(torch.uint8))
+
+
+def _describe(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except BaseException:  # noqa: BLE001  # __str__ of an untrusted class
+        text = ""
+    return f"{type(error).__name__}: {text}"[:_TRACE_LENGTH]

@@ -1,0 +1,20 @@
+"""Imported by the process that runners are forked from: what is slow to load, and may be shared by all.
+
+Nothing here may make a CUDA context: a fork could not use it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+
+__all__: list[str] = []
+
+with contextlib.suppress(ImportError):
+    if os.environ.get("CUDA_VISIBLE_DEVICES", ""):
+        from triton.backends.nvidia.driver import CudaUtils
+
+        # a small C module that every process would compile anew
+        with contextlib.suppress(OSError, RuntimeError, subprocess.SubprocessError):
+            CudaUtils()

@@ -1,0 +1,32 @@
+"""What can be said of a Solution on a Workload, and how it is said while still in the middle of its calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fib_tools.model.trace import EvaluationStatus
+
+__all__ = ["Refusal", "RefusedError"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refusal:
+    """How an evaluation ended, if not well."""
+
+    status: EvaluationStatus
+    detail: str
+    rule: str | None = None
+    """The integrity rule that was broken."""
+
+    @property
+    def log(self) -> str:
+        """Say it in one text, as a Trace holds it."""
+        return f"REJECTED by {self.rule}: {self.detail}" if self.rule else self.detail
+
+
+class RefusedError(Exception):
+    """A Solution cannot go on, or may not."""
+
+    def __init__(self, status: EvaluationStatus, detail: str, *, rule: str | None = None) -> None:
+        self.refusal = Refusal(status=status, detail=detail, rule=rule)
+        super().__init__(detail)

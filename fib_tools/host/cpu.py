@@ -1,0 +1,20 @@
+"""The CPU of this machine, by name."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+__all__ = ["read_cpu_name"]
+
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+def read_cpu_name(cpuinfo: Path = _CPUINFO) -> str:
+    """Give the processor's model as Linux tells it, else its architecture."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.lower().startswith("model name"))
+    return next(filter(None, named), "") or platform.processor() or platform.machine() or "CPU"

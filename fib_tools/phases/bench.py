@@ -1,0 +1,370 @@
+"""Benchmarking: Solutions of the dataset on its Workloads, judged, timed, and written down as Traces with evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fib_tools.dataset.store import Dataset
+from fib_tools.errors import RequestError
+from fib_tools.evaluate.calibration import Calibration, find_calibration, find_tolerances
+from fib_tools.evaluate.engine import Engine, Outcome
+from fib_tools.evaluate.engine_local import LocalEngine
+from fib_tools.evaluate.engine_ray import Cluster, RayEngine
+from fib_tools.evaluate.items import BlobHasher, Bound, Bundle, Limits, Options, Plan, plan_items
+from fib_tools.evaluate.journal import Journal, find_reusable
+from fib_tools.evaluate.traces import write_results
+from fib_tools.gate.recognise import recognise
+from fib_tools.host.cpu import read_cpu_name
+from fib_tools.host.env import read_gpu_settings
+from fib_tools.host.gpu_lock import Waiting
+from fib_tools.host.gpus import discover_gpus
+from fib_tools.host.locks import hold
+from fib_tools.model.definition import Definition
+from fib_tools.model.evidence import Evidence, Timer
+from fib_tools.model.solution import Solution
+from fib_tools.model.summary import Result, Summary, Table
+from fib_tools.model.workload import Workload
+from fib_tools.op_types.registry import find_kernel_type
+from fib_tools.phases.baselines import make_baselines
+from fib_tools.phases.context import Context
+from fib_tools.phases.request import COMMAND_LINE_ONLY, check_op_types
+
+__all__ = ["BenchResult", "BenchRow", "benchmark_kernels"]
+
+_SHOWN = 60
+_RUNS = "bench"
+
+
+class BenchRow(Result):
+    """What came of one Solution on one Workload."""
+
+    definition: str
+    workload: str
+    solution: str
+    author: str
+    status: str
+    rule: str = ""
+    """The integrity rule that was broken."""
+    milliseconds: float | None = None
+    low: float | None = None
+    """The 95% interval of the figure."""
+    high: float | None = None
+    reference_ms: float | None = None
+    speedup: float | None = None
+    """Over the reference."""
+    percent_of_limit: float | None = None
+    """Of what this device's memory or arithmetic was measured to allow."""
+    detail: str = ""
+    evidence: str = ""
+    """Its key: `evidence/<2>/<key>.json` in the dataset."""
+
+
+class BenchResult(Result):
+    """What a run measured."""
+
+    rows = "evaluations"
+    row_fields = ("definition", "workload", "solution", "author", "status", "milliseconds", "speedup", "rule")
+
+    run: str = ""
+    """The run's folder: `--resume` goes on with it."""
+    dataset: str
+    hardware: str
+    planned: int
+    """Evaluations that were asked for."""
+    reused: int = 0
+    """Those that the dataset had evidence on."""
+    evaluations: tuple[BenchRow, ...] = ()
+    failures: tuple[str, ...] = ()
+    """What the machinery could not evaluate."""
+    conflicts: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    """Of Traces, new or changed."""
+    seconds: float = 0.0
+
+    @property
+    def has_errors(self) -> bool:
+        """A Solution that fails is a result; what could not be evaluated is an error."""
+        return bool(self.failures)
+
+    def summary(self) -> Summary:
+        """Show figures by evaluation, and what was rejected and why."""
+        rows = tuple(_show(row) for row in self.evaluations[:_SHOWN])
+        columns = ("definition", "workload", "solution", "status", "ms", "x reference", "% of limit")
+        tables = (Table(title="evaluations", columns=columns, rows=rows),) if rows else ()
+        more = (f"... and {len(self.evaluations) - _SHOWN} more: fib report",) if len(self.evaluations) > _SHOWN else ()
+        wrong = tuple(f"{row.solution} on {row.workload[:8]}: {row.detail}" for row in _first_wrong(self.evaluations))
+        passed = sum(row.status == "PASSED" for row in self.evaluations)
+        label = " (a CPU: good for learning, not for claims)" if self.hardware.startswith("CPU") else ""
+        said = (
+            f"{passed} of {len(self.evaluations)} evaluations passed on {self.hardware}{label} in {self.seconds:.1f} s"
+        )
+        kept = (f"{self.reused} more were not run: the dataset has their evidence (--fresh runs them)",) * bool(
+            self.reused
+        )
+        return Summary(tables=tables, lines=(*more, *wrong, *self.failures, *self.conflicts, said, *kept))
+
+
+def benchmark_kernels(
+    context: Context,
+    definitions: Annotated[
+        tuple[str, ...] | None,
+        Field(description="Only these Definitions, by name; all that have Solutions if left out."),
+    ] = None,
+    *,
+    op_types: Annotated[tuple[str, ...] | None, Field(description="Only Definitions of these op_types.")] = None,
+    solutions: Annotated[tuple[str, ...] | None, Field(description="Only these Solutions, by name.")] = None,
+    authors: Annotated[
+        tuple[str, ...] | None, Field(description="Only Solutions of these authors; `baseline` is FlashInfer's.")
+    ] = None,
+    workloads: Annotated[
+        int | None, Field(ge=1, description="At most so many Workloads of each Definition, the first ones.")
+    ] = None,
+    device: Annotated[
+        Literal["cuda", "cpu"], Field(description="Where to run; on a CPU the whole loop can be learnt, slowly.")
+    ] = "cuda",
+    gpus: Annotated[int | None, Field(ge=1, le=64, description="How many GPUs; one if left out.")] = None,
+    engine: Annotated[
+        Literal["local", "ray"], Field(description="local: this machine's GPUs; ray: those of a Ray cluster.")
+    ] = "local",
+    timer: Annotated[
+        Literal["cupti", "events"],
+        Field(description="cupti: the GPU's own activity records; events: CUDA events. There is no fall-back."),
+    ] = "cupti",
+    seed: Annotated[
+        int | None, Field(ge=0, lt=2**62, description="The master seed, to repeat a run; secret and new if left out.")
+    ] = None,
+    time_limit: Annotated[
+        float,
+        Field(
+            ge=1, le=3600, description="Seconds for a Solution's calls on one Workload; four times that for the first."
+        ),
+    ] = 120,
+    resume: Annotated[bool, Field(description="Go on with the last run of the same plan, killed or ended.")] = False,
+    fresh: Annotated[bool, Field(description="Measure also what the dataset already has evidence on.")] = False,
+    dry_run: Annotated[bool, Field(description="Say what would be evaluated, and do nothing.")] = False,
+    address: Annotated[
+        str | None, Field(description="Of the Ray cluster; the one of this machine if left out."), COMMAND_LINE_ONLY
+    ] = None,
+) -> BenchResult:
+    """Benchmark Solutions on Workloads so that the numbers are true, and write Traces with their evidence.
+
+    Each Solution runs in a confined process of its own, on fresh inputs at each call; every output of every call is
+    compared, and times are checked against an outside clock and the device's measured limits.
+
+    Exit status 0: all was evaluated (a Solution that fails is a result); 1: something could not be evaluated.
+    """
+    dataset = Dataset.open(context.dataset.root)
+    started = datetime.now().astimezone()
+    bundles = _bundle(context, dataset, _Choice(definitions, op_types, solutions, authors, workloads))
+    load = {bundle.definition.name: bundle for bundle in bundles}.__getitem__
+    plan_for = _Planner(
+        dataset,
+        bundles,
+        Options(device=device, timer=Timer(timer), seed=seed, limits=Limits(evaluation_seconds=time_limit)),
+    )
+    if dry_run:
+        plan = plan_for(_name_hardware(device))
+        return BenchResult(dataset=str(dataset.root), hardware=plan.hardware, planned=plan.evaluations)
+    if engine == "ray":
+        made: Engine = RayEngine(load, cluster=Cluster(address=address or "auto", gpus=gpus))
+    else:
+        made = LocalEngine(load, gpus=0 if device == "cpu" else gpus or 1, report=_tell_waiting(context))
+    context.workspace.create()
+    with made as running:
+        plan = plan_for(running.hardware)
+        runs = context.workspace.root / _RUNS
+        with Journal.prepare(runs, plan, resume=resume, now=started) as journal:
+            reusable = {} if fresh else {evidence.key: evidence for evidence in find_reusable(dataset, plan)}
+            try:
+                _run(context, running, journal, reusable)
+            finally:
+                files = _write(context, dataset, bundles, [*reusable.values(), *journal.results()])
+            return _to_result(dataset, journal, reusable, files, started)
+
+
+class _Choice:
+    """What of a dataset is to be evaluated."""
+
+    def __init__(
+        self,
+        definitions: tuple[str, ...] | None,
+        op_types: tuple[str, ...] | None,
+        solutions: tuple[str, ...] | None,
+        authors: tuple[str, ...] | None,
+        workloads: int | None,
+    ) -> None:
+        self.definitions, self.op_types, self.workloads = definitions, op_types, workloads
+        self._solutions, self._authors = solutions, authors
+
+    def takes(self, definition: Definition) -> bool:
+        is_named = self.definitions is None or definition.name in self.definitions
+        return is_named and (self.op_types is None or definition.op_type in self.op_types)
+
+    def takes_solution(self, solution: Solution) -> bool:
+        is_named = self._solutions is None or solution.name in self._solutions
+        return is_named and (self._authors is None or solution.author in self._authors)
+
+    def check(self, names: Iterable[str], found: Iterable[Solution]) -> None:
+        """Refuse names that choose nothing.
+
+        Raises:
+            RequestError: naming the first.
+        """
+        missing = sorted(set(self.definitions or ()) - set(names))
+        missing += sorted(set(self._solutions or ()) - {solution.name for solution in found})
+        missing += sorted(set(self._authors or ()) - {solution.author for solution in found})
+        if missing:
+            raise RequestError(f"nothing in the dataset has the name {missing[0]!r}", todo="check it with fib status")
+
+
+def _bundle(context: Context, dataset: Dataset, choice: _Choice) -> list[Bundle]:
+    """Load what is to be evaluated.
+
+    Raises:
+        RequestError: nothing is.
+    """
+    check_op_types(choice.op_types)
+    loaded, _ = dataset.load_definitions()
+    bundles: list[Bundle] = []
+    seen: list[Solution] = []
+    chosen = [definition for _, definition in sorted(loaded.items()) if choice.takes(definition)]
+    for done, definition in enumerate(chosen):
+        context.progress("reading Solutions and Workloads", done, len(chosen))
+        found = dataset.load_solutions(definition.op_type, definition.name)
+        seen += found
+        kept = tuple(solution for solution in found if choice.takes_solution(solution))
+        workloads = dataset.load_workloads(definition.op_type, definition.name)[: choice.workloads]
+        if kept and workloads:
+            bounds = _find_bounds(definition, find_calibration(context.workspace.root, definition))
+            own = tuple(made.hash for made, _ in make_baselines(definition))
+            bundles.append(
+                Bundle(definition=definition, bounds=bounds, workloads=workloads, solutions=kept, trusted=own)
+            )
+    choice.check(loaded, seen)
+    if not bundles:
+        todo = "add Solutions (fib baselines write) and Workloads (fib collect), or choose others"
+        raise RequestError(
+            "no Definition chosen has both a Solution and a Workload", where=str(dataset.root), todo=todo
+        )
+    return bundles
+
+
+def _find_bounds(definition: Definition, calibration: Calibration | None) -> dict[str, Bound]:
+    found = recognise(definition)
+    kernel = find_kernel_type(found.kernel) if found is not None else None
+    return {name: Bound.of(bound) for name, bound in find_tolerances(definition, kernel, calibration).items()}
+
+
+class _Planner:
+    """Makes the plan once the hardware is known."""
+
+    def __init__(self, dataset: Dataset, bundles: list[Bundle], options: Options) -> None:
+        self._dataset, self._options = dataset, options
+        hasher = BlobHasher(dataset.root)
+        self._items = plan_items(bundles, hash_blob=hasher)
+
+    def __call__(self, hardware: str) -> Plan:
+        return Plan(dataset=str(self._dataset.root), hardware=hardware, options=self._options, items=self._items)
+
+
+def _name_hardware(device: str) -> str:
+    if device == "cpu":
+        return read_cpu_name()
+    found = discover_gpus(read_gpu_settings()).visible
+    return found[0].name if found else "no GPU"
+
+
+def _run(context: Context, engine: Engine, journal: Journal, reusable: dict[str, Evidence]) -> None:
+    items = journal.remaining(reusable)
+    total = sum(len(item.solutions) for item in items)
+    context.progress(f"evaluating on {engine.hardware}", 0, total)
+    for done, outcome in enumerate(engine.run(journal.plan, items), start=1):
+        journal.record(outcome)
+        context.progress(_describe(outcome), done, total)
+
+
+def _describe(outcome: Outcome) -> str:
+    said = outcome.evidence.status.value if outcome.evidence else "failed"
+    return f"{outcome.solution.name} on {outcome.item.definition}: {said}"
+
+
+def _write(context: Context, dataset: Dataset, bundles: list[Bundle], results: Iterable[Evidence]) -> tuple[str, ...]:
+    """Write Traces and evidence of what is finished, also when the run ends early, or a merge was killed before."""
+    workloads: dict[tuple[str, str], Workload] = {
+        (bundle.definition.name, workload.uuid): workload for bundle in bundles for workload in bundle.workloads
+    }
+    with hold(context.workspace.root / "dataset.lock", purpose="writing Traces"):
+        return write_results(dataset, results, lambda name, uuid: workloads[name, uuid]).files
+
+
+def _to_result(
+    dataset: Dataset, journal: Journal, reusable: dict[str, Evidence], files: tuple[str, ...], started: datetime
+) -> BenchResult:
+    results = {evidence.key: evidence for evidence in journal.results()}
+    reused = [key for key in journal.plan.keys if key in reusable and key not in results]
+    results |= {key: reusable[key] for key in reused}
+    ordered = [results[key] for key in journal.plan.keys if key in results]
+    return BenchResult(
+        run=str(journal.folder),
+        dataset=str(dataset.root),
+        hardware=journal.plan.hardware,
+        planned=journal.plan.evaluations,
+        reused=len(reused),
+        evaluations=tuple(_to_row(evidence) for evidence in ordered),
+        failures=tuple(f"not evaluated: {failure.reason}" for failure in journal.failures),
+        conflicts=tuple(
+            f"two results for {conflict.key[:12]}: {conflict.first}, then {conflict.second}"
+            for conflict in journal.conflicts
+        ),
+        files=files,
+        seconds=(datetime.now().astimezone() - started).total_seconds(),
+    )
+
+
+def _to_row(evidence: Evidence) -> BenchRow:
+    subject, figure = evidence.subject, evidence.series[0] if evidence.series else None
+    passed = evidence.status.value == "PASSED" and figure is not None
+    speedup = evidence.reference_ms / figure.milliseconds if passed and figure and evidence.reference_ms else None
+    return BenchRow(
+        definition=subject.definition,
+        workload=subject.workload,
+        solution=subject.solution,
+        author=subject.author,
+        status=evidence.status.value,
+        rule=evidence.rule or "",
+        milliseconds=figure.milliseconds if passed and figure else None,
+        low=figure.low if passed and figure else None,
+        high=figure.high if passed and figure else None,
+        reference_ms=evidence.reference_ms,
+        speedup=speedup,
+        percent_of_limit=evidence.roofline.percent if passed and evidence.roofline else None,
+        detail=evidence.detail,
+        evidence=evidence.key,
+    )
+
+
+def _show(row: BenchRow) -> tuple[str, ...]:
+    status = f"{row.status} ({row.rule})" if row.rule else row.status
+    numbers = (row.milliseconds, row.speedup, row.percent_of_limit)
+    figure, speedup, percent = ("" if number is None else f"{number:.4g}" for number in numbers)
+    return (row.definition, row.workload[:8], row.solution, status, figure, speedup, percent)
+
+
+def _first_wrong(rows: Iterable[BenchRow]) -> list[BenchRow]:
+    """Take the first failure of each Solution."""
+    found: dict[tuple[str, str], BenchRow] = {}
+    for row in rows:
+        if row.status != "PASSED":
+            found.setdefault((row.definition, row.solution), row)
+    return list(found.values())[:20]
+
+
+def _tell_waiting(context: Context) -> Callable[[Waiting], None]:
+    def tell(waiting: Waiting) -> None:
+        context.progress(f"waiting for the GPU: {'; '.join(waiting.reasons)}", 0, 0)
+
+    return tell

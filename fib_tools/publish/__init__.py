@@ -1,0 +1,3 @@
+"""What leaves the workspace for people to read: pages."""
+
+from __future__ import annotations

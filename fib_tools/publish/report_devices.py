@@ -1,0 +1,169 @@
+"""The part of a page that shows one device: standings, curves, limits, its definitions and what was rejected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from fib_tools.evaluate.report_reading import OWN_TOOL
+from fib_tools.evaluate.report_schema import BASELINE, DefinitionReport, DeviceReport, Measurement, Report
+from fib_tools.model.evidence import Evidence
+from fib_tools.publish.markup import Html, breakable, tag
+from fib_tools.publish.report_cells import draw_bar, factor_cell, make_card, make_table
+from fib_tools.publish.report_definitions import Rows, find_best, show_definitions
+from fib_tools.publish.report_marks import Marks
+from fib_tools.publish.report_plots import draw_bandwidth, draw_curves, draw_roofline, list_points
+from fib_tools.publish.report_scales import NOTHING, format_factor, format_percent
+
+__all__ = ["name_device", "show_device"]
+
+
+def name_device(device: DeviceReport) -> str:
+    """Name a device, and who measured where it was not us."""
+    return device.device if device.measured_by == OWN_TOOL else f"{device.device} ({device.measured_by})"
+
+
+def show_device(place: int, device: DeviceReport, report: Report, evidence: Mapping[str, Evidence]) -> Html:
+    """Show everything that was measured on one device."""
+    definitions = [d for d in report.definitions if (d.device, d.measured_by) == (device.device, device.measured_by)]
+    rows = _index(device, report.measurements)
+    marks = Marks(device, definitions)
+    parts = [
+        tag("h2", name_device(device), *([tag("span", "CPU", class_="chip")] if device.is_cpu else [])),
+        *(
+            [tag("p", "Measured on a CPU, to learn the loop: these are no figures of a GPU.", class_="alarm card")]
+            if device.is_cpu
+            else []
+        ),
+        _tiles(device, definitions),
+        tag("div", *_overview(device, rows, marks, evidence), class_="cols"),
+        _index_table(place, definitions, marks),
+        *_rejections(device, marks),
+        *show_definitions(place, definitions, rows, marks),
+    ]
+    return tag("section", *parts, id=f"device-{place}", class_="device")
+
+
+def _index(device: DeviceReport, measurements: Sequence[Measurement]) -> dict[str, Rows]:
+    found: dict[str, dict[tuple[str, str, str], tuple[int, Measurement]]] = {}
+    for row, m in enumerate(measurements):
+        if (m.device, m.measured_by) == (device.device, device.measured_by):
+            found.setdefault(m.definition, {})[m.author, m.solution, m.workload] = (row, m)
+    return dict(found)
+
+
+def _tiles(device: DeviceReport, definitions: Sequence[DefinitionReport]) -> Html:
+    best = device.curves[0].fast["1"] if device.curves else None
+    tiles = [
+        ("definitions", str(len(definitions)), f"{sum(len(d.workloads) for d in definitions)} workloads"),
+        ("evaluations", f"{device.evaluations:,}", f"{100 * device.passed / device.evaluations:.0f}% passed"),
+        ("rejected", str(device.rejected), "by an integrity rule" if device.rejected else "no rule was broken"),
+    ]
+    if best is not None:
+        tiles.append(("fast_1, best of all", f"{100 * best:.0f}%", "of workloads at least as fast as the baseline"))
+    tiles.append(("timer", ", ".join(device.timers) or "not told", f"measured by {device.measured_by}"))
+    return tag(
+        "div",
+        *(
+            tag("div", tag("span", name), tag("strong", value), tag("span", note, class_="dim"), class_="tile")
+            for name, value, note in tiles
+        ),
+        class_="tiles",
+    )
+
+
+def _overview(
+    device: DeviceReport, rows: Mapping[str, Rows], marks: Marks, evidence: Mapping[str, Evidence]
+) -> Iterable[Html]:
+    yield make_card("Leaderboard", _leaderboard(device, marks))
+    if device.curves:
+        note = f"Share of {device.curves[0].workloads} workloads that passed and run at least p times as fast."
+        yield make_card("fast_p", draw_curves(device.curves, marks), note=note)
+    points = list_points((found for of_name in rows.values() for found in of_name.values()), evidence)
+    bandwidth, roofline = draw_bandwidth(points, marks), draw_roofline(points, marks)
+    if bandwidth:
+        yield make_card(
+            "Bandwidth", bandwidth, note="Work that memory bounds, against what a copy reaches on this device."
+        )
+    if roofline:
+        yield make_card("Roofline", roofline, note="Achieved arithmetic, under limits measured on this device.")
+
+
+def _leaderboard(device: DeviceReport, marks: Marks) -> Html:
+    columns = (
+        ("author", ""),
+        ("correct", "n"),
+        ("workloads", "n"),
+        ("speed-up", "n"),
+        ("fast_1", "n"),
+        ("% of limit", "n"),
+        ("rejected", "n"),
+    )
+    rows = [
+        (
+            (marks.label(s.author), s.author),
+            (format_percent(100 * s.correct), s.correct),
+            (f"{s.passed}/{s.attempted}", s.passed),
+            (format_factor(s.speedup), s.speedup),
+            (draw_bar(None if s.fast_1 is None else 100 * s.fast_1, classes=marks.colour(s.author)), s.fast_1),
+            (draw_bar(s.percent, classes=marks.colour(s.author)), s.percent),
+            (tag("span", str(s.rejected), class_="bad") if s.rejected else "0", s.rejected),
+        )
+        for s in device.leaderboard
+    ]
+    return make_table(columns, rows, label=f"Leaderboard on {device.device}", sorted_by=4)
+
+
+def _index_table(place: int, definitions: Sequence[DefinitionReport], marks: Marks) -> Html:
+    columns = (
+        ("definition", ""),
+        ("op_type", ""),
+        ("workloads", "n"),
+        ("best Solution", ""),
+        ("passed", "n"),
+        ("speed-up", "n"),
+        ("% of limit", "n"),
+        ("baseline's %", "n"),
+    )
+    rows = []
+    for number, report in enumerate(definitions):
+        best = find_best(report)
+        yard = next((s for s in report.solutions if s.author == BASELINE and s.passed), None)
+        rows.append(
+            (
+                (tag("a", breakable(report.definition), href=f"#definition-{place}-{number}"), report.definition),
+                (report.op_type, report.op_type),
+                (str(len(report.workloads)), len(report.workloads)),
+                (marks.label(best.author, best.solution, report.definition), f"{best.author}/{best.solution}")
+                if best
+                else (tag("span", "none", class_="dim"), None),
+                (f"{best.passed}/{best.attempted}", best.passed / best.attempted) if best else (NOTHING, None),
+                factor_cell(best.speedup if best else None),
+                (
+                    draw_bar(best.percent, classes=marks.colour(best.author)) if best else NOTHING,
+                    best.percent if best else None,
+                ),
+                (draw_bar(yard.percent if yard else None, classes="cb"), yard.percent if yard else None),
+            )
+        )
+    box = tag(
+        "input", type="search", class_="filter", placeholder="Filter definitions", aria_label="Filter definitions"
+    )
+    return make_card("Definitions", box, make_table(columns, rows, label="Definitions"))
+
+
+def _rejections(device: DeviceReport, marks: Marks) -> list[Html]:
+    if not device.rejections:
+        return []
+    columns = (("rule", ""), ("Solution", ""), ("definition", ""), ("workloads", "n"), ("what was seen", "wide"))
+    rows = [
+        (
+            (tag("code", r.rule, class_="bad"), r.rule),
+            (marks.label(r.author, r.solution, r.definition), f"{r.author}/{r.solution}"),
+            (breakable(r.definition), r.definition),
+            (str(r.workloads), r.workloads),
+            (tag("span", r.detail, class_="log"), r.detail[:80]),
+        )
+        for r in device.rejections
+    ]
+    note = "Each broke a rule that keeps the figures true; none of its figures counts."
+    return [make_card("Rejected for integrity", make_table(columns, rows, label="Rejected Solutions"), note=note)]
