@@ -92,7 +92,12 @@ OPERATIONS: tuple[Operation, ...] = (
         is_long=True,
     ),
     Operation(
-        verb="report", tool="fib_report_benchmarks", function=report_benchmarks, phase=None, effect=Effect.READ, is_long=True
+        verb="report",
+        tool="fib_report_benchmarks",
+        function=report_benchmarks,
+        phase=None,
+        effect=Effect.READ,
+        is_long=True,
     ),
     Operation(
         verb="baselines", tool="fib_write_baselines", function=write_baselines, phase=None, effect=Effect.WORKSPACE

@@ -14,7 +14,15 @@ from fib_tools.host.env import redact_command
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
-__all__ = ["Process", "describe_process", "find_writers", "list_descendants", "list_processes", "list_relatives", "read_cpu_seconds"]
+__all__ = [
+    "Process",
+    "describe_process",
+    "find_writers",
+    "list_descendants",
+    "list_processes",
+    "list_relatives",
+    "read_cpu_seconds",
+]
 
 _PROC = Path("/proc")
 _COMMAND_CHARACTERS = 200

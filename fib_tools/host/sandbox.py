@@ -56,6 +56,7 @@ class Sandbox:
         self._warm: Warm | None = None
         self._running: dict[int, RunningJob] = {}
         self._pids: dict[int, int] = {}
+        self._channels: list[socket.socket] = []
         self._finished: dict[int, Outcome] = {}
         self._jobs = 0
         self.protections: Protections | None = None
@@ -70,6 +71,8 @@ class Sandbox:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._drop_warm()
+        for channel in self._channels:
+            channel.close()
         for job in self._running.values():
             job.close()
         self._running.clear()
@@ -122,6 +125,7 @@ class Sandbox:
         ours, theirs = socket.socketpair()
         with theirs:
             number = self._start(entry, payload, index=0, limits=limits or self._limits, channel=theirs)
+        self._channels.append(ours)
         return Session(self, number, ours)
 
     def find_session_pid(self, number: int) -> int | None:

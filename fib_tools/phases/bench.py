@@ -72,7 +72,9 @@ class BenchResult(Result):
     run: str = ""
     """The run's folder: `--resume` goes on with it."""
     dataset: str
+    device: str
     hardware: str
+    """The device's model."""
     planned: int
     """Evaluations that were asked for."""
     reused: int = 0
@@ -98,7 +100,7 @@ class BenchResult(Result):
         more = (f"... and {len(self.evaluations) - _SHOWN} more: fib report",) if len(self.evaluations) > _SHOWN else ()
         wrong = tuple(f"{row.solution} on {row.workload[:8]}: {row.detail}" for row in _first_wrong(self.evaluations))
         passed = sum(row.status == "PASSED" for row in self.evaluations)
-        label = " (a CPU: good for learning, not for claims)" if self.hardware.startswith("CPU") else ""
+        label = " (a CPU: good for learning, not for claims)" if self.device == "cpu" else ""
         said = (
             f"{passed} of {len(self.evaluations)} evaluations passed on {self.hardware}{label} in {self.seconds:.1f} s"
         )
@@ -168,7 +170,7 @@ def benchmark_kernels(
     )
     if dry_run:
         plan = plan_for(_name_hardware(device))
-        return BenchResult(dataset=str(dataset.root), hardware=plan.hardware, planned=plan.evaluations)
+        return BenchResult(dataset=str(dataset.root), device=device, hardware=plan.hardware, planned=plan.evaluations)
     if engine == "ray":
         made: Engine = RayEngine(load, cluster=Cluster(address=address or "auto", gpus=gpus))
     else:
@@ -311,6 +313,7 @@ def _to_result(
     return BenchResult(
         run=str(journal.folder),
         dataset=str(dataset.root),
+        device=journal.plan.options.device,
         hardware=journal.plan.hardware,
         planned=journal.plan.evaluations,
         reused=len(reused),
