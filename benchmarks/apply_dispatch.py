@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from fib_tools.evaluate.application import find_interface, make_application
+from fib_tools.evaluate.application.application import find_interface, make_application
 from fib_tools.model.solution import BuildSpec, Language, Solution, SourceFile
 from fib_tools.op_types.registry import get_kernel_type
 

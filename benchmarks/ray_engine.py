@@ -78,7 +78,7 @@ def show(name: str, work: float, seen: dict[str, float]) -> str:
 
 def measure_local(root: Path, tasks: int, work: float) -> list[str]:
     from engine_worlds import PRETEND_WORKERS
-    from fib_tools.evaluate.engine_local import LocalEngine, WorkerSetup
+    from fib_tools.evaluate.engines.engine_local import LocalEngine, WorkerSetup
 
     setup = WorkerSetup(entry="pretend_worker:Worker", import_paths=(PRETEND_WORKERS,))
     rows = []
@@ -96,8 +96,8 @@ def measure_ray(root: Path, tasks: int, work: float) -> list[str]:
     from ray.cluster_utils import Cluster as Pretended
 
     from engine_worlds import PRETEND_WORKERS
-    from fib_tools.evaluate.engine_local import WorkerSetup
-    from fib_tools.evaluate.engine_ray import Cluster, RayEngine
+    from fib_tools.evaluate.engines.engine_local import WorkerSetup
+    from fib_tools.evaluate.engines.engine_ray import Cluster, RayEngine
 
     setup = WorkerSetup(entry="pretend_worker:Worker", import_paths=(PRETEND_WORKERS,))
     head = {"num_cpus": 1, "num_gpus": 0, "include_dashboard": False}

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fib_tools.dataset.store import Dataset
-from fib_tools.evaluate import traces
-from fib_tools.evaluate.statistics import summarise
+from fib_tools.evaluate.engines import traces
+from fib_tools.evaluate.judge.statistics import summarise
 from fib_tools.model.base import to_document
 from fib_tools.model.canonical import content_hash, format_line
 from fib_tools.model.evidence import (

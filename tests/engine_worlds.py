@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fib_tools.evaluate.engine import Outcome
-from fib_tools.evaluate.items import BlobHasher, Bundle, Item, Limits, Options, Plan, plan_items
+from fib_tools.evaluate.engines.engine import Outcome
+from fib_tools.evaluate.engines.items import BlobHasher, Bundle, Item, Limits, Options, Plan, plan_items
 from fib_tools.model.definition import Definition
 from fib_tools.model.solution import Solution
 from fib_tools.model.workload import Workload

@@ -16,10 +16,10 @@ from pydantic import Field
 
 from fib_tools.dataset.store import Dataset
 from fib_tools.errors import FormatError, RequestError
-from fib_tools.evaluate.application import Application, find_interface, make_application, make_documents
-from fib_tools.evaluate.application_check import Checked, Dispatch, check_dispatch, find_needed_gpu
-from fib_tools.evaluate.choice import Choice, Subject, choose_best
-from fib_tools.evaluate.report_reading import Reading, read_measurements
+from fib_tools.evaluate.application.application import Application, find_interface, make_application, make_documents
+from fib_tools.evaluate.application.application_check import Checked, Dispatch, check_dispatch, find_needed_gpu
+from fib_tools.evaluate.application.choice import Choice, Subject, choose_best
+from fib_tools.evaluate.report.report_reading import Reading, read_measurements
 from fib_tools.gate.recognise import recognise
 from fib_tools.gate.templates import TemplateResult, instantiate
 from fib_tools.host.env import read_gpu_settings

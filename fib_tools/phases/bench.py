@@ -10,13 +10,13 @@ from pydantic import Field
 
 from fib_tools.dataset.store import Dataset
 from fib_tools.errors import RequestError
-from fib_tools.evaluate.calibration import Calibration, find_calibration, find_tolerances
-from fib_tools.evaluate.engine import Engine, Outcome
-from fib_tools.evaluate.engine_local import LocalEngine
-from fib_tools.evaluate.engine_ray import Cluster, RayEngine
-from fib_tools.evaluate.items import BlobHasher, Bound, Bundle, Limits, Options, Plan, plan_items
-from fib_tools.evaluate.journal import Journal, find_reusable
-from fib_tools.evaluate.traces import write_results
+from fib_tools.evaluate.calibration.calibration import Calibration, find_calibration, find_tolerances
+from fib_tools.evaluate.engines.engine import Engine, Outcome
+from fib_tools.evaluate.engines.engine_local import LocalEngine
+from fib_tools.evaluate.engines.engine_ray import Cluster, RayEngine
+from fib_tools.evaluate.engines.items import BlobHasher, Bound, Bundle, Limits, Options, Plan, plan_items
+from fib_tools.evaluate.engines.journal import Journal, find_reusable
+from fib_tools.evaluate.engines.traces import write_results
 from fib_tools.gate.recognise import recognise
 from fib_tools.host.cpu import read_cpu_name
 from fib_tools.host.env import read_gpu_settings

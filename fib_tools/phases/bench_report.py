@@ -11,9 +11,9 @@ from pydantic import Field
 
 from fib_tools.dataset.store import Dataset
 from fib_tools.errors import RequestError
-from fib_tools.evaluate.report_compare import compare_readings, compare_solutions, find_solution
-from fib_tools.evaluate.report_reading import Reading, read_measurements
-from fib_tools.evaluate.report_schema import (
+from fib_tools.evaluate.report.report_compare import compare_readings, compare_solutions, find_solution
+from fib_tools.evaluate.report.report_reading import Reading, read_measurements
+from fib_tools.evaluate.report.report_schema import (
     Comparison,
     DefinitionReport,
     DeviceReport,
@@ -21,7 +21,7 @@ from fib_tools.evaluate.report_schema import (
     Report,
     Verdict,
 )
-from fib_tools.evaluate.report_tables import build_report
+from fib_tools.evaluate.report.report_tables import build_report
 from fib_tools.host.files import write_atomically
 from fib_tools.model.summary import Result, Summary, Table
 from fib_tools.phases.context import Context

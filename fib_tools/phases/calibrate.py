@@ -16,7 +16,7 @@ from pydantic import Field
 
 from fib_tools.dataset.store import Dataset
 from fib_tools.errors import FibError, FormatError, RequestError
-from fib_tools.evaluate.calibration import (
+from fib_tools.evaluate.calibration.calibration import (
     Calibration,
     Case,
     calibrate,
@@ -42,8 +42,8 @@ from fib_tools.phases.request import check_op_types
 
 __all__ = ["CalibrateEntry", "CalibrateResult", "calibrate_definitions"]
 
-_ENTRY = "fib_tools.evaluate._calibrate_child:measure"
-_PRELOAD = ("torch", "fib_tools.evaluate._calibrate_child")
+_ENTRY = "fib_tools.evaluate.calibration._calibrate_child:measure"
+_PRELOAD = ("torch", "fib_tools.evaluate.calibration._calibrate_child")
 _SIZES = {"cpu": ("small",), "cuda": ("small", "medium")}
 _MEMORY = {"cpu": 12 << 30, "cuda": 96 << 30}
 _PROCESSES = 512

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import compress
 
-from fib_tools.evaluate.report_schema import ComparedPair, Comparison, Verdict
+from fib_tools.evaluate.report.report_schema import ComparedPair, Comparison, Verdict
 from fib_tools.publish.markup import Html, breakable, tag
 from fib_tools.publish.report_cells import Cell, make_table
 from fib_tools.publish.report_scales import NOTHING, Scale, format_ms, log_scale

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fib_tools.evaluate.report_schema import Measurement
+from fib_tools.evaluate.report.report_schema import Measurement
 from fib_tools.model.base import to_document
 from fib_tools.model.evidence import Evidence
 

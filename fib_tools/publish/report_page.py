@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fib_tools.evaluate.report_schema import Comparison, Report
+from fib_tools.evaluate.report.report_schema import Comparison, Report
 from fib_tools.model.evidence import Evidence
 from fib_tools.publish.markup import Html, embed_json, tag
 from fib_tools.publish.report_comparison import show_comparison

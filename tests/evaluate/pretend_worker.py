@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fib_tools.errors import FormatError
-from fib_tools.evaluate.engine import Place
-from fib_tools.evaluate.items import Plan, Task
+from fib_tools.evaluate.engines.engine import Place
+from fib_tools.evaluate.engines.items import Plan, Task
 from fib_tools.model.evidence import L2, Evidence, Gpu, Series, Timer
 from fib_tools.model.solution import Solution
 from fib_tools.model.trace import EvaluationStatus

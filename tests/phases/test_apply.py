@@ -9,7 +9,7 @@ import pytest
 
 from fib_tools.dataset.layout import Kind, Location
 from fib_tools.errors import RequestError
-from fib_tools.evaluate.application_check import Checked
+from fib_tools.evaluate.application.application_check import Checked
 from fib_tools.model.canonical import format_line
 from fib_tools.model.definition import Definition
 from fib_tools.model.solution import BuildSpec, Language, Solution, SourceFile

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from fib_tools.errors import ChildTimeoutError, RequestError
-from fib_tools.evaluate import calibration as evaluate_calibration
-from fib_tools.evaluate.calibration import find_calibration, find_tolerances, save_calibration
+from fib_tools.evaluate.calibration import calibration as evaluate_calibration
+from fib_tools.evaluate.calibration.calibration import find_calibration, find_tolerances, save_calibration
 from fib_tools.host.sandbox import Outcome
 from fib_tools.model.definition import Definition
 from fib_tools.op_types.registry import get_kernel_type

@@ -17,9 +17,9 @@ import chromium
 import example_dataset
 from bench_dataset import CPU, H200, HOSTILE, Case, make_trace, sample_cases, write_cases
 from fib_tools.dataset.store import Dataset
-from fib_tools.evaluate.report_compare import compare_readings
-from fib_tools.evaluate.report_reading import read_measurements
-from fib_tools.evaluate.report_tables import build_report
+from fib_tools.evaluate.report.report_compare import compare_readings
+from fib_tools.evaluate.report.report_reading import read_measurements
+from fib_tools.evaluate.report.report_tables import build_report
 from fib_tools.publish import report_data
 from fib_tools.publish.report_page import format_page
 

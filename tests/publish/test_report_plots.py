@@ -6,8 +6,8 @@ from pathlib import Path
 
 from bench_dataset import Case, write_cases
 from fib_tools.dataset.store import Dataset
-from fib_tools.evaluate.report_reading import read_measurements
-from fib_tools.evaluate.report_tables import build_report
+from fib_tools.evaluate.report.report_reading import read_measurements
+from fib_tools.evaluate.report.report_tables import build_report
 from fib_tools.model.trace import EvaluationStatus
 from fib_tools.publish.report_marks import Marks
 from fib_tools.publish.report_plots import draw_bandwidth, draw_curves, draw_roofline, draw_speedups, list_points

@@ -9,8 +9,8 @@ import torch
 
 from fib_tools.evaluate._runner.calls import Caller
 from fib_tools.evaluate._runner.workload import OpenWorkload
-from fib_tools.evaluate.sampling import catch_distribution, repeat_rows
-from fib_tools.evaluate.slots import SlotLayout
+from fib_tools.evaluate.judge.sampling import catch_distribution, repeat_rows
+from fib_tools.evaluate.judge.slots import SlotLayout
 from fib_tools.model.definition import Definition
 
 __all__ = ["draw_samples"]

@@ -25,7 +25,7 @@ from fib_tools.evaluate._runner.loops import Looper
 from fib_tools.evaluate._runner.replays import NotCapturedError, Replays
 from fib_tools.evaluate._runner.timing import ActivityTimer, EventTimer, HostTimer, Job, Timer
 from fib_tools.evaluate._runner.workload import OpenWorkload, open_workload
-from fib_tools.evaluate.channel import Channel
+from fib_tools.evaluate.judge.channel import Channel
 from fib_tools.model.definition import Definition
 from fib_tools.model.solution import Solution
 

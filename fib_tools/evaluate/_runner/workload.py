@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fib_tools.evaluate.given import load_given_inputs
-from fib_tools.evaluate.slots import SlotLayout
+from fib_tools.evaluate.judge.given import load_given_inputs
+from fib_tools.evaluate.judge.slots import SlotLayout
 from fib_tools.model.definition import Definition
 from fib_tools.op_types.inputs import Distribution, InputPlan, plan_inputs
 

@@ -1,0 +1,104 @@
+"""Which worker does what next.
+
+A worker stays with the definition that it has open, since its children are costly to start; then it opens the one with
+the most work left, and when every definition is open somewhere it takes work away from the largest.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from fib_tools.evaluate.engines.items import Item
+
+__all__ = ["Job", "Schedule"]
+
+_PREPARE_AT = 2
+"""With so few items of its definition left, a worker hears of its next one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """An item, or what is left of one, on its way through workers."""
+
+    item: Item
+    """With the Solutions that are still to be evaluated."""
+    origin: Item
+    """As it was planned."""
+    attempt: int = 1
+    losses: int = 0
+    """Machines that were lost under it."""
+
+
+class Schedule:
+    """The queues of a run, one for each definition."""
+
+    def __init__(self, items: Iterable[Item]) -> None:
+        self._queues: dict[str, deque[Job]] = {}
+        self._open: dict[str, str] = {}
+        """The definition that each worker has open."""
+        self._next: dict[str, str] = {}
+        """The one that it was told to prepare."""
+        for item in items:
+            self._queue(item.definition).append(Job(item=item, origin=item))
+
+    @property
+    def waiting(self) -> int:
+        """How many items nobody has taken."""
+        return sum(len(queue) for queue in self._queues.values())
+
+    def take(self, worker: str) -> Job | None:
+        """Give a worker its next item; None when nothing waits."""
+        if not self._has_work(self._open.get(worker)):
+            following = self._next.pop(worker, None)
+            chosen = following if self._has_work(following) else self._find_unopened() or self._find_largest()
+            self._open.pop(worker, None)
+            if chosen is None:
+                return None
+            self._open[worker] = chosen
+        return self._queues[self._open[worker]].popleft()
+
+    def put_back(self, jobs: Iterable[Job]) -> None:
+        """Queue items again, before the others of their definition."""
+        for job in reversed(list(jobs)):
+            self._queue(job.item.definition).appendleft(job)
+
+    def find_next(self, worker: str) -> Job | None:
+        """Reserve the definition that a worker will open after its own, and give an item of it; once for each."""
+        current = self._open.get(worker)
+        if current is None or worker in self._next or len(self._queues[current]) > _PREPARE_AT:
+            return None
+        chosen = self._find_unopened()
+        if chosen is None:
+            return None
+        self._next[worker] = chosen
+        return self._queues[chosen][0]
+
+    def is_wanted(self, worker: str, definition: str) -> bool:
+        """Tell whether a worker may still get items of a definition without having stolen them."""
+        return definition in {self._open.get(worker), self._next.get(worker)}
+
+    def dismiss(self, worker: str) -> None:
+        """Give up what a worker had open."""
+        self._open.pop(worker, None)
+        self._next.pop(worker, None)
+
+    def _queue(self, definition: str) -> deque[Job]:
+        return self._queues.setdefault(definition, deque())
+
+    def _has_work(self, definition: str | None) -> bool:
+        return definition is not None and bool(self._queues[definition])
+
+    def _find_unopened(self) -> str | None:
+        taken = {*self._open.values(), *self._next.values()}
+        return self._find_largest(name for name in self._queues if name not in taken)
+
+    def _find_largest(self, names: Iterable[str] | None = None) -> str | None:
+        """Find the definition with the most evaluations left; the first planned of several."""
+        sizes = {
+            name: sum(len(job.item.solutions) for job in self._queues[name])
+            for name in (self._queues if names is None else names)
+        }
+        best = max(sizes, key=lambda name: sizes[name], default=None)
+        return best if best is not None and sizes[best] else None

@@ -1,0 +1,149 @@
+"""The runners of one Definition: its reference, and the Solutions that are measured side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fib_tools.errors import FormatError
+from fib_tools.evaluate.engines.items import Limits, Options, Task
+from fib_tools.evaluate.judge.arena import Arena
+from fib_tools.evaluate.judge.refusal import Refusal, RefusedError
+from fib_tools.evaluate.judge.runner import Runner
+from fib_tools.evaluate.rules.source_rules import check_sources
+from fib_tools.host.sandbox import Sandbox
+from fib_tools.model.solution import Solution
+from fib_tools.model.trace import EvaluationStatus
+
+__all__ = ["Contest", "Entrant", "RunnerMaker"]
+
+_LIFETIME_SECONDS = 24 * 3600.0
+_MEMORY_BYTES = 32 << 30
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunnerMaker:
+    """What all runners of a worker have in common."""
+
+    sandbox: Sandbox
+    device: str
+    dataset: str
+    options: Options
+
+    def make(self, task: Task, solution: Solution | None) -> Runner:
+        """Fork a runner and let it build."""
+        runner = Runner(
+            self.sandbox,
+            task.definition,
+            solution,
+            device=self.device,
+            dataset=self.dataset,
+            memory_bytes=_MEMORY_BYTES,
+            lifetime=_LIFETIME_SECONDS,
+            is_trusted=solution is not None and solution.hash in task.trusted,
+        )
+        runner.begin_build(self.options.timer.value)
+        return runner
+
+
+@dataclass(kw_only=True)
+class Entrant:
+    """One Solution, with its runner as long as it lives."""
+
+    solution: Solution
+    runner: Runner | None = None
+    refusal: Refusal | None = None
+    """What holds for every Workload: a broken source rule, a failed build."""
+    crashes: int = 0
+    built: dict[str, Any] = field(default_factory=dict)
+    protections: dict[str, bool] = field(default_factory=dict)
+    held_out: Refusal | None = None
+    is_held_out_checked: bool = False
+
+
+class Contest:
+    """Starts the runners at once, so that they build while others are measured."""
+
+    def __init__(self, maker: RunnerMaker, task: Task) -> None:
+        self._maker = maker
+        self._task = task
+        self.definition = task.definition
+        self.reference = maker.make(task, None)
+        self.entrants = {solution.hash: self._enter(solution) for solution in task.solutions}
+
+    @property
+    def limits(self) -> Limits:
+        """Time limits."""
+        return self._maker.options.limits
+
+    @property
+    def dataset(self) -> Path:
+        """Where blobs lie."""
+        return Path(self._maker.dataset)
+
+    def _enter(self, solution: Solution) -> Entrant:
+        """Read a Solution's sources; only one that breaks no rule gets a runner."""
+        try:
+            violations = check_sources(solution)
+        except FormatError as error:
+            refusal = Refusal(status=EvaluationStatus.COMPILE_ERROR, detail=str(error))
+            return Entrant(solution=solution, refusal=refusal)
+        if violations:
+            first = violations[0]
+            detail = "; ".join(violation.detail for violation in violations[:4])
+            refusal = Refusal(status=EvaluationStatus.RUNTIME_ERROR, detail=detail, rule=first.rule.name)
+            return Entrant(solution=solution, refusal=refusal)
+        return Entrant(solution=solution, runner=self._maker.make(self._task, solution))
+
+    def admit(self, solution: Solution) -> Entrant:
+        """Give the entrant of a Solution, entered now if it was not before."""
+        if solution.hash not in self.entrants:
+            self.entrants[solution.hash] = self._enter(solution)
+        return self.entrants[solution.hash]
+
+    def ready(self, entrant: Entrant, seconds: float) -> Runner:
+        """Give an entrant's runner, built; a crashed one is started anew, since the next Workload may do better.
+
+        Raises:
+            RefusedError: it may not run, or cannot be built.
+        """
+        if entrant.refusal is not None:
+            raise _again(entrant.refusal)
+        if entrant.runner is None or entrant.runner.is_dead:
+            if entrant.runner is not None:
+                entrant.runner.close()
+            entrant.runner = self._maker.make(self._task, entrant.solution)
+        try:
+            entrant.built = entrant.runner.finish_build(seconds)
+        except RefusedError as error:
+            entrant.refusal = error.refusal
+            entrant.runner.close()
+            entrant.runner = None
+            raise
+        entrant.protections = entrant.runner.protections
+        return entrant.runner
+
+    def stop_all(self) -> None:
+        """Halt every runner that is not building."""
+        for runner in self._runners():
+            runner.stop()
+
+    def release(self, arena: Arena) -> None:
+        """Have nobody hold an arena that is about to be given back."""
+        for runner in self._runners():
+            runner.forget(arena)
+
+    def close(self) -> None:
+        """End all."""
+        for runner in self._runners():
+            runner.close()
+
+    def _runners(self) -> Iterator[Runner]:
+        yield self.reference
+        yield from (entrant.runner for entrant in self.entrants.values() if entrant.runner is not None)
+
+
+def _again(refusal: Refusal) -> RefusedError:
+    return RefusedError(refusal.status, refusal.detail, rule=refusal.rule)

@@ -1,0 +1,416 @@
+"""The judge: has the runners of a Definition make their calls on a Workload, compares every output, and says what is true.
+
+Nothing that was not written in this project runs in its process. Solutions take turns, so that what changes on the
+machine meets all of them alike; whoever is not at work is halted.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fib_tools.evaluate.engines.items import Task
+from fib_tools.evaluate.judge.arena import Arena
+from fib_tools.evaluate.judge.comparison import compare_outputs, find_unwritten
+from fib_tools.evaluate.judge.contest import Contest
+from fib_tools.evaluate.judge.device import Device
+from fib_tools.evaluate.judge.draws import DRAW_BYTES, Draws
+from fib_tools.evaluate.judge.given import load_given_inputs
+from fib_tools.evaluate.judge.measurement import find_fault, has_enough
+from fib_tools.evaluate.judge.refusal import Refusal, RefusedError
+from fib_tools.evaluate.judge.runner import Runner
+from fib_tools.evaluate.judge.scene import Batch, Scene, derive_seed, stage
+from fib_tools.evaluate.judge.stopwatch import time_loops
+from fib_tools.evaluate.judge.trial import Trial
+from fib_tools.model.trace import EvaluationStatus
+from fib_tools.op_types.distribution import Distribution
+from fib_tools.op_types.input_request import torch_dtype
+from fib_tools.op_types.inputs import plan_inputs
+from fib_tools.op_types.tolerance import Tolerance
+from fib_tools.op_types.work import Work, find_work
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Judge", "Judgement"]
+
+_MOST_ROUNDS = 6
+_CALLS = 12
+_FEW_CALLS = 4
+_EAGER_CALLS = 8
+"""Eager calls that are timed where a graph gives the figure: they show what the graph hides."""
+_FEWEST_REPLAYS, _MOST_REPLAYS = 4, 16
+_REPLAY_MS = 8.0
+"""Of one round of replays, flushes included."""
+_FLUSH_MS = 0.045
+_ARENA_SHARE = 8
+"""Outputs of a workload's calls take at most this part of the free memory, twice, and inputs of a graph's calls too."""
+_REFERENCE_SECONDS = 4.0
+"""So long the reference may compute for one workload; a slow one makes fewer calls."""
+_FIRST_CALL = 4
+"""So many times as long as all others a Solution's first call may take: it may compile."""
+_LIBRARY_KERNELS = ("flashinfer", "deep_gemm", "sgl_kernel", "vllm")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judgement:
+    """What came of a workload: a trial for each Solution, and what they have in common."""
+
+    seed: int
+    trials: tuple[Trial, ...]
+    reference_ms: float | None
+    work: Work | None
+    scene: Scene
+
+
+class Judge:
+    """Holds the memory for outputs: the reference's, which no Solution's runner ever sees, and the Solutions'."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._want: Arena | None = None
+        self._got: Arena | None = None
+
+    def close(self) -> None:
+        """Give the memory back."""
+        for arena in (self._want, self._got):
+            if arena is not None:
+                arena.close()
+        self._want = self._got = None
+
+    def judge(
+        self, contest: Contest, task: Task, *, master: int | None, tolerances: Mapping[str, Tolerance]
+    ) -> Judgement:
+        """Evaluate every Solution of a task.
+
+        Raises:
+            RefusedError: the reference itself fails.
+        """
+        seed = int.from_bytes(os.urandom(7), "little") if master is None else master
+        hearing = _Hearing(self, contest, task, seed=seed, tolerances=tolerances, device=self._device)
+        return hearing.hold()
+
+    def arenas(self, contest: Contest, size: int) -> tuple[Arena, Arena]:
+        """Give both memories, large enough."""
+        if self._want is None or self._got is None or min(self._want.bytes, self._got.bytes) < size:
+            for arena in (self._want, self._got):
+                if arena is not None:
+                    contest.release(arena)
+            self.close()
+            self._want, self._got = Arena(size, self._device.kind), Arena(size, self._device.kind)
+        return self._want, self._got
+
+    @property
+    def arena_limit(self) -> int:
+        """How many bytes one of them may have."""
+        held = self._want.bytes if self._want else 0
+        return max(held, self._device.free_bytes // _ARENA_SHARE)
+
+
+class _Hearing:
+    """One workload, from staging to the last round."""
+
+    def __init__(  # all that a workload's judgement rests on
+        self,
+        judge: Judge,
+        contest: Contest,
+        task: Task,
+        *,
+        seed: int,
+        tolerances: Mapping[str, Tolerance],
+        device: Device,
+    ) -> None:
+        self._judge, self._contest, self._task = judge, contest, task
+        self._seed, self._tolerances, self._device = seed, tolerances, device
+        limits = contest.limits
+        self._build_seconds, self._seconds = limits.build_seconds, limits.evaluation_seconds
+        self._trials = tuple(Trial(entrant=contest.admit(solution)) for solution in task.solutions)
+        self._samples = any(tolerance.how == "samples" for tolerance in tolerances.values())
+        self._reference_ms: float | None = None
+        self._is_cpu = device.kind == "cpu"
+
+    def hold(self) -> Judgement:
+        reference = self._contest.reference
+        reference.finish_build(self._build_seconds)
+        self._scene = self._stage(reference)
+        size = self._scene.slots * self._slot_bytes
+        self._want, self._got = self._judge.arenas(self._contest, max(size, DRAW_BYTES) if self._samples else size)
+        reference.take(self._want)
+        self._ask_reference(reference)
+        work = self._find_work()
+        for trial in self._trials:
+            self._turn(trial, self._check)
+        self._measure()
+        for trial in self._trials:
+            self._turn(trial, self._finish)
+        self._contest.stop_all()
+        return Judgement(
+            seed=self._seed, trials=self._trials, reference_ms=self._reference_ms, work=work, scene=self._scene
+        )
+
+    @property
+    def _slot_bytes(self) -> int:
+        return self._scene.typical.layout.slot_bytes
+
+    def _stage(self, reference: Runner) -> Scene:
+        """Choose how many calls are timed, by the memory for their outputs and the reference's own time."""
+        definition, workload = self._task.definition, self._task.workload
+        holds_out = any(not trial.entrant.is_held_out_checked for trial in self._trials)
+        scene = stage(definition, workload, master=self._seed, calls=1, holds_out=holds_out)
+        most = self._judge.arena_limit // scene.typical.layout.slot_bytes - scene.slots
+        want, _ = self._judge.arenas(self._contest, scene.slots * scene.typical.layout.slot_bytes)
+        reference.take(want)
+        for batch in scene.checks:
+            self._open(reference, batch)
+        seconds = reference.ask(scene.checks[0].message("call"), self._build_seconds)["seconds"]
+        affordable = int(_REFERENCE_SECONDS / max(float(seconds[-1]), 1e-6))
+        calls = max(_FEW_CALLS, min(_CALLS, affordable, most))
+        return stage(definition, workload, master=self._seed, calls=calls, holds_out=holds_out)
+
+    def _open(self, runner: Runner, batch: Batch) -> None:
+        runner.open(batch.staging.name, dict(batch.staging.message), self._build_seconds)
+
+    def _ask_reference(self, reference: Runner) -> None:
+        """Have the reference compute what all calls are compared with; its own times are a by-product."""
+        for batch in self._scene.checks:
+            self._open(reference, batch)
+            reference.ask(batch.message("call"), self._build_seconds)
+        answer = reference.ask(self._scene.timed.message("measure", cold=True), self._build_seconds)
+        times = _numbers(answer.get("milliseconds"))
+        self._reference_ms = sorted(times)[len(times) // 2] if times else None
+        reference.stop()
+
+    def _find_work(self) -> Work | None:
+        """Count what must be done at least."""
+        definition = self._task.definition
+        axes = {**self._task.workload.axes, **definition.const_axes}
+        return find_work(definition, axes, self._make_inputs())
+
+    def _make_inputs(self) -> dict[str, Any]:
+        """Make the inputs of the first timed call, as the runners do."""
+        scene = self._scene.typical
+        definition = self._task.definition
+        axes = {**self._task.workload.axes, **definition.const_axes}
+        fixed = load_given_inputs(scene.message["inputs"], device=self._device.kind, root=self._contest.dataset)
+        plan = plan_inputs(
+            definition,
+            axes,
+            seed=scene.message["seed"],
+            device=self._device.kind,
+            fixed=fixed,
+            distribution=Distribution.TYPICAL,
+        )
+        return plan.make(self._scene.timed.seeds[0])
+
+    def _turn(self, trial: Trial, step: Callable[[Trial, Runner], None]) -> None:
+        """Give a Solution its turn: nobody else runs, and whatever it does wrong ends its trial."""
+        if trial.is_over:
+            return
+        trial.enter()
+        try:
+            runner = self._contest.ready(trial.entrant, self._build_seconds)
+            runner.take(self._got)
+            step(trial, runner)
+            runner.stop()
+        except RefusedError as error:
+            trial.refusal = error.refusal
+        finally:
+            trial.leave()
+
+    def _check(self, trial: Trial, runner: Runner) -> None:
+        """Make the calls that nobody times, and compare them: typical values, other distributions, other lengths."""
+        poison = self._got.poison(self._scene.slots * self._slot_bytes)
+        for number, batch in enumerate(self._scene.checks):
+            self._open(runner, batch)
+            seconds = self._seconds if number else _FIRST_CALL * self._seconds
+            answer = runner.ask(batch.message("call", checks_inputs=number == 0), seconds)
+            if number == 0:
+                trial.first_call_seconds = float(answer["seconds"][0])
+            rule = None if number == 0 else "wrong-distribution"
+            self._compare(trial, batch, self._want, self._got, poison=poison, rule=rule)
+            trial.distributions.append(str(batch.staging.message["distribution"]))
+        if self._samples:
+            draws = Draws(self._task.definition, self._scene, self._make_inputs())
+            draws.judge(self._contest.reference, runner, self._want, self._got)
+        self._check_held_out(trial, runner)
+
+    def _check_held_out(self, trial: Trial, runner: Runner) -> None:
+        """Try lengths that no Workload has, once for each Solution."""
+        entrant = trial.entrant
+        if entrant.is_held_out_checked:
+            return
+        entrant.is_held_out_checked = True
+        reference = self._contest.reference
+        for batch in self._scene.held_out:
+            size = batch.staging.layout.slot_bytes
+            if size > min(self._want.bytes, self._got.bytes):
+                continue
+            try:
+                entrant.held_out = self._try_held_out(trial, runner, reference, batch)
+            except RefusedError as error:
+                entrant.held_out = error.refusal
+            if entrant.held_out is not None:
+                refusal = entrant.held_out
+                axes = ", ".join(f"{name}={length}" for name, length in batch.staging.message["axes"].items())
+                raise RefusedError(refusal.status, f"with {axes}: {refusal.detail}", rule="wrong-distribution")
+            trial.distributions.append(batch.staging.name.partition("/")[2])
+
+    def _try_held_out(self, trial: Trial, runner: Runner, reference: Runner, batch: Batch) -> Refusal | None:
+        kept = self._want.memory[: batch.staging.layout.slot_bytes].clone()
+        try:
+            self._open(reference, batch)
+            reference.ask(batch.message("call"), self._seconds)
+            reference.stop()
+            poison = self._got.poison(batch.staging.layout.slot_bytes)
+            self._open(runner, batch)
+            runner.ask(batch.message("call"), self._seconds)
+            self._compare(trial, batch, self._want, self._got, poison=poison, rule="wrong-distribution")
+        finally:
+            self._want.memory[: len(kept)].copy_(kept)
+        return None
+
+    def _compare(
+        self, trial: Trial, batch: Batch, want: Arena, got: Arena, *, poison: int, rule: str | None = None
+    ) -> None:
+        """Compare the outputs of a batch.
+
+        Raises:
+            RefusedError: one is wrong, or was not written.
+        """
+        first, count = batch.slots[0], len(batch.slots)
+        ours = _slots(batch, got, first, count)
+        theirs = _slots(batch, want, first, count)
+        trial.calls += count
+        verdict = compare_outputs(ours, theirs, self._tolerances)
+        trial.take_errors(verdict.errors)
+        if verdict.is_right:
+            return
+        for name in ours:
+            missing = find_unwritten(ours[name], theirs[name], bytes([poison]))
+            if missing is not None:
+                raise RefusedError(EvaluationStatus.INCORRECT_NUMERICAL, f"{name}: {missing}", rule="unwritten")
+        raise RefusedError(EvaluationStatus.INCORRECT_NUMERICAL, verdict.detail, rule=rule or "wrong-values")
+
+    def _measure(self) -> None:
+        """Time in rounds, in which every Solution has its turn, until the figures are sure or the budget is spent."""
+        for number in range(_MOST_ROUNDS):
+            waiting = [
+                trial
+                for trial in self._trials
+                if not trial.is_over and not (number and has_enough(trial, is_cpu=self._is_cpu))
+            ]
+            for trial in _order(waiting, number):
+                self._turn(trial, self._time)
+
+    def _time(self, trial: Trial, runner: Runner) -> None:
+        """Give a Solution one round: replays of a graph where it can be captured, eager calls where not."""
+        before = self._device.clocks()
+        if trial.is_captured is None:
+            eager = self._time_eager(trial, runner, self._scene.timed.part(0, _EAGER_CALLS))
+            trial.is_captured = self._has_memory_for_graph and self._capture(runner)
+            trial.eager = eager if trial.is_captured else []
+        if trial.is_captured:
+            self._replay(trial, runner)
+        else:
+            times = self._time_eager(trial, runner, self._scene.timed)
+            trial.fresh, trial.again = (trial.fresh, trial.again + times) if trial.fresh else (times, [])
+        trial.clocks = self._device.clocks(before)
+
+    @property
+    def _has_memory_for_graph(self) -> bool:
+        if self._is_cpu:
+            return False
+        lengths = {**self._task.workload.axes, **self._task.definition.const_axes}
+        size = sum(
+            math.prod(lengths[axis] for axis in spec.shape) * torch_dtype(spec.dtype).itemsize
+            for spec in self._task.definition.inputs.values()
+            if spec.shape is not None
+        )
+        return size * len(self._scene.timed.slots) <= self._device.free_bytes // _ARENA_SHARE
+
+    def _capture(self, runner: Runner) -> bool:
+        """Have a graph made on contents that are not timed."""
+        batch = self._scene.timed
+        seeds = [derive_seed(self._seed, self._task.workload.uuid, "capture", slot) for slot in batch.slots]
+        answer = runner.ask(
+            {"do": "capture", "name": batch.staging.name, "seeds": seeds, "slots": batch.slots}, self._seconds
+        )
+        return answer.get("captured") is True
+
+    def _replay(self, trial: Trial, runner: Runner) -> None:
+        """Replay once on new contents, then on the same ones; the outputs of both are compared."""
+        batch = self._scene.timed
+        if not trial.fresh:
+            trial.fresh = self._replay_once(trial, runner, batch.seeds, 1)
+        replay_ms = (trial.fresh[0] + _FLUSH_MS) * len(batch.slots)
+        times = max(_FEWEST_REPLAYS, min(_MOST_REPLAYS, round(_REPLAY_MS / replay_ms)))
+        trial.again += self._replay_once(trial, runner, (), times)
+
+    def _replay_once(self, trial: Trial, runner: Runner, seeds: Sequence[int], times: int) -> list[float]:
+        batch = self._scene.timed
+        poison = self._got.poison(self._scene.slots * self._slot_bytes)
+        answer = runner.ask({"do": "replay", "seeds": seeds, "times": times}, self._seconds)
+        milliseconds = _read_times(answer, "milliseconds", times)
+        self._compare(trial, batch, self._want, self._got, poison=poison)
+        return milliseconds
+
+    def _time_eager(self, trial: Trial, runner: Runner, batch: Batch) -> list[float]:
+        poison = self._got.poison(self._scene.slots * self._slot_bytes)
+        answer = runner.ask(batch.message("measure", cold=True), self._seconds)
+        milliseconds = _read_times(answer, "milliseconds", len(batch.slots))
+        trial.host += _read_times(answer, "host_microseconds", len(batch.slots))
+        kernels = answer.get("kernels")
+        trial.kernels = [str(name) for name in kernels] if isinstance(kernels, list) else []
+        self._check_kernels(trial)
+        self._compare(trial, batch, self._want, self._got, poison=poison)
+        return milliseconds
+
+    def _check_kernels(self, trial: Trial) -> None:
+        """Find a library's kernels by their names, however they were called."""
+        if trial.entrant.solution.author == "baseline":
+            return
+        for name in trial.kernels:
+            library = next((each for each in _LIBRARY_KERNELS if each in name), None)
+            if library is not None:
+                detail = f"the kernel {name[:120]} is {library}'s own"
+                raise RefusedError(EvaluationStatus.RUNTIME_ERROR, detail, rule="library-kernel")
+
+    def _finish(self, trial: Trial, runner: Runner) -> None:
+        """Time loops by the judge's own clock, and weigh all figures."""
+        trial.others = time_loops(runner, self._scene.typical, trial, has_graphs=not self._is_cpu)
+        fault = find_fault(trial, is_cpu=self._is_cpu)
+        if fault is not None:
+            raise RefusedError(fault.status, fault.detail, rule=fault.rule)
+
+
+def _order(trials: list[Trial], number: int) -> Iterable[Trial]:
+    """Go forth and back, so that no Solution always comes first."""
+    return reversed(trials) if number % 2 else trials
+
+
+def _slots(batch: Batch, arena: Arena, first: int, count: int) -> dict[str, torch.Tensor]:
+    stacked = batch.staging.layout.stack(arena.memory, first + count)
+    return {name: value[first:] for name, value in stacked.items()}
+
+
+def _read_times(answer: Mapping[str, Any], name: str, count: int) -> list[float]:
+    """Take as many times as there were calls.
+
+    Raises:
+        RefusedError: there are others.
+    """
+    times = _numbers(answer.get(name))
+    if len(times) != count:
+        raise RefusedError(EvaluationStatus.RUNTIME_ERROR, "it did not say how long each call took", rule="crash")
+    return times
+
+
+def _numbers(value: Any) -> list[float]:
+    """Take a list of finite numbers from a process that is not trusted."""
+    if not isinstance(value, list):
+        return []
+    numbers = [float(each) for each in value if isinstance(each, (int, float)) and not isinstance(each, bool)]
+    return [each for each in numbers if math.isfinite(each) and each >= 0]

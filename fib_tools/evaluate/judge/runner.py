@@ -1,0 +1,249 @@
+"""A runner as the judge sees it: a confined process that builds one Solution, or a reference, and calls it on command."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from typing import Any
+
+from fib_tools.errors import ChildCrashedError, ChildTimeoutError
+from fib_tools.evaluate.judge.arena import Arena
+from fib_tools.evaluate.judge.channel import Channel
+from fib_tools.evaluate.judge.refusal import RefusedError
+from fib_tools.host.env import flashinfer_cache, redact
+from fib_tools.host.process_tree import read_cpu_seconds
+from fib_tools.host.sandbox import Limits, Sandbox
+from fib_tools.model.base import to_document
+from fib_tools.model.definition import Definition
+from fib_tools.model.solution import Solution
+from fib_tools.model.trace import EvaluationStatus
+
+__all__ = ["ENTRY", "PRELOAD", "Runner"]
+
+ENTRY = "fib_tools.evaluate._runner.session:serve"
+PRELOAD = ("fib_tools.evaluate._runner.warm", "fib_tools.evaluate._runner.session")
+_TELL_BYTES = 1 << 14
+_DETAIL_LENGTH = 3000
+_LOG_LINES = 30
+_FILE_BYTES = 1 << 30
+"""Of one file: a compiled library."""
+_IDLE_SECONDS = 0.1
+"""A process that waits computes nothing; the kernel counts in ticks of 10 ms."""
+_LOST = ("CUDA error", "CUDA driver error", "device-side assert")
+_PROCESSES = 512
+_OPEN_FILES = 1024
+
+
+class Runner:
+    """One process. What goes wrong in it raises RefusedError; after a crash or a timeout it is `is_dead`."""
+
+    def __init__(  # noqa: PLR0913  # what a process may do and sees is said where it is made
+        self,
+        sandbox: Sandbox,
+        definition: Definition,
+        solution: Solution | None,
+        *,
+        device: str,
+        dataset: str,
+        memory_bytes: int,
+        lifetime: float,
+        is_trusted: bool = False,
+    ) -> None:
+        """Fork it; a Solution of None is the Definition's reference. A trusted one keeps what FlashInfer compiles."""
+        base, compiled = flashinfer_cache()
+        if is_trusted:
+            compiled.mkdir(parents=True, exist_ok=True)
+        payload = {
+            "definition": to_document(definition),
+            "solution": to_document(solution) if solution else None,
+            "device": device,
+            "dataset": dataset,
+            "caches": {"FLASHINFER_WORKSPACE_BASE": str(base)} if is_trusted else {},
+        }
+        limits = Limits(
+            wall_seconds=lifetime,
+            memory_bytes=memory_bytes,
+            file_bytes=_FILE_BYTES,
+            open_files=_OPEN_FILES,
+            processes=_PROCESSES,
+            writable=(str(compiled),) if is_trusted else (),
+            gpu=device != "cpu",
+        )
+        self.name = solution.name if solution else "reference"
+        self.is_dead = False
+        self._session = sandbox.open_session(ENTRY, payload, limits=limits)
+        self._channel = Channel(self._session.channel)
+        self._told, self._tell = os.pipe()
+        os.set_blocking(self._told, False)
+        self._is_stopped = False
+        self._is_visible = device != "cpu"
+        """Its process id means the same here; on a CPU it has a namespace of its own."""
+        self._idle_seconds = 0.0
+        self._owes = 0
+        self._arena: Arena | None = None
+        self._opened: set[str] = set()
+        self.built: dict[str, Any] = {}
+        self.protections: dict[str, bool] = {}
+
+    def begin_build(self, timer: str) -> None:
+        """Have it start its device and build; `finish_build` waits for that."""
+        self._channel.send({"do": "build", "timer": timer}, self._tell)
+        os.close(self._tell)
+        self._owes = 1
+
+    def finish_build(self, seconds: float) -> dict[str, Any]:
+        """Wait until it has built.
+
+        Raises:
+            RefusedError: it cannot be built, or did what it may not while its code was imported.
+        """
+        if self._owes:
+            self._owes = 0
+            self.built = self._receive(seconds, failed=EvaluationStatus.COMPILE_ERROR)
+            protections = self._session.protections
+            self.protections = {name: bool(getattr(protections, name)) for name in _PROTECTIONS} if protections else {}
+        return self.built
+
+    def take(self, arena: Arena) -> None:
+        """Give it the memory for its outputs."""
+        if self._arena is not arena:
+            self.resume()
+            arena.offer(self._channel)
+            self._receive(60.0)
+            self._arena = arena
+
+    def forget(self, arena: Arena) -> None:
+        """Have it let go of an arena that is about to be given back."""
+        if self._arena is arena and not self.is_dead:
+            self.ask({"do": "drop"}, 60.0)
+        self._arena = None if self._arena is arena else self._arena
+
+    def open(self, name: str, message: dict[str, Any], seconds: float) -> None:
+        """Open a workload, once, under a name."""
+        if name not in self._opened:
+            self.ask({"do": "open", "name": name, **message}, seconds)
+            self._opened.add(name)
+
+    def ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """Have it do something, and wait for the answer; it must not be stopped.
+
+        Raises:
+            RefusedError: it raised, crashed, hung, or broke a rule.
+        """
+        self.resume()
+        self._channel.send(message)
+        return self._receive(seconds)
+
+    def time(self, message: dict[str, Any], seconds: float) -> tuple[dict[str, Any], float]:
+        """Do the same, and take the time with this process's own clock, in seconds."""
+        self.resume()
+        begun = time.perf_counter()
+        self._channel.send(message)
+        answer = self._receive(seconds)
+        return answer, time.perf_counter() - begun
+
+    def stop(self) -> None:
+        """Have it do nothing until its next turn.
+
+        It is not halted by a signal: CUDA's driver has locks in memory that all processes share, and one that is halted
+        with such a lock halts them all. What it computes in spite of this is seen at `resume`.
+        """
+        if not self._is_stopped and not self.is_dead and not self._owes:
+            self._idle_seconds = self._read_cpu_seconds()
+            self._is_stopped = True
+
+    def resume(self) -> None:
+        """Give it its turn.
+
+        Raises:
+            RefusedError: it computed while others had theirs.
+        """
+        if not self._is_stopped:
+            return
+        self._is_stopped = False
+        spent = self._read_cpu_seconds() - self._idle_seconds
+        if spent > _IDLE_SECONDS:
+            detail = f"its process computed {spent:.2f} s while it was not its turn"
+            raise RefusedError(EvaluationStatus.RUNTIME_ERROR, detail, rule="threads")
+
+    def _read_cpu_seconds(self) -> float:
+        """Read how long its threads have computed, from outside."""
+        pid = self._session.pid
+        return read_cpu_seconds(pid) if self._is_visible and pid is not None else 0.0
+
+    def close(self) -> None:
+        """End it."""
+        self._session.close()
+        with suppress(OSError):
+            os.close(self._told)
+
+    def _receive(self, seconds: float, failed: EvaluationStatus = EvaluationStatus.RUNTIME_ERROR) -> dict[str, Any]:
+        try:
+            answer = self._channel.receive(seconds)
+        except ChildTimeoutError:
+            self.is_dead = True
+            raise RefusedError(
+                EvaluationStatus.TIMEOUT, f"it did not answer within {seconds:g} s", rule="timeout"
+            ) from None
+        except ChildCrashedError:
+            raise self._crash() from None
+        self._check_told()
+        if "ok" in answer and isinstance(answer["ok"], dict):
+            return answer["ok"]
+        refusal = _refusal(answer.get("error"), failed)
+        # after such an error every later call of the same process fails too
+        self.is_dead = any(words in refusal.refusal.detail for words in _LOST)
+        raise refusal
+
+    def _crash(self) -> RefusedError:
+        self.is_dead = True
+        outcome = self._session.close()
+        words = " | ".join(outcome.output.strip().splitlines()[-3:])
+        cause = str(outcome.error) if outcome.error else "its process ended"
+        return RefusedError(
+            EvaluationStatus.RUNTIME_ERROR, f"{cause}{': ' if words else ''}{words}"[:_DETAIL_LENGTH], rule="crash"
+        )
+
+    def _check_told(self) -> None:
+        """Read what the guard noticed."""
+        try:
+            said = os.read(self._told, _TELL_BYTES).decode(errors="replace")
+        except BlockingIOError:
+            return
+        if said:
+            raise RefusedError(EvaluationStatus.RUNTIME_ERROR, redact("; ".join(said.splitlines()[:4])), rule="audit")
+
+
+_PROTECTIONS = (
+    "no_new_privileges",
+    "capabilities_dropped",
+    "dies_with_parent",
+    "memory_limited",
+    "network_denied",
+    "files_confined",
+    "system_calls_filtered",
+    "signals_confined",
+)
+
+
+def _refusal(error: Any, failed: EvaluationStatus) -> RefusedError:
+    match error:
+        case {"kind": "rule", "rule": str() as rule, "message": str() as message}:
+            status = EvaluationStatus.INCORRECT_SHAPE if rule == "output-count" else EvaluationStatus.RUNTIME_ERROR
+            return RefusedError(status, redact(message[:_DETAIL_LENGTH]), rule=rule)
+        case {"kind": "output", "status": "INCORRECT_SHAPE" | "INCORRECT_DTYPE" as status, "message": str() as message}:
+            return RefusedError(EvaluationStatus(status), redact(message[:_DETAIL_LENGTH]))
+        case {"kind": "missing", "message": str() as message}:
+            return RefusedError(EvaluationStatus.COMPILE_ERROR, redact(message[:_DETAIL_LENGTH]))
+        case {"kind": "raised", "message": str() as message, "trace": str() as trace}:
+            return RefusedError(failed, _digest(message, trace))
+    return RefusedError(EvaluationStatus.RUNTIME_ERROR, "its answer cannot be read", rule="crash")
+
+
+def _digest(message: str, trace: str) -> str:
+    """Put the error before the lines that led to it, of a long compiler output those that say error."""
+    lines = message.strip().splitlines()
+    errors = [line for line in lines if "error" in line.casefold()]
+    chosen = lines if len(lines) <= _LOG_LINES else [lines[0], *errors[: _LOG_LINES - 1]]
+    return redact("\n".join([*chosen, trace.strip()]).strip()[:_DETAIL_LENGTH])

@@ -1,0 +1,156 @@
+"""The worker: one process that holds one device, and judges on it one task after the other."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+
+from fib_tools.errors import RequestError
+from fib_tools.evaluate.engines.engine import Place
+from fib_tools.evaluate.engines.items import Plan, SolutionRef, Task
+from fib_tools.evaluate.judge.contest import Contest, RunnerMaker
+from fib_tools.evaluate.judge.device import Device
+from fib_tools.evaluate.judge.judge import Judge, Judgement
+from fib_tools.evaluate.judge.measurement import as_series
+from fib_tools.evaluate.judge.refusal import RefusedError
+from fib_tools.evaluate.judge.runner import PRELOAD
+from fib_tools.evaluate.judge.trial import Trial
+from fib_tools.host.env import engine_environment
+from fib_tools.host.sandbox import Limits, Sandbox
+from fib_tools.model.evidence import Build, Evidence, Launch, Timer
+from fib_tools.model.trace import EvaluationStatus
+
+__all__ = ["Worker"]
+
+_CONTESTS = 2
+"""Definitions with runners alive: the one that is measured, and the one that builds meanwhile."""
+_FASTER_THAN_LIMIT = 1.5
+"""A copy's rate is no strict bound: reads alone are faster than reads and writes in turn."""
+
+
+class Worker:
+    """Judges the tasks it is given; made in a process where CUDA has not been touched."""
+
+    def __init__(self, plan: Plan, place: Place) -> None:
+        self._plan = plan
+        self._kind = "cpu" if place.device == "cpu" else "cuda"
+        environment = engine_environment() if self._kind == "cuda" else None
+        paths = tuple(Path(entry) for entry in sys.path if entry and Path(entry).is_dir())
+        self._sandbox = Sandbox(
+            PRELOAD,
+            limits=Limits(gpu=self._kind == "cuda"),
+            import_paths=paths,
+            readable=(Path(plan.dataset),),
+            environment=environment,
+        )
+        self._sandbox.__enter__()
+        self._maker = RunnerMaker(sandbox=self._sandbox, device=self._kind, dataset=plan.dataset, options=plan.options)
+        self._contests: dict[str, Contest] = {}
+        self._device = Device(self._kind)
+        self._judge = Judge(self._device)
+        if self._device.gpu.name != plan.hardware:
+            raise RequestError(
+                f"this worker has a {self._device.gpu.name}, the plan is for {plan.hardware}",
+                todo="start a run of its own for each model of GPU",
+            )
+
+    def prepare(self, task: Task) -> None:
+        """Fork and build a Definition's runners while another is measured."""
+        if len(self._contests) < _CONTESTS:
+            self._open(task)
+
+    def _open(self, task: Task) -> Contest:
+        key = task.item.definition_hash
+        contest = self._contests.get(key)
+        if contest is None:
+            contest = self._contests[key] = Contest(self._maker, task)
+        return contest
+
+    def evaluate(self, task: Task) -> Iterator[Evidence | None]:
+        """Judge a task's Solutions side by side."""
+        contest = self._open(task)
+        self._close_others(keep=2)
+        begun = time.perf_counter()
+        options = self._plan.options
+        tolerances = {name: bound.to_tolerance() for name, bound in task.bounds.items()}
+        try:
+            judgement = self._judge.judge(contest, task, master=options.seed, tolerances=tolerances)
+        except RefusedError as error:
+            self._drop(task)
+            raise RequestError(
+                f"the reference failed: {error.refusal.detail}",
+                where=f"{task.definition.name}, workload {task.workload.uuid}",
+                todo="mend the Definition or the Workload: fib tests run tries the reference alone",
+            ) from error
+        seconds = (time.perf_counter() - begun) / max(1, len(judgement.trials))
+        for ref, trial in zip(task.item.solutions, judgement.trials, strict=True):
+            yield self._to_evidence(task, ref, trial, judgement, seconds)
+
+    def _close_others(self, *, keep: int) -> None:
+        """End the runners of Definitions that are done."""
+        while len(self._contests) > keep:
+            self._contests.pop(next(iter(self._contests))).close()
+
+    def _drop(self, task: Task) -> None:
+        contest = self._contests.pop(task.item.definition_hash, None)
+        if contest is not None:
+            contest.close()
+
+    def close(self) -> None:
+        """End all runners and give back the device's memory."""
+        for contest in self._contests.values():
+            contest.close()
+        self._contests.clear()
+        self._judge.close()
+        self._sandbox.__exit__(None, None, None)
+
+    def _to_evidence(
+        self, task: Task, ref: SolutionRef, trial: Trial, judgement: Judgement, seconds: float
+    ) -> Evidence:
+        timer = Timer.HOST if self._kind == "cpu" else self._plan.options.timer
+        launch = Launch.GRAPH if trial.is_captured else Launch.EAGER
+        cold = as_series(trial.cold, Timer.GRAPH if trial.is_captured else timer, launch) if trial.cold else None
+        eager = [as_series(trial.eager, timer, Launch.EAGER)] if trial.eager else []
+        roofline = self._device.roofline(judgement.work, cold.milliseconds) if cold else None
+        refusal = trial.refusal
+        status, rule, detail = EvaluationStatus.PASSED, None, ""
+        if refusal is not None:
+            status, rule, detail = refusal.status, refusal.rule, refusal.detail
+        elif (
+            cold is not None
+            and (floor := self._device.floor_ms(judgement.work)) > _FASTER_THAN_LIMIT * cold.milliseconds
+        ):
+            status, rule = EvaluationStatus.RUNTIME_ERROR, "too-fast"
+            detail = f"{cold.milliseconds:.6g} ms for work that takes at least {floor:.6g} ms on this device"
+        return Evidence(
+            subject=task.item.subject(ref, self._plan.hardware),
+            status=status,
+            rule=rule,
+            detail=detail,
+            axes=dict(task.workload.axes),
+            op_type=task.definition.op_type,
+            seed=judgement.seed,
+            calls=trial.calls,
+            distributions=trial.distributions,
+            errors=trial.errors,
+            series=[*([cold] if cold else []), *eager, *trial.others],
+            reference_ms=judgement.reference_ms,
+            roofline=roofline,
+            kernels=trial.kernels,
+            gpu=self._device.gpu,
+            clocks=trial.clocks,
+            libs=dict(trial.entrant.built.get("libs", {})),
+            protections=trial.entrant.protections,
+            build=Build(
+                seconds=float(trial.entrant.built.get("seconds", 0.0)), first_call_seconds=trial.first_call_seconds
+            ),
+            timestamp=_now(),
+            seconds=seconds,
+        )
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

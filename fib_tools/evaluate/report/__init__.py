@@ -1,0 +1,3 @@
+"""What the Traces of a dataset say together."""
+
+from __future__ import annotations

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine_worlds import World
+from fib_tools.evaluate.engines.schedule import Schedule
+
+
+def schedule(root: Path, sizes: dict[str, int], workloads: int) -> Schedule:
+    return Schedule(World.make(root, {name: ["x"] * count for name, count in sizes.items()}, workloads=workloads).items)
+
+
+def taken(work: Schedule, worker: str) -> str | None:
+    job = work.take(worker)
+    return f"{job.item.definition}{job.item.workload}" if job else None
+
+
+def test_a_worker_opens_the_definition_with_the_most_work_and_stays_with_it(tmp_path: Path) -> None:
+    work = schedule(tmp_path, {"a": 1, "b": 3, "c": 2}, workloads=2)
+    assert [taken(work, "one") for _ in range(7)] == ["bw0", "bw1", "cw0", "cw1", "aw0", "aw1", None]
+
+
+def test_two_workers_open_two_definitions_and_then_share_the_last(tmp_path: Path) -> None:
+    work = schedule(tmp_path, {"a": 2, "b": 1}, workloads=3)
+    assert [taken(work, name) for name in ("one", "two")] == ["aw0", "bw0"]
+    assert [taken(work, "two") for _ in range(3)] == ["bw1", "bw2", "aw1"]
+    assert [taken(work, "one"), taken(work, "one")] == ["aw2", None]
+
+
+def test_a_worker_hears_of_its_next_definition_once_and_nobody_else_opens_it(tmp_path: Path) -> None:
+    work = schedule(tmp_path, {"a": 3, "b": 2, "c": 1}, workloads=3)
+    assert work.find_next("one") is None
+    taken(work, "one")
+    upcoming = work.find_next("one")
+    assert upcoming is not None
+    assert upcoming.item.definition == "b"
+    assert work.find_next("one") is None
+    assert taken(work, "two") == "cw0"
+    assert [taken(work, "one") for _ in range(3)] == ["aw1", "aw2", "bw0"]
+    assert work.is_wanted("one", "b")
+    assert not work.is_wanted("one", "a")
+
+
+def test_what_is_put_back_comes_first_and_a_dismissed_workers_definitions_are_free(tmp_path: Path) -> None:
+    work = schedule(tmp_path, {"a": 2, "b": 1}, workloads=2)
+    jobs = [work.take("one"), work.take("one")]
+    assert work.waiting == 2
+    work.dismiss("one")
+    work.put_back([job for job in jobs if job])
+    assert [taken(work, "two") for _ in range(3)] == ["aw0", "aw1", "bw0"]

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench_run import DESTINATION, HALF_ROW, HONEST, REMEMBERS, norm, workload, write_dataset
+from fib_tools.cli.app import main
+from fib_tools.dataset.store import Dataset
+from fib_tools.errors import RequestError
+from fib_tools.phases.bench import BenchResult, benchmark_kernels
+from fib_tools.phases.context import Context, Workspace
+
+
+def context(root: Path) -> Context:
+    return Context(workspace=Workspace(root=root / "work"), offline=True, dataset_override=root / "dataset")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("bench")
+    sources = {"honest": HONEST, "destination": DESTINATION, "half_row": HALF_ROW, "remembers": REMEMBERS}
+    sources["raises"] = "def run(hidden_states, weight):\n    raise ValueError('not today')\n"
+    sources["imports"] = "import subprocess\n" + HONEST
+    write_dataset(root / "dataset", sources)
+    return root
+
+
+@pytest.fixture(scope="module")
+def result(root: Path) -> BenchResult:
+    return benchmark_kernels(context(root), device="cpu", time_limit=30)
+
+
+def statuses(result: BenchResult) -> dict[str, set[tuple[str, str]]]:
+    found: dict[str, set[tuple[str, str]]] = {}
+    for row in result.evaluations:
+        found.setdefault(row.solution, set()).add((row.status, row.rule))
+    return found
+
+
+def test_right_solutions_pass_and_each_wrong_one_fails_for_its_own_reason(result: BenchResult) -> None:
+    assert statuses(result) == {
+        "honest": {("PASSED", "")},
+        "destination": {("PASSED", "")},
+        "half_row": {("INCORRECT_NUMERICAL", "wrong-values")},
+        "remembers": {("INCORRECT_NUMERICAL", "wrong-values")},
+        "raises": {("RUNTIME_ERROR", "")},
+        "imports": {("RUNTIME_ERROR", "source-import")},
+    }
+    assert not result.has_errors
+    assert result.planned == len(result.evaluations) == 12
+
+
+def test_a_failure_says_what_went_wrong_and_where(result: BenchResult) -> None:
+    details = {row.solution: row.detail for row in result.evaluations}
+    assert "ValueError: not today" in details["raises"]
+    assert "solution/main.py" in details["raises"]
+    assert "got" in details["half_row"]
+    assert "want" in details["half_row"]
+
+
+def test_traces_carry_figures_and_lead_to_their_evidence(root: Path, result: BenchResult) -> None:
+    dataset = Dataset(root / "dataset")
+    lines = [json.loads(line) for line in dataset.read_lines("traces/someone/rmsnorm/rmsnorm_h64.jsonl")]
+    assert len(lines) == 12
+    passed = next(line for line in lines if line["solution"] == "honest")["evaluation"]
+    assert passed["performance"]["latency_ms"] > 0
+    evidence = dataset.find_evidence(passed["correctness"]["extra"]["evidence"])
+    assert evidence is not None
+    assert evidence.milliseconds == pytest.approx(passed["performance"]["latency_ms"])
+    assert evidence.calls >= 10
+    assert set(evidence.distributions) >= {"typical", "outliers", "tiny", "shifted"}
+    assert any(
+        name.startswith("held-out") for row in result.evaluations[:1] for name in _distributions(dataset, row.evidence)
+    )
+    assert all(evidence.protections.values())
+
+
+def _distributions(dataset: Dataset, key: str) -> list[str]:
+    evidence = dataset.find_evidence(key)
+    return evidence.distributions if evidence else []
+
+
+def test_what_has_evidence_is_not_measured_twice_unless_asked(root: Path, result: BenchResult) -> None:
+    again = benchmark_kernels(context(root), device="cpu", solutions=("honest",))
+    assert again.reused == 2
+    assert {row.evidence for row in again.evaluations} <= {row.evidence for row in result.evaluations}
+    before = {row.evidence: row.milliseconds for row in again.evaluations}
+    fresh = benchmark_kernels(context(root), device="cpu", solutions=("honest",), workloads=1, fresh=True)
+    assert fresh.reused == 0
+    assert len(fresh.evaluations) == 1
+    assert {row.evidence for row in fresh.evaluations} <= set(before)
+
+
+def test_a_dry_run_counts_and_writes_nothing(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "dataset", {"honest": HONEST})
+    planned = benchmark_kernels(context(tmp_path), device="cpu", dry_run=True)
+    assert (planned.planned, planned.evaluations) == (2, ())
+    assert planned.hardware
+    assert not (tmp_path / "work").exists()
+    assert not (tmp_path / "dataset" / "traces").exists()
+
+
+@pytest.mark.parametrize(
+    "choice", [{"definitions": ("rmsnorm_h65",)}, {"solutions": ("hones",)}, {"authors": ("nobody",)}]
+)
+def test_a_name_that_chooses_nothing_is_refused(tmp_path: Path, choice: dict[str, tuple[str, ...]]) -> None:
+    write_dataset(tmp_path / "dataset", {"honest": HONEST})
+    with pytest.raises(RequestError, match=next(iter(choice.values()))[0]):
+        benchmark_kernels(context(tmp_path), device="cpu", **choice)  # type: ignore[arg-type]
+
+
+def test_without_solutions_there_is_nothing_to_measure(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "dataset", {})
+    with pytest.raises(RequestError, match="no Definition chosen"):
+        benchmark_kernels(context(tmp_path), device="cpu")
+
+
+def test_a_broken_reference_is_nobodys_result(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "dataset", {"honest": HONEST})
+    broken = norm().model_copy(
+        update={"reference": "def run(hidden_states, weight):\n    raise KeyError('reference')\n"}
+    )
+    (dataset.root / "definitions/rmsnorm/rmsnorm_h64.json").unlink()
+    dataset.write_definition(broken)
+    result = benchmark_kernels(context(tmp_path), device="cpu")
+    assert result.has_errors
+    assert result.evaluations == ()
+    assert all("the reference failed" in failure for failure in result.failures)
+    assert not (dataset.root / "evidence").exists()
+
+
+def test_the_command_line_tells_the_figures_and_that_a_cpu_is_for_learning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_dataset(tmp_path / "dataset", {"honest": HONEST}, sizes=(2,))
+    options = ["--dataset", str(tmp_path / "dataset"), "--workspace", str(tmp_path / "work")]
+    assert main(["bench", "--device", "cpu", *options]) == 0
+    shown = capsys.readouterr().out
+    assert "honest" in shown
+    assert "not for claims" in shown
+    assert main(["report", *options, "--json"]) == 0
+    assert "rmsnorm_h64" in capsys.readouterr().out
+
+
+def test_an_agents_run_is_the_same_run(root: Path, result: BenchResult) -> None:
+    again = benchmark_kernels(replace(context(root), is_confined=True), device="cpu", solutions=("half_row",))
+    assert statuses(again)["half_row"] == statuses(result)["half_row"]
+
+
+def test_workloads_of_the_sample_have_ids_of_their_own() -> None:
+    assert workload(3).uuid != workload(8).uuid
