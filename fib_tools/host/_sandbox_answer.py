@@ -48,6 +48,8 @@ class RunningJob:
         self.limits = limits
         self.deadline = 0.0
         self.is_killed = False
+        self.is_session = False
+        """Who talks with it keeps the time."""
         self.protections: Protections | None = None
         self._begun: float | None = None
         self._folder = folder
@@ -66,7 +68,7 @@ class RunningJob:
         """Start the job's clock."""
         self.protections = Protections(**protections)
         self._begun = time.monotonic()
-        if not self.is_killed:
+        if not self.is_killed and not self.is_session:
             self.deadline = self._begun + self.limits.wall_seconds
 
     def to_outcome(self, *, value: dict[str, Any] | None = None, error: FibError | None = None) -> Outcome:

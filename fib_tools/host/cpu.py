@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 
-__all__ = ["read_cpu_name"]
+__all__ = ["read_cpu_name", "read_memory_bytes"]
 
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -18,3 +19,8 @@ def read_cpu_name(cpuinfo: Path = _CPUINFO) -> str:
         lines = []
     named = (line.partition(":")[2].strip() for line in lines if line.lower().startswith("model name"))
     return next(filter(None, named), "") or platform.processor() or platform.machine() or "CPU"
+
+
+def read_memory_bytes() -> int:
+    """Tell how much memory this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

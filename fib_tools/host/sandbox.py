@@ -10,6 +10,7 @@ claim (bounded, and about its own job only). The scratch folder is limited per f
 
 from __future__ import annotations
 
+import math
 import shutil
 import socket
 import tempfile
@@ -34,6 +35,7 @@ __all__ = ["Limits", "Outcome", "Protections", "Sandbox", "Session", "run_once"]
 _IMPORT_SECONDS = 180.0
 """Time for the warm process to import a job's module and fork; the job's own clock starts after that."""
 _KILL_SECONDS = 5.0
+_LONGEST_WAIT_SECONDS = 3600.0
 _DEFAULT_LIMITS = Limits()
 
 
@@ -166,7 +168,8 @@ class Sandbox:
         self._warm.wait_until_ready()
         self._jobs += 1
         job = RunningJob(self._folder / str(self._jobs), payload, index=index, limits=limits)
-        job.deadline = time.monotonic() + _IMPORT_SECONDS
+        job.is_session = channel is not None
+        job.deadline = math.inf if job.is_session else time.monotonic() + _IMPORT_SECONDS
         self._running[self._jobs] = job
         message = {"job": self._jobs, "entry": entry, "limits": asdict(limits), **job.paths()}
         self._warm.send({**message, "session": True} if channel else message, channel)
@@ -176,7 +179,8 @@ class Sandbox:
         """Wait for the next event or deadline, and act on it."""
         soonest = min(job.deadline for job in self._running.values())
         try:
-            message = self._warm.receive(max(0.0, soonest - time.monotonic())) if self._warm else None
+            seconds = min(max(0.0, soonest - time.monotonic()), _LONGEST_WAIT_SECONDS)
+            message = self._warm.receive(seconds) if self._warm else None
         except ChildCrashedError as error:
             self._lose_all(error)
             return

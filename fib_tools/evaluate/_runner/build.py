@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from types import ModuleType
 from typing import Any
 
 from fib_tools.errors import MissingDependencyError, RequestError
+from fib_tools.evaluate._runner.refusals import RuleError
+from fib_tools.evaluate.rules.source_native import check_symbols
 from fib_tools.model.solution import Binding, Language, Solution
 
 __all__ = ["Built", "build_reference", "build_solution"]
@@ -49,6 +52,7 @@ def build_solution(solution: Solution, folder: Path) -> Built:
     if solution.spec.language in {Language.CPP, Language.CUDA}:
         binding = solution.spec.binding or Binding.TVM_FFI
         module = _compile_torch(solution, folder) if binding is Binding.TORCH else _compile_tvm_ffi(solution, folder)
+        _check_symbols(folder / "_build")
     else:
         module = _import_source(folder, file)
     run = getattr(module, symbol, None)
@@ -56,6 +60,20 @@ def build_solution(solution: Solution, folder: Path) -> Built:
         raise RequestError(f"{file} has no function {symbol!r}", todo="name the function in spec.entry_point")
     setup = getattr(module, "setup", None)
     return Built(run=run, setup=setup if callable(setup) else None)
+
+
+def _check_symbols(output: Path) -> None:
+    """Refuse a library that asks the system for what a kernel has no use for, however its text spelled that.
+
+    Raises:
+        RuleError: it does (`source-native`).
+    """
+    for library in sorted(output.rglob("*.so")):
+        command = ["nm", "-D", "--undefined-only", str(library)]
+        listed = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603  # beside the compiler
+        undefined = [line.split()[-1] for line in listed.stdout.splitlines() if line.strip()]
+        for violation in check_symbols(library.name, undefined):
+            raise RuleError(violation.rule.name, violation.detail)
 
 
 def _write(folder: Path, path: str, content: str) -> Path:

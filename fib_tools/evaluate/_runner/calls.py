@@ -8,25 +8,10 @@ from typing import Any
 import torch
 
 from fib_tools.evaluate._runner.build import Built
+from fib_tools.evaluate._runner.refusals import RuleError, WrongOutputError
 from fib_tools.model.definition import Definition
 
-__all__ = ["Caller", "RuleError", "WrongOutputError"]
-
-
-class RuleError(Exception):
-    """An integrity rule was broken."""
-
-    def __init__(self, rule: str, detail: str) -> None:
-        self.rule = rule
-        super().__init__(detail)
-
-
-class WrongOutputError(Exception):
-    """An output has another shape or element type than declared."""
-
-    def __init__(self, status: str, detail: str) -> None:
-        self.status = status
-        super().__init__(detail)
+__all__ = ["Caller"]
 
 
 class Caller:

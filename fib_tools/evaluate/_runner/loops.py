@@ -12,10 +12,6 @@ from fib_tools.evaluate._runner.workload import OpenWorkload
 
 __all__ = ["Looper"]
 
-_CALLS_IN_GRAPH = 8
-_INPUT_BYTES = 4 << 30
-"""Inputs of a graph's calls together; one set is used by all calls beyond that."""
-
 
 class Looper:
     """Keeps the graph of the workload that was looped last."""
@@ -27,39 +23,34 @@ class Looper:
         self._outputs: list[Any] = []
         self._graph: Any = None
 
-    def loop(self, workload: OpenWorkload, seed: int, *, count: int, graph: bool) -> dict[str, Any]:
-        """Make `count` calls and wait for the device; the first time, inputs are made and the graph is captured.
+    def loop(self, workload: OpenWorkload, seed: int, *, sets: int, count: int, graph: bool) -> None:
+        """Make `count` calls, or replays of a graph of `sets` calls, and wait for the device.
 
-        `calls` in the answer is what one unit of `count` stands for.
+        The first time, that many sets of inputs are made, and the graph is captured.
         """
-        self._prepare(workload, seed)
+        self._prepare(workload, seed, sets)
         if graph:
             if self._graph is None:
                 self._capture()
             for _ in range(count):
                 self._graph.replay()
             self._gpu.synchronize()
-            return {"calls": len(self._sets)}
+            return
         for index in range(count):
             inputs, state = self._sets[index % len(self._sets)]
             self._outputs[0] = self._caller.call(inputs, self._outputs[1], state)
         if self._gpu is not None:
             self._gpu.synchronize()
-        return {"calls": 1}
 
-    def _prepare(self, workload: OpenWorkload, seed: int) -> None:
+    def _prepare(self, workload: OpenWorkload, seed: int, sets: int) -> None:
         if self._key == (id(workload), seed):
             return
         self._graph, self._sets = None, []
-        size = 0
-        for index in range(_CALLS_IN_GRAPH):
+        for index in range(sets):
             inputs = workload.make(seed + index)
             self._sets.append(
                 (inputs, self._caller.plan(inputs, workload.plan.values) if self._caller.has_setup else {})
             )
-            size += _bytes(inputs)
-            if size * 2 > _INPUT_BYTES:
-                break
         device = "cpu" if self._gpu is None else "cuda"
         outputs = {
             place.name: torch.empty(math.prod(place.shape) * place.dtype.itemsize, dtype=torch.uint8, device=device)
@@ -79,7 +70,3 @@ class Looper:
                 kept.append(self._caller.call(inputs, self._outputs[1], state))
         self._outputs[0] = kept
         self._graph = graph
-
-
-def _bytes(inputs: Any) -> int:
-    return sum(value.numel() * value.element_size() for value in inputs.values() if isinstance(value, torch.Tensor))

@@ -8,7 +8,6 @@ import os
 import pickle
 import socket
 import sys
-import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,10 +17,11 @@ import torch
 
 from fib_tools.errors import FibError, MissingDependencyError
 from fib_tools.evaluate._runner.build import build_reference, build_solution
-from fib_tools.evaluate._runner.calls import Caller, RuleError, WrongOutputError
+from fib_tools.evaluate._runner.calls import Caller
 from fib_tools.evaluate._runner.draws import draw_samples
 from fib_tools.evaluate._runner.guard import BusyWatch, Guard
 from fib_tools.evaluate._runner.loops import Looper
+from fib_tools.evaluate._runner.refusals import RuleError, WrongOutputError
 from fib_tools.evaluate._runner.replays import NotCapturedError, Replays
 from fib_tools.evaluate._runner.timing import ActivityTimer, EventTimer, HostTimer, Job, Timer
 from fib_tools.evaluate._runner.workload import OpenWorkload, open_workload
@@ -96,10 +96,8 @@ class _Runner:
 
     def _build(self, message: dict[str, Any]) -> dict[str, Any]:
         """Start the device, arm the guard, and build; compilers run in this process's own tree."""
-        started = time.perf_counter()
         self._keep_caches_here()
         self._gpu, self._timer = self._start_device(message["timer"])
-        device_seconds = time.perf_counter() - started
         folder = Path.cwd() / _FOLDER
         folder.mkdir()
         self._guard = Guard(folder, self._channel.descriptors.pop())
@@ -113,8 +111,7 @@ class _Runner:
         self._looper = Looper(self._caller, self._gpu)
         gc.collect()
         gc.freeze()
-        seconds = time.perf_counter() - started
-        return {"seconds": seconds, "device_seconds": device_seconds, **self._describe_device()}
+        return {"libs": self._list_libs()}
 
     def _keep_caches_here(self) -> None:
         """Have compilers keep what they make in this process's own folder, or where the judge lets it."""
@@ -130,12 +127,10 @@ class _Runner:
         gpu = Gpu()
         return gpu, ActivityTimer(gpu) if timer == "cupti" else EventTimer(gpu)
 
-    def _describe_device(self) -> dict[str, Any]:
+    def _list_libs(self) -> dict[str, str]:
         libs = {"torch": torch.__version__, "python": ".".join(map(str, sys.version_info[:3]))}
         libs |= {name: str(getattr(sys.modules[name], "__version__", "")) for name in _LIBS if name in sys.modules}
-        if self._gpu is None:
-            return {"libs": libs, "capability": 0}
-        return {"libs": {**libs, "cuda": str(torch.version.cuda)}, "capability": self._gpu.capability}
+        return libs if self._gpu is None else {**libs, "cuda": str(torch.version.cuda)}
 
     def _take_arena(self, message: dict[str, Any]) -> dict[str, Any]:
         """Map the judge's memory; what is unpickled here comes from the judge, who is trusted."""
@@ -165,19 +160,16 @@ class _Runner:
     def _call(self, message: dict[str, Any]) -> dict[str, Any]:
         """Make calls that nobody times."""
         workload = self._workloads[message["name"]]
-        seconds = []
         for seed, slot in zip(message["seeds"], message["slots"], strict=True):
-            begun = time.perf_counter()
             step = _Step(self._caller, workload, self._arena, seed=seed, slot=slot, keeps_inputs=True)
             step.before()
             step.call()
             step.after()
             self._synchronize()
-            seconds.append(time.perf_counter() - begun)
         if message.get("checks_inputs"):
             step.check_inputs()
         self._check_patched()
-        return {"seconds": seconds}
+        return {}
 
     def _measure(self, message: dict[str, Any]) -> dict[str, Any]:
         workload = self._workloads[message["name"]]
@@ -248,7 +240,9 @@ class _Runner:
     def _loop(self, message: dict[str, Any]) -> dict[str, Any]:
         """Make calls back to back, for the judge's own clock."""
         workload = self._workloads[message["name"]]
-        return self._looper.loop(workload, message["seed"], count=message["count"], graph=message["graph"])
+        sizes = {"sets": message["sets"], "count": message["count"]}
+        self._looper.loop(workload, message["seed"], **sizes, graph=message["graph"])
+        return {}
 
     def _draw(self, message: dict[str, Any]) -> dict[str, Any]:
         """Make many draws of a few rows, for the statistical test."""

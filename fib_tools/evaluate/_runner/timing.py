@@ -15,9 +15,9 @@ from typing import Protocol
 import torch
 
 from fib_tools.errors import ChildCrashedError
-from fib_tools.evaluate._runner.calls import RuleError
 from fib_tools.evaluate._runner.cupti import Activity, Cupti, Kind
 from fib_tools.evaluate._runner.gpu import Gpu
+from fib_tools.evaluate._runner.refusals import RuleError
 
 __all__ = ["ActivityTimer", "EventTimer", "HostTimer", "Job", "Timed", "Timer"]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from fib_tools.errors import FormatError
 from fib_tools.evaluate.engines.items import Limits, Options, Task
@@ -13,6 +12,7 @@ from fib_tools.evaluate.judge.arena import Arena
 from fib_tools.evaluate.judge.refusal import Refusal, RefusedError
 from fib_tools.evaluate.judge.runner import Runner
 from fib_tools.evaluate.rules.source_rules import check_sources
+from fib_tools.host.cpu import read_memory_bytes
 from fib_tools.host.sandbox import Sandbox
 from fib_tools.model.solution import Solution
 from fib_tools.model.trace import EvaluationStatus
@@ -21,6 +21,8 @@ __all__ = ["Contest", "Entrant", "RunnerMaker"]
 
 _LIFETIME_SECONDS = 24 * 3600.0
 _MEMORY_BYTES = 32 << 30
+_MEMORY_SHARE = 0.75
+"""Of the machine's memory one runner may take at most."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +42,7 @@ class RunnerMaker:
             solution,
             device=self.device,
             dataset=self.dataset,
-            memory_bytes=_MEMORY_BYTES,
+            memory_bytes=min(_MEMORY_BYTES, int(read_memory_bytes() * _MEMORY_SHARE)),
             lifetime=_LIFETIME_SECONDS,
             is_trusted=solution is not None and solution.hash in task.trusted,
         )
@@ -57,7 +59,8 @@ class Entrant:
     refusal: Refusal | None = None
     """What holds for every Workload: a broken source rule, a failed build."""
     crashes: int = 0
-    built: dict[str, Any] = field(default_factory=dict)
+    build_seconds: float = 0.0
+    libs: dict[str, str] = field(default_factory=dict)
     protections: dict[str, bool] = field(default_factory=dict)
     held_out: Refusal | None = None
     is_held_out_checked: bool = False
@@ -116,13 +119,14 @@ class Contest:
                 entrant.runner.close()
             entrant.runner = self._maker.make(self._task, entrant.solution)
         try:
-            entrant.built = entrant.runner.finish_build(seconds)
+            entrant.runner.finish_build(seconds)
         except RefusedError as error:
             entrant.refusal = error.refusal
             entrant.runner.close()
             entrant.runner = None
             raise
         entrant.protections = entrant.runner.protections
+        entrant.build_seconds, entrant.libs = entrant.runner.build_seconds, entrant.runner.libs
         return entrant.runner
 
     def stop_all(self) -> None:

@@ -46,6 +46,8 @@ _FEWEST_REPLAYS, _MOST_REPLAYS = 4, 16
 _REPLAY_MS = 8.0
 """Of one round of replays, flushes included."""
 _FLUSH_MS = 0.045
+_LOOPED_SETS = 8
+"""Sets of inputs that a loop goes through."""
 _ARENA_SHARE = 8
 """Outputs of a workload's calls take at most this part of the free memory, twice, and inputs of a graph's calls too."""
 _REFERENCE_SECONDS = 4.0
@@ -165,8 +167,8 @@ class _Hearing:
         reference.take(want)
         for batch in scene.checks:
             self._open(reference, batch)
-        seconds = reference.ask(scene.checks[0].message("call"), self._build_seconds)["seconds"]
-        affordable = int(_REFERENCE_SECONDS / max(float(seconds[-1]), 1e-6))
+        _, seconds = reference.time(scene.checks[0].message("call"), self._build_seconds)
+        affordable = int(_REFERENCE_SECONDS * len(scene.checks[0].slots) / seconds)
         calls = max(_FEW_CALLS, min(_CALLS, affordable, most))
         return stage(definition, workload, master=self._seed, calls=calls, holds_out=holds_out)
 
@@ -226,9 +228,8 @@ class _Hearing:
         for number, batch in enumerate(self._scene.checks):
             self._open(runner, batch)
             seconds = self._seconds if number else _FIRST_CALL * self._seconds
-            answer = runner.ask(batch.message("call", checks_inputs=number == 0), seconds)
-            if number == 0:
-                trial.first_call_seconds = float(answer["seconds"][0])
+            _, spent = runner.time(batch.message("call", checks_inputs=number == 0), seconds)
+            trial.first_call_seconds = trial.first_call_seconds or spent
             rule = None if number == 0 else "wrong-distribution"
             self._compare(trial, batch, self._want, self._got, poison=poison, rule=rule)
             trial.distributions.append(str(batch.staging.message["distribution"]))
@@ -256,7 +257,7 @@ class _Hearing:
                 refusal = entrant.held_out
                 axes = ", ".join(f"{name}={length}" for name, length in batch.staging.message["axes"].items())
                 raise RefusedError(refusal.status, f"with {axes}: {refusal.detail}", rule="wrong-distribution")
-            trial.distributions.append(batch.staging.name.partition("/")[2])
+            trial.distributions.append(batch.staging.name.rpartition("/")[2])
 
     def _try_held_out(self, trial: Trial, runner: Runner, reference: Runner, batch: Batch) -> Refusal | None:
         kept = self._want.memory[: batch.staging.layout.slot_bytes].clone()
@@ -310,7 +311,7 @@ class _Hearing:
         before = self._device.clocks()
         if trial.is_captured is None:
             eager = self._time_eager(trial, runner, self._scene.timed.part(0, _EAGER_CALLS))
-            trial.is_captured = self._has_memory_for_graph and self._capture(runner)
+            trial.is_captured = not self._is_cpu and self._fits(len(self._scene.timed.slots)) and self._capture(runner)
             trial.eager = eager if trial.is_captured else []
         if trial.is_captured:
             self._replay(trial, runner)
@@ -319,17 +320,15 @@ class _Hearing:
             trial.fresh, trial.again = (trial.fresh, trial.again + times) if trial.fresh else (times, [])
         trial.clocks = self._device.clocks(before)
 
-    @property
-    def _has_memory_for_graph(self) -> bool:
-        if self._is_cpu:
-            return False
+    def _fits(self, sets: int) -> bool:
+        """Tell whether the inputs of so many calls fit into memory together."""
         lengths = {**self._task.workload.axes, **self._task.definition.const_axes}
         size = sum(
             math.prod(lengths[axis] for axis in spec.shape) * torch_dtype(spec.dtype).itemsize
             for spec in self._task.definition.inputs.values()
             if spec.shape is not None
         )
-        return size * len(self._scene.timed.slots) <= self._device.free_bytes // _ARENA_SHARE
+        return size * sets <= self._device.free_bytes // _ARENA_SHARE
 
     def _capture(self, runner: Runner) -> bool:
         """Have a graph made on contents that are not timed."""
@@ -380,7 +379,8 @@ class _Hearing:
 
     def _finish(self, trial: Trial, runner: Runner) -> None:
         """Time loops by the judge's own clock, and weigh all figures."""
-        trial.others = time_loops(runner, self._scene.typical, trial, has_graphs=not self._is_cpu)
+        sets = _LOOPED_SETS if self._fits(_LOOPED_SETS) else 1
+        trial.others = time_loops(runner, self._scene.typical, trial, sets=sets, has_graphs=not self._is_cpu)
         fault = find_fault(trial, is_cpu=self._is_cpu)
         if fault is not None:
             raise RefusedError(fault.status, fault.detail, rule=fault.rule)

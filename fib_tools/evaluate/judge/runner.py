@@ -31,6 +31,7 @@ _FILE_BYTES = 1 << 30
 _IDLE_SECONDS = 0.1
 """A process that waits computes nothing; the kernel counts in ticks of 10 ms."""
 _LOST = ("CUDA error", "CUDA driver error", "device-side assert")
+_WORD_LENGTH, _MOST_LIBS = 60, 20
 _PROCESSES = 512
 _OPEN_FILES = 1024
 
@@ -83,7 +84,10 @@ class Runner:
         self._owes = 0
         self._arena: Arena | None = None
         self._opened: set[str] = set()
-        self.built: dict[str, Any] = {}
+        self._began = 0.0
+        self.build_seconds = 0.0
+        self.libs: dict[str, str] = {}
+        """Versions, as it says itself."""
         self.protections: dict[str, bool] = {}
 
     def begin_build(self, timer: str) -> None:
@@ -91,8 +95,9 @@ class Runner:
         self._channel.send({"do": "build", "timer": timer}, self._tell)
         os.close(self._tell)
         self._owes = 1
+        self._began = time.perf_counter()
 
-    def finish_build(self, seconds: float) -> dict[str, Any]:
+    def finish_build(self, seconds: float) -> None:
         """Wait until it has built.
 
         Raises:
@@ -100,10 +105,11 @@ class Runner:
         """
         if self._owes:
             self._owes = 0
-            self.built = self._receive(seconds, failed=EvaluationStatus.COMPILE_ERROR)
+            answer = self._receive(seconds, failed=EvaluationStatus.COMPILE_ERROR)
+            self.build_seconds = time.perf_counter() - self._began
+            self.libs = _read_libs(answer.get("libs"))
             protections = self._session.protections
             self.protections = {name: bool(getattr(protections, name)) for name in _PROTECTIONS} if protections else {}
-        return self.built
 
     def take(self, arena: Arena) -> None:
         """Give it the memory for its outputs."""
@@ -225,6 +231,14 @@ _PROTECTIONS = (
     "system_calls_filtered",
     "signals_confined",
 )
+
+
+def _read_libs(said: Any) -> dict[str, str]:
+    """Take names and versions from a process that is not trusted."""
+    if not isinstance(said, dict):
+        return {}
+    pairs = [(str(name)[:_WORD_LENGTH], str(version)[:_WORD_LENGTH]) for name, version in said.items()]
+    return dict(pairs[:_MOST_LIBS])
 
 
 def _refusal(error: Any, failed: EvaluationStatus) -> RefusedError:

@@ -78,7 +78,9 @@ def stage(definition: Definition, workload: Workload, *, master: int, calls: int
 
     def staging(name: str, axes: Mapping[str, int], given: Mapping[str, Any], distribution: str) -> Staging:
         message = {"axes": dict(axes), "inputs": dict(given), "seed": structure, "distribution": distribution}
-        return Staging(name=f"{workload.uuid}/{name}", message=message, layout=SlotLayout.of(definition, axes))
+        return Staging(
+            name=f"{workload.uuid}/{structure}/{name}", message=message, layout=SlotLayout.of(definition, axes)
+        )
 
     def batch(at: Staging, slots: Sequence[int]) -> Batch:
         seeds = tuple(derive_seed(master, workload.uuid, at.name, slot) for slot in slots)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from typing import Any
 
 from fib_tools.evaluate.judge.refusal import RefusedError
 from fib_tools.evaluate.judge.runner import Runner
@@ -33,7 +32,7 @@ _SLACK_MS = 0.004
 _HOST_SLACK = 1.5
 
 
-def time_loops(runner: Runner, staging: Staging, trial: Trial, *, has_graphs: bool) -> list[Series]:
+def time_loops(runner: Runner, staging: Staging, trial: Trial, *, sets: int, has_graphs: bool) -> list[Series]:
     """Time loops of graph replays, where the Solution can be captured, and of eager calls.
 
     Raises:
@@ -43,10 +42,12 @@ def time_loops(runner: Runner, staging: Staging, trial: Trial, *, has_graphs: bo
     host = statistics.median(trial.host) / 1e3
     factor = _SUSPICION if has_graphs else _SUSPICION_ON_CPU
     loops = []
-    graph = _Loop(runner, staging, expected_ms=claimed, graph=True) if has_graphs and trial.is_captured else None
+    graph = (
+        _Loop(runner, staging, expected_ms=claimed, sets=sets, graph=True) if has_graphs and trial.is_captured else None
+    )
     if graph is not None:
         loops.append(_weigh(graph, factor * claimed, "replays of a CUDA graph"))
-    eager = _Loop(runner, staging, expected_ms=max(claimed, host), graph=False)
+    eager = _Loop(runner, staging, expected_ms=max(claimed, host), sets=sets, graph=False)
     limit = claimed if graph is None and not has_graphs else max(claimed, _HOST_SLACK * host)
     loops.append(_weigh(eager, math.inf if graph else factor * limit, "calls in a loop"))
     return loops
@@ -55,13 +56,20 @@ def time_loops(runner: Runner, staging: Staging, trial: Trial, *, has_graphs: bo
 class _Loop:
     """One kind of loop."""
 
-    def __init__(self, runner: Runner, staging: Staging, *, expected_ms: float, graph: bool) -> None:
+    def __init__(self, runner: Runner, staging: Staging, *, expected_ms: float, sets: int, graph: bool) -> None:
         self._runner = runner
-        self._message = {"do": "loop", "name": staging.name, "seed": _SEED, "graph": graph}
+        self._message: dict[str, object] = {
+            "do": "loop",
+            "name": staging.name,
+            "seed": _SEED,
+            "graph": graph,
+            "sets": sets,
+        }
         self._expected_ms = expected_ms
         self.launch = Launch.GRAPH if graph else Launch.EAGER
-        answer: dict[str, Any] = runner.ask({**self._message, "count": 1}, _SECONDS)
-        self._calls = max(1, int(answer.get("calls", 1)))
+        self._calls = sets if graph else 1
+        """Of one unit of `count`."""
+        runner.ask({**self._message, "count": 1}, _SECONDS)
 
     def time(self, factor: int = 1) -> float:
         """Give the milliseconds of one call."""

@@ -142,11 +142,9 @@ class Worker:
             kernels=trial.kernels,
             gpu=self._device.gpu,
             clocks=trial.clocks,
-            libs=dict(trial.entrant.built.get("libs", {})),
+            libs=trial.entrant.libs,
             protections=trial.entrant.protections,
-            build=Build(
-                seconds=float(trial.entrant.built.get("seconds", 0.0)), first_call_seconds=trial.first_call_seconds
-            ),
+            build=Build(seconds=trial.entrant.build_seconds, first_call_seconds=trial.first_call_seconds),
             timestamp=_now(),
             seconds=seconds,
         )
