@@ -15,6 +15,7 @@ from pathlib import Path
 
 from fib_tools.checks.dataset import FAMILIES
 from fib_tools.errors import FormatError
+from fib_tools.evaluate.rules.rules import RULES, Look
 from fib_tools.host.files import storage_errors, write_atomically
 from fib_tools.model.canonical import canonical_bytes
 from fib_tools.model.schema import DOCUMENTS, json_schema
@@ -93,10 +94,17 @@ def _optypes(_text: str) -> str:
     return "\n".join(["| op_type | Kernel types |", "|---|---|", *rows])
 
 
+def _rules(_text: str) -> str:
+    where = {Look.SOURCE: "the sources", Look.CHILD: "the Solution's process", Look.JUDGE: "the judge"}
+    rows = [f"| `{rule.name}` | {where[rule.look]} | {rule.forbids} |" for rule in RULES.values()]
+    return "\n".join(["| Rule | Seen in | A Solution is rejected that |", "|---|---|---|", *rows])
+
+
 TABLES: dict[str, Callable[[str], str]] = {
     "checks": _checks,
     "commands": _commands,
     "optypes": _optypes,
+    "rules": _rules,
     "skills": _skills,
     "tools": _tools,
 }
