@@ -137,7 +137,7 @@ def benchmark_kernels(
         Field(description="cupti: the GPU's own activity records; events: CUDA events. There is no fall-back."),
     ] = "cupti",
     seed: Annotated[
-        int | None, Field(ge=0, lt=2**62, description="The master seed, to repeat a run; secret and new if left out.")
+        int | None, Field(ge=0, lt=2**53, description="The master seed, to repeat a run; secret and new if left out.")
     ] = None,
     time_limit: Annotated[
         float,

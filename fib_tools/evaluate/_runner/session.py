@@ -139,8 +139,9 @@ class _Runner:
             rebuild, arguments = pickle.loads(bytes.fromhex(message["handle"]))  # noqa: S301  # from the judge
             self._arena = rebuild(*arguments)
         else:
-            memory = mmap.mmap(self._channel.descriptors.pop(), message["bytes"])
-            self._arena = torch.frombuffer(memory, dtype=torch.uint8)
+            descriptor = self._channel.descriptors.pop()
+            self._arena = torch.frombuffer(mmap.mmap(descriptor, message["bytes"]), dtype=torch.uint8)
+            os.close(descriptor)
         return {}
 
     def _drop_arena(self, _message: dict[str, Any]) -> dict[str, Any]:

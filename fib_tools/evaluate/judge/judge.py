@@ -91,7 +91,7 @@ class Judge:
         Raises:
             RefusedError: the reference itself fails.
         """
-        seed = int.from_bytes(os.urandom(7), "little") if master is None else master
+        seed = int.from_bytes(os.urandom(8), "little") >> 11 if master is None else master  # exact in JSON
         hearing = _Hearing(self, contest, task, seed=seed, tolerances=tolerances, device=self._device)
         return hearing.hold()
 
