@@ -62,8 +62,6 @@ class Entrant:
     build_seconds: float = 0.0
     libs: dict[str, str] = field(default_factory=dict)
     protections: dict[str, bool] = field(default_factory=dict)
-    held_out: Refusal | None = None
-    is_held_out_checked: bool = False
 
 
 class Contest:

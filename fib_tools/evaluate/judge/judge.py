@@ -20,7 +20,7 @@ from fib_tools.evaluate.judge.device import Device
 from fib_tools.evaluate.judge.draws import DRAW_BYTES, Draws
 from fib_tools.evaluate.judge.given import load_given_inputs
 from fib_tools.evaluate.judge.measurement import find_fault, has_enough
-from fib_tools.evaluate.judge.refusal import Refusal, RefusedError
+from fib_tools.evaluate.judge.refusal import RefusedError
 from fib_tools.evaluate.judge.runner import Runner
 from fib_tools.evaluate.judge.scene import Batch, Scene, derive_seed, stage
 from fib_tools.evaluate.judge.stopwatch import time_loops
@@ -160,7 +160,7 @@ class _Hearing:
     def _stage(self, reference: Runner) -> Scene:
         """Choose how many calls are timed, by the memory for their outputs and the reference's own time."""
         definition, workload = self._task.definition, self._task.workload
-        holds_out = any(not trial.entrant.is_held_out_checked for trial in self._trials)
+        holds_out = self._task.item.holds_out
         scene = stage(definition, workload, master=self._seed, calls=1, holds_out=holds_out)
         most = self._judge.arena_limit // scene.typical.layout.slot_bytes - scene.slots
         want, _ = self._judge.arenas(self._contest, scene.slots * scene.typical.layout.slot_bytes)
@@ -239,27 +239,20 @@ class _Hearing:
         self._check_held_out(trial, runner)
 
     def _check_held_out(self, trial: Trial, runner: Runner) -> None:
-        """Try lengths that no Workload has, once for each Solution."""
-        entrant = trial.entrant
-        if entrant.is_held_out_checked:
-            return
-        entrant.is_held_out_checked = True
-        reference = self._contest.reference
+        """Try lengths that no Workload has."""
         for batch in self._scene.held_out:
-            size = batch.staging.layout.slot_bytes
-            if size > min(self._want.bytes, self._got.bytes):
+            if batch.staging.layout.slot_bytes > min(self._want.bytes, self._got.bytes):
                 continue
             try:
-                entrant.held_out = self._try_held_out(trial, runner, reference, batch)
+                self._try_held_out(trial, runner, batch)
             except RefusedError as error:
-                entrant.held_out = error.refusal
-            if entrant.held_out is not None:
-                refusal = entrant.held_out
                 axes = ", ".join(f"{name}={length}" for name, length in batch.staging.message["axes"].items())
-                raise RefusedError(refusal.status, f"with {axes}: {refusal.detail}", rule="wrong-distribution")
+                detail = f"with {axes}: {error.refusal.detail}"
+                raise RefusedError(error.refusal.status, detail, rule="wrong-distribution") from error
             trial.distributions.append(batch.staging.name.rpartition("/")[2])
 
-    def _try_held_out(self, trial: Trial, runner: Runner, reference: Runner, batch: Batch) -> Refusal | None:
+    def _try_held_out(self, trial: Trial, runner: Runner, batch: Batch) -> None:
+        reference = self._contest.reference
         kept = self._want.memory[: batch.staging.layout.slot_bytes].clone()
         try:
             self._open(reference, batch)
@@ -271,7 +264,6 @@ class _Hearing:
             self._compare(trial, batch, self._want, self._got, poison=poison, rule="wrong-distribution")
         finally:
             self._want.memory[: len(kept)].copy_(kept)
-        return None
 
     def _compare(
         self, trial: Trial, batch: Batch, want: Arena, got: Arena, *, poison: int, rule: str | None = None
