@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -37,6 +37,8 @@ __all__ = ["BenchResult", "BenchRow", "benchmark_kernels"]
 
 _SHOWN = 60
 _RUNS = "bench"
+_MESSAGES = 20
+"""To a Solution on one Workload, each with the time limit."""
 
 
 class BenchRow(Result):
@@ -163,11 +165,8 @@ def benchmark_kernels(
     started = datetime.now().astimezone()
     bundles = _bundle(context, dataset, _Choice(definitions, op_types, solutions, authors, workloads))
     load = {bundle.definition.name: bundle for bundle in bundles}.__getitem__
-    plan_for = _Planner(
-        dataset,
-        bundles,
-        Options(device=device, timer=Timer(timer), seed=seed, limits=Limits(evaluation_seconds=time_limit)),
-    )
+    options = Options(device=device, timer=Timer(timer), seed=seed, limits=_limit(time_limit, bundles))
+    plan_for = _Planner(dataset, bundles, options)
     if dry_run:
         plan = plan_for(_name_hardware(device))
         return BenchResult(dataset=str(dataset.root), device=device, hardware=plan.hardware, planned=plan.evaluations)
@@ -186,6 +185,14 @@ def benchmark_kernels(
             finally:
                 files = _write(context, dataset, bundles, [*reusable.values(), *journal.results()])
             return _to_result(dataset, journal, reusable, files, started)
+
+
+def _limit(time_limit: float, bundles: Sequence[Bundle]) -> Limits:
+    """Give a worker, which tells of a Workload's Solutions together, as long as all of them may take."""
+    most = max(len(bundle.solutions) for bundle in bundles)
+    limits = Limits(evaluation_seconds=time_limit)
+    silence = most * (limits.build_seconds + _MESSAGES * time_limit)
+    return limits.model_copy(update={"silence_seconds": max(limits.silence_seconds, silence)})
 
 
 class _Choice:

@@ -46,23 +46,36 @@ class Caller:
             return self._built.run(*inputs.values(), *outputs.values(), **state)
         return self._built.run(*inputs.values(), **state)
 
-    def deliver(self, result: Any, inputs: Mapping[str, Any], outputs: Mapping[str, torch.Tensor]) -> None:
-        """Check what a call returned, and copy it to where the judge looks.
+    def deliver(
+        self,
+        result: Any,
+        inputs: Mapping[str, Any],
+        outputs: Mapping[str, torch.Tensor],
+        places: Mapping[str, torch.Tensor],
+    ) -> None:
+        """Check what a call returned or wrote to `outputs`, and copy it to the `places` where the judge looks.
 
         Raises:
             RuleError: too few or too many outputs, or one that is no plain tensor of its own.
             WrongOutputError: another shape or element type than declared.
         """
+        _check_attributes(inputs, "inputs-changed")
+        _check_attributes(outputs, "output-kind")
         if self.passes_outputs:
+            for name, target in places.items():
+                target.copy_(outputs[name])
             return
         values = self._arrange(result)
+        _check_attributes(dict(zip(places, values, strict=True)), "output-kind")
         self._check_kinds(values, inputs)
-        for (name, target), value in zip(outputs.items(), values, strict=True):
+        for (name, target), value in zip(places.items(), values, strict=True):
             target.copy_(self._check_form(name, value, target))
 
     def _arrange(self, result: Any) -> list[Any]:
         names = list(self._definition.outputs)
         if type(result) is dict:
+            if any(type(key) is not str for key in result):
+                raise RuleError("output-kind", "it returned a dict whose keys are not plain strings")
             if list(result) != names and set(result) != set(names):
                 raise RuleError("output-count", f"it returned {sorted(map(str, result))}, declared are {names}")
             return [result[name] for name in names]
@@ -110,6 +123,15 @@ class Caller:
                 "INCORRECT_SHAPE", f"{name} has the shape {tuple(made.shape)}, declared {tuple(target.shape)}"
             )
         return made
+
+
+def _check_attributes(values: Mapping[str, Any], rule: str) -> None:
+    """Refuse tensors that carry something of the Solution's, which a look at them could call."""
+    for name, value in values.items():
+        if isinstance(value, torch.Tensor):
+            carried = [each for each in vars(value) if not each.startswith("_dynamo")]
+            if carried:
+                raise RuleError(rule, f"{name} carries the attributes {carried[:3]}")
 
 
 def _hide(value: Any, is_value: bool) -> Any:  # noqa: FBT001  # whether it is one of the inputs with free contents

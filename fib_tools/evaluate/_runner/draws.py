@@ -36,9 +36,10 @@ def draw_samples(
     layout = SlotLayout.of(definition, message["axes"])
     for slot, seed in enumerate(message["seeds"]):
         torch.manual_seed(seed)
-        outputs = layout.view(arena, slot)
+        places = layout.view(arena, slot)
+        outputs = {name: value.clone() for name, value in places.items()}
         result = caller.call(many, outputs, caller.plan(many, workload.plan.values) if caller.has_setup else {})
-        caller.deliver(result, many, outputs)
+        caller.deliver(result, many, outputs, places)
     if arena.is_cuda:
         torch.cuda.synchronize()
     return {"shape": None}

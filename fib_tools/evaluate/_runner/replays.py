@@ -36,7 +36,9 @@ class _Set:
     """The inputs and outputs of one call of the graph."""
 
     inputs: dict[str, Any]
-    outputs: Mapping[str, torch.Tensor]
+    outputs: dict[str, torch.Tensor]
+    """Its own; what is in them is copied to the slot after the replays."""
+    places: Mapping[str, torch.Tensor]
     state: dict[str, Any]
     result: Any = None
 
@@ -60,7 +62,9 @@ class Replays:
         for seed, slot in zip(seeds, slots, strict=True):
             inputs = dict(self._workload.make(seed))
             state = self._caller.plan(inputs, self._workload.plan.values) if self._caller.has_setup else {}
-            self._sets.append(_Set(inputs=inputs, outputs=self._workload.layout.view(arena, slot), state=state))
+            places = self._workload.layout.view(arena, slot)
+            outputs = {name: value.clone() for name, value in places.items()}
+            self._sets.append(_Set(inputs=inputs, outputs=outputs, places=places, state=state))
         self._gpu.synchronize()
         self._calls, self._flushes = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         try:
@@ -107,13 +111,13 @@ class Replays:
         return first, second
 
     def _deliver(self) -> None:
-        """Copy what was returned to the slots; what a graph's own memory keeps must not be an answer of the next replay."""
-        if self._caller.passes_outputs:
-            return
+        """Copy what was made to the slots; what a graph's own memory keeps must not be an answer of the next replay."""
         for each in self._sets:
-            self._caller.deliver(each.result, each.inputs, each.outputs)
-        for value in (value for each in self._sets for value in _tensors(each.result) if value.numel()):
-            value.view(-1).view(torch.uint8).fill_(_POISON)
+            self._caller.deliver(each.result, each.inputs, each.outputs, each.places)
+        made = [value for each in self._sets for value in (*each.outputs.values(), *_tensors(each.result))]
+        for value in made:
+            if value.numel():
+                value.view(-1).view(torch.uint8).fill_(_POISON)
         self._gpu.synchronize()
 
 

@@ -71,7 +71,7 @@ class _Runner:
                 message = self._channel.receive()
             except FibError:
                 return
-            self._channel.send(self._answer(message))
+            self._channel.send({**self._answer(message), "token": message["token"]})
 
     def _answer(self, message: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -192,6 +192,7 @@ class _Runner:
         self._check_after(tasks, busy)
         return {
             "milliseconds": timed.milliseconds,
+            "busy_milliseconds": timed.busy_milliseconds,
             "host_microseconds": timed.host_microseconds,
             "kernels": timed.kernels,
             "timer": self._timer.name,
@@ -280,13 +281,15 @@ class _Step:
         keeps_inputs: bool = False,
     ) -> None:
         self._caller, self._workload, self._seed = caller, workload, seed
-        self._outputs = workload.layout.view(arena, slot)
+        self._slot = workload.layout.view(arena, slot)
+        self._outputs: dict[str, torch.Tensor] = {}
         self._inputs: Mapping[str, Any] = {}
         self._state: dict[str, Any] = {}
         self._result: Any = None
         self._keeps_inputs = keeps_inputs
 
     def before(self) -> None:
+        self._outputs = {name: value.clone() for name, value in self._slot.items()}
         self._inputs = self._workload.make(self._seed)
         self._state = self._caller.plan(self._inputs, self._workload.plan.values) if self._caller.has_setup else {}
 
@@ -294,8 +297,10 @@ class _Step:
         self._result = self._caller.call(self._inputs, self._outputs, self._state)
 
     def after(self) -> None:
-        self._caller.deliver(self._result, self._inputs, self._outputs)
+        # first of all, so that nothing that ends with the call can still change its outputs
+        self._caller.deliver(self._result, self._inputs, self._outputs, self._slot)
         self._result = None
+        self._outputs = {}
         if not self._keeps_inputs:
             # the next call's inputs may lie at the same addresses, with other contents
             self._inputs, self._state = {}, {}
@@ -315,8 +320,10 @@ class _Step:
 
 
 def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
-    if first.numel() == 0:
+    if second.numel() == 0:
         return True
+    if first.shape != second.shape:
+        return False
     if 0 in first.stride() and first.stride() == second.stride():
         index = tuple(0 if stride == 0 else slice(None) for stride in first.stride())
         first, second = first[index], second[index]

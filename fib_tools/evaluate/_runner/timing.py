@@ -36,6 +36,8 @@ class Timed:
 
     milliseconds: list[float] = field(default_factory=list)
     """On the device, for each call: first start to last end."""
+    busy_milliseconds: list[float] = field(default_factory=list)
+    """In which the device worked for the call, without gaps between kernels; where there are records of that."""
     host_microseconds: list[float] = field(default_factory=list)
     """Until each call had returned."""
     kernels: list[str] = field(default_factory=list)
@@ -132,11 +134,21 @@ class ActivityTimer:
             start, end = min(each.start for each in activities), max(each.end for each in activities)
             late = start - mark.end
             timed.milliseconds.append((end - start + (late if late > _LATE_NS else 0)) / 1e6)
+            timed.busy_milliseconds.append(_unite(activities) / 1e6)
         timed.kernels = [activity.name or _NAMES.get(activity.kind, "") for activity in calls[-1][1]][:_KERNEL_NAMES]
         return timed
 
 
 _NAMES = {Kind.MEMCPY: "memcpy", Kind.MEMCPY_PEER: "memcpy", Kind.MEMSET: "memset"}
+
+
+def _unite(activities: list[Activity]) -> int:
+    """Give the nanoseconds in which at least one of them was under way."""
+    busy, reached = 0, 0
+    for each in sorted(activities, key=lambda activity: activity.start):
+        busy += max(0, each.end - max(each.start, reached))
+        reached = max(reached, each.end)
+    return busy
 
 
 def _cut(activities: list[Activity], marks: list[tuple[int, int]]) -> list[tuple[Activity, list[Activity]]]:

@@ -63,8 +63,6 @@ class Item(Model):
     """Its uuid."""
     workload_hash: NonEmpty
     solutions: tuple[SolutionRef, ...] = Field(min_length=1)
-    holds_out: bool = False
-    """Lengths that no Workload has are tried with this one, the first of its Definition."""
 
     def subject(self, solution: SolutionRef, hardware: str) -> Subject:
         """Say what one evaluation measures: the only way to a key, for the engines and for the workers."""
@@ -221,9 +219,8 @@ def plan_items(bundles: Iterable[Bundle], *, hash_blob: Callable[[str], str]) ->
                 workload=workload.uuid,
                 workload_hash=hash_workload(workload, hash_blob),
                 solutions=refs,
-                holds_out=number == 0,
             )
-            for number, workload in enumerate(bundle.workloads)
+            for workload in bundle.workloads
         ]
     return tuple(items)
 

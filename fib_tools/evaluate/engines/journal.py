@@ -24,7 +24,7 @@ from typing_extensions import Self
 from fib_tools.dataset.store import Dataset
 from fib_tools.errors import FormatError
 from fib_tools.evaluate.engines.engine import Outcome
-from fib_tools.evaluate.engines.items import Item, Plan
+from fib_tools.evaluate.engines.items import Item, Options, Plan
 from fib_tools.host.files import (
     read_limited,
     storage_errors,
@@ -35,7 +35,7 @@ from fib_tools.host.files import (
 from fib_tools.host.locks import hold
 from fib_tools.model.base import read_strict
 from fib_tools.model.canonical import canonical_bytes, format_line, load_json
-from fib_tools.model.evidence import Evidence
+from fib_tools.model.evidence import Evidence, Timer
 
 __all__ = ["Conflict", "Failure", "Journal", "find_reusable", "is_final"]
 
@@ -44,6 +44,8 @@ _RESULTS = "results.jsonl"
 _PLAN_BYTES = 1 << 30
 _NAMED_BY = 12
 """Characters of the plan's hash in a run's name; the plan itself is compared."""
+_BOUND_TO_LIMITS = frozenset({"timeout", "crash"})
+"""Rules that another time limit or another machine's memory may not find broken."""
 _PASSING = frozenset({"drift"})
 """Rules that say something about the moment of a measurement and nothing about the Solution: it is measured again."""
 
@@ -285,5 +287,13 @@ def find_reusable(dataset: Dataset, plan: Plan) -> Iterator[Evidence]:
             evidence = dataset.find_evidence(key)
         except FormatError:
             continue
-        if evidence is not None and is_final(evidence):
+        if evidence is not None and _is_reusable(evidence, plan.options):
             yield evidence
+
+
+def _is_reusable(evidence: Evidence, options: Options) -> bool:
+    """Tell whether an evaluation under these options would have come to the same."""
+    timers = {series.timer for series in evidence.series}
+    has_other_timer = bool(({Timer.CUPTI, Timer.EVENTS} - {options.timer}) & timers)
+    has_other_seed = options.seed is not None and options.seed != evidence.seed
+    return is_final(evidence) and evidence.rule not in _BOUND_TO_LIMITS and not has_other_timer and not has_other_seed

@@ -8,10 +8,7 @@ from __future__ import annotations
 import mmap
 import os
 import pickle
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from fib_tools.evaluate.judge.channel import Channel
+from typing import Any
 
 __all__ = ["Arena"]
 
@@ -51,18 +48,21 @@ class Arena:
 
             torch.cuda.synchronize()
 
-    def offer(self, channel: Channel) -> None:
-        """Send a runner the message by which it maps this memory."""
+    def offer(self) -> tuple[dict[str, Any], int | None]:
+        """Give the message by which a runner maps this memory, and the open file that goes with it on a CPU."""
         if self._descriptor >= 0:
-            channel.send({"do": "arena", "bytes": self.bytes}, self._descriptor)
-            return
+            return {"do": "arena", "bytes": self.bytes}, self._descriptor
         from torch.multiprocessing.reductions import reduce_tensor
 
         recipe: Any = reduce_tensor(self.memory)
-        channel.send({"do": "arena", "handle": pickle.dumps(recipe).hex()})
+        return {"do": "arena", "handle": pickle.dumps(recipe).hex()}, None
 
     def close(self) -> None:
         """Give the memory back; runners must have let go of it."""
         del self.memory
         if self._descriptor >= 0:
             os.close(self._descriptor)
+            return
+        import torch
+
+        torch.cuda.ipc_collect()

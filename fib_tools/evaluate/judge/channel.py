@@ -6,6 +6,7 @@ JSON, since a runner's process is not trusted: nothing that it sends is executed
 from __future__ import annotations
 
 import json
+import select
 import socket
 import struct
 import time
@@ -41,6 +42,15 @@ class Channel:
             self._socket.sendall(data)
         except (BrokenPipeError, ConnectionResetError):
             return
+
+    @property
+    def is_quiet(self) -> bool:
+        """Tell whether nothing has come that nobody asked for; a peer that is gone is quiet too."""
+        if self._received:
+            return False
+        self._socket.settimeout(None)
+        readable, _, _ = select.select([self._socket], [], [], 0)
+        return not readable or not self._socket.recv(1, socket.MSG_PEEK)
 
     def receive(self, seconds: float | None = None) -> dict[str, Any]:
         """Wait for the next message.

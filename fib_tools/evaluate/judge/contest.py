@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -128,14 +129,15 @@ class Contest:
         return entrant.runner
 
     def stop_all(self) -> None:
-        """Halt every runner that is not building."""
+        """Say that it is nobody's turn."""
         for runner in self._runners():
             runner.stop()
 
     def release(self, arena: Arena) -> None:
         """Have nobody hold an arena that is about to be given back."""
         for runner in self._runners():
-            runner.forget(arena)
+            with suppress(RefusedError):  # who cannot even let go is found dead at its next turn
+                runner.forget(arena)
 
     def close(self) -> None:
         """End all."""

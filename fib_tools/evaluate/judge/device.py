@@ -8,15 +8,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fib_tools.host.cpu import read_cpu_name
 from fib_tools.host.gpu_clocks import ClockReader
 from fib_tools.model.evidence import Clocks, Gpu, Roofline
 from fib_tools.op_types.work import Work
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Device", "Rates"]
 

@@ -112,6 +112,13 @@ class Judge:
         return max(held, self._device.free_bytes // _ARENA_SHARE)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Copy:
+    """Outputs of the reference that were put aside."""
+
+    memory: torch.Tensor
+
+
 class _Hearing:
     """One workload, from staging to the last round."""
 
@@ -141,6 +148,7 @@ class _Hearing:
         size = self._scene.slots * self._slot_bytes
         self._want, self._got = self._judge.arenas(self._contest, max(size, DRAW_BYTES) if self._samples else size)
         reference.take(self._want)
+        self._held_out = self._hold_out(reference)
         self._ask_reference(reference)
         work = self._find_work()
         for trial in self._trials:
@@ -160,8 +168,7 @@ class _Hearing:
     def _stage(self, reference: Runner) -> Scene:
         """Choose how many calls are timed, by the memory for their outputs and the reference's own time."""
         definition, workload = self._task.definition, self._task.workload
-        holds_out = self._task.item.holds_out
-        scene = stage(definition, workload, master=self._seed, calls=1, holds_out=holds_out)
+        scene = stage(definition, workload, master=self._seed, calls=1)
         most = self._judge.arena_limit // scene.typical.layout.slot_bytes - scene.slots
         want, _ = self._judge.arenas(self._contest, scene.slots * scene.typical.layout.slot_bytes)
         reference.take(want)
@@ -170,7 +177,7 @@ class _Hearing:
         _, seconds = reference.time(scene.checks[0].message("call"), self._build_seconds)
         affordable = int(_REFERENCE_SECONDS * len(scene.checks[0].slots) / seconds)
         calls = max(_FEW_CALLS, min(_CALLS, affordable, most))
-        return stage(definition, workload, master=self._seed, calls=calls, holds_out=holds_out)
+        return stage(definition, workload, master=self._seed, calls=calls)
 
     def _open(self, runner: Runner, batch: Batch) -> None:
         runner.open(batch.staging.name, dict(batch.staging.message), self._build_seconds)
@@ -238,35 +245,39 @@ class _Hearing:
             draws.judge(self._contest.reference, runner, self._want, self._got)
         self._check_held_out(trial, runner)
 
-    def _check_held_out(self, trial: Trial, runner: Runner) -> None:
-        """Try lengths that no Workload has."""
+    def _hold_out(self, reference: Runner) -> list[tuple[Batch, _Copy]]:
+        """Have the reference compute lengths that no Workload has; those that it cannot do are left out."""
+        found = []
         for batch in self._scene.held_out:
-            if batch.staging.layout.slot_bytes > min(self._want.bytes, self._got.bytes):
+            size = batch.staging.layout.slot_bytes
+            if size > min(self._want.bytes, self._got.bytes):
                 continue
             try:
-                self._try_held_out(trial, runner, batch)
+                self._open(reference, batch)
+                reference.ask(batch.message("call"), self._seconds)
+            except RefusedError:
+                if reference.is_dead:
+                    raise
+                continue
+            found.append((batch, _Copy(memory=self._want.memory[:size].clone())))
+        return found
+
+    def _check_held_out(self, trial: Trial, runner: Runner) -> None:
+        """Try those lengths."""
+        for batch, want in self._held_out:
+            poison = self._got.poison(batch.staging.layout.slot_bytes)
+            try:
+                self._open(runner, batch)
+                runner.ask(batch.message("call"), self._seconds)
+                self._compare(trial, batch, want, self._got, poison=poison, rule="wrong-distribution")
             except RefusedError as error:
                 axes = ", ".join(f"{name}={length}" for name, length in batch.staging.message["axes"].items())
                 detail = f"with {axes}: {error.refusal.detail}"
                 raise RefusedError(error.refusal.status, detail, rule="wrong-distribution") from error
             trial.distributions.append(batch.staging.name.rpartition("/")[2])
 
-    def _try_held_out(self, trial: Trial, runner: Runner, batch: Batch) -> None:
-        reference = self._contest.reference
-        kept = self._want.memory[: batch.staging.layout.slot_bytes].clone()
-        try:
-            self._open(reference, batch)
-            reference.ask(batch.message("call"), self._seconds)
-            reference.stop()
-            poison = self._got.poison(batch.staging.layout.slot_bytes)
-            self._open(runner, batch)
-            runner.ask(batch.message("call"), self._seconds)
-            self._compare(trial, batch, self._want, self._got, poison=poison, rule="wrong-distribution")
-        finally:
-            self._want.memory[: len(kept)].copy_(kept)
-
     def _compare(
-        self, trial: Trial, batch: Batch, want: Arena, got: Arena, *, poison: int, rule: str | None = None
+        self, trial: Trial, batch: Batch, want: Arena | _Copy, got: Arena, *, poison: int, rule: str | None = None
     ) -> None:
         """Compare the outputs of a batch.
 
@@ -353,6 +364,7 @@ class _Hearing:
         answer = runner.ask(batch.message("measure", cold=True), self._seconds)
         milliseconds = _read_times(answer, "milliseconds", len(batch.slots))
         trial.host += _read_times(answer, "host_microseconds", len(batch.slots))
+        trial.busy += _numbers(answer.get("busy_milliseconds"))
         kernels = answer.get("kernels")
         trial.kernels = [str(name) for name in kernels] if isinstance(kernels, list) else []
         self._check_kernels(trial)
@@ -383,7 +395,7 @@ def _order(trials: list[Trial], number: int) -> Iterable[Trial]:
     return reversed(trials) if number % 2 else trials
 
 
-def _slots(batch: Batch, arena: Arena, first: int, count: int) -> dict[str, torch.Tensor]:
+def _slots(batch: Batch, arena: Arena | _Copy, first: int, count: int) -> dict[str, torch.Tensor]:
     stacked = batch.staging.layout.stack(arena.memory, first + count)
     return {name: value[first:] for name, value in stacked.items()}
 

@@ -16,6 +16,8 @@ _LONG_SECONDS = 1.0
 """Of timed calls; a Solution that has had so much is not asked for more rounds."""
 _CHANCE_MS = 0.0005
 """By so much two figures of a tiny kernel differ by chance, when one of them comes from a dozen calls."""
+_TOGETHER = 0.8
+"""A call's share of a graph's time may be this part of the time that its kernels work when they are launched alone."""
 _REMEMBERING = 0.85
 """Calls on known contents may take this share of the time of those on new ones."""
 
@@ -54,6 +56,9 @@ def find_fault(trial: Trial, *, is_cpu: bool) -> Refusal | None:
             f" {uneven.excess:.0%} above it: some calls do the work of others"
         )
         return Refusal(status=EvaluationStatus.RUNTIME_ERROR, detail=detail, rule="uneven")
+    together = _find_together(trial)
+    if together is not None:
+        return Refusal(status=EvaluationStatus.RUNTIME_ERROR, detail=together, rule="uneven")
     remembering = _find_remembering(trial)
     if remembering is not None:
         return Refusal(status=EvaluationStatus.RUNTIME_ERROR, detail=remembering, rule="memory")
@@ -65,6 +70,16 @@ def find_fault(trial: Trial, *, is_cpu: bool) -> Refusal | None:
         )
         return Refusal(status=EvaluationStatus.RUNTIME_ERROR, detail=detail, rule="drift")
     return None
+
+
+def _find_together(trial: Trial) -> str | None:
+    """Find that calls in a graph take less than the kernels of a call alone: one works for several, or behind a flush."""
+    if not trial.is_captured or not trial.busy:
+        return None
+    alone, figure = summarise(trial.busy).milliseconds, summarise(trial.cold).milliseconds
+    if figure >= _TOGETHER * alone - _CHANCE_MS:
+        return None
+    return f"a call takes {figure:.6g} ms among others in a graph, and its kernels work {alone:.6g} ms when it is alone"
 
 
 def _find_remembering(trial: Trial) -> str | None:

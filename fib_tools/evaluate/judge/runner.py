@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import time
 from contextlib import suppress
 from typing import Any
@@ -77,6 +78,7 @@ class Runner:
         self._channel = Channel(self._session.channel)
         self._told, self._tell = os.pipe()
         os.set_blocking(self._told, False)
+        self._token = ""
         self._is_stopped = False
         self._is_visible = device != "cpu"
         """Its process id means the same here; on a CPU it has a namespace of its own."""
@@ -92,7 +94,7 @@ class Runner:
 
     def begin_build(self, timer: str) -> None:
         """Have it start its device and build; `finish_build` waits for that."""
-        self._channel.send({"do": "build", "timer": timer}, self._tell)
+        self._send({"do": "build", "timer": timer}, self._tell)
         os.close(self._tell)
         self._owes = 1
         self._began = time.perf_counter()
@@ -115,15 +117,20 @@ class Runner:
         """Give it the memory for its outputs."""
         if self._arena is not arena:
             self.resume()
-            arena.offer(self._channel)
+            message, descriptor = arena.offer()
+            self._send(message, descriptor)
             self._receive(60.0)
             self._arena = arena
 
     def forget(self, arena: Arena) -> None:
         """Have it let go of an arena that is about to be given back."""
         if self._arena is arena and not self.is_dead:
-            self.ask({"do": "drop"}, 60.0)
-        self._arena = None if self._arena is arena else self._arena
+            self._arena = None
+            try:
+                self.ask({"do": "drop"}, 60.0)
+            except RefusedError:
+                self.is_dead = True
+                raise
 
     def open(self, name: str, message: dict[str, Any], seconds: float) -> None:
         """Open a workload, once, under a name."""
@@ -138,14 +145,14 @@ class Runner:
             RefusedError: it raised, crashed, hung, or broke a rule.
         """
         self.resume()
-        self._channel.send(message)
+        self._send(message)
         return self._receive(seconds)
 
     def time(self, message: dict[str, Any], seconds: float) -> tuple[dict[str, Any], float]:
         """Do the same, and take the time with this process's own clock, in seconds."""
         self.resume()
         begun = time.perf_counter()
-        self._channel.send(message)
+        self._send(message)
         answer = self._receive(seconds)
         return answer, time.perf_counter() - begun
 
@@ -184,6 +191,18 @@ class Runner:
         with suppress(OSError):
             os.close(self._told)
 
+    def _send(self, message: dict[str, Any], descriptor: int | None = None) -> None:
+        """Send a request with a token that its answer must bear: an answer made up beforehand cannot know it.
+
+        Raises:
+            RefusedError: something has come that nobody asked for (`crash`).
+        """
+        if not self._channel.is_quiet:
+            self.is_dead = True
+            raise RefusedError(EvaluationStatus.RUNTIME_ERROR, "it answered before it was asked", rule="crash")
+        self._token = secrets.token_hex(8)
+        self._channel.send({**message, "token": self._token}, descriptor)
+
     def _receive(self, seconds: float, failed: EvaluationStatus = EvaluationStatus.RUNTIME_ERROR) -> dict[str, Any]:
         try:
             answer = self._channel.receive(seconds)
@@ -195,6 +214,11 @@ class Runner:
         except ChildCrashedError:
             raise self._crash() from None
         self._check_told()
+        if answer.get("token") != self._token:
+            self.is_dead = True
+            raise RefusedError(
+                EvaluationStatus.RUNTIME_ERROR, "its answer is to no question of the judge", rule="crash"
+            )
         if "ok" in answer and isinstance(answer["ok"], dict):
             return answer["ok"]
         refusal = _refusal(answer.get("error"), failed)

@@ -19,7 +19,7 @@ __all__ = ["Batch", "Scene", "Staging", "derive_seed", "stage"]
 
 _TYPICAL_CHECKS = 2
 """Calls before the timed ones that are compared: the first may compile, the second is as all others."""
-_HELD_OUT_TRIES = 3
+_HELD_OUT = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +57,7 @@ class Scene:
     """Compared before anything is timed: typical values twice, then other distributions."""
     timed: Batch
     held_out: tuple[Batch, ...]
-    """Other lengths of the axes; staged once for each Definition, and compared by themselves."""
+    """Other lengths of the axes, compared by themselves."""
 
     @property
     def slots(self) -> int:
@@ -71,7 +71,7 @@ def derive_seed(master: int, *parts: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 2
 
 
-def stage(definition: Definition, workload: Workload, *, master: int, calls: int, holds_out: bool) -> Scene:
+def stage(definition: Definition, workload: Workload, *, master: int, calls: int) -> Scene:
     """Stage a Workload for so many timed calls."""
     inputs = to_document(workload.inputs)
     structure = derive_seed(master, workload.uuid, "structure")
@@ -94,9 +94,9 @@ def stage(definition: Definition, workload: Workload, *, master: int, calls: int
             checks.append(batch(at, [_TYPICAL_CHECKS + len(checks) - 1]))
     first = checks[-1].slots[-1] + 1
     held_out = []
-    if holds_out and definition.var_axes and not _has_blobs(workload):
+    if definition.var_axes and not _has_blobs(workload):
         scalars = {name: spec for name, spec in inputs.items() if spec["type"] == "scalar"}
-        for number in range(_HELD_OUT_TRIES):
+        for number in range(_HELD_OUT):
             axes = choose_held_out_axes(definition, workload.axes, derive_seed(master, workload.uuid, "axes", number))
             if axes and axes != workload.axes:
                 held_out.append(batch(staging(f"held-out {number}", axes, scalars, Distribution.TYPICAL.value), [0]))

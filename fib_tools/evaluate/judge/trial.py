@@ -27,6 +27,8 @@ class Trial:
     """The same, on contents that had been seen: they must take as long."""
     eager: list[float] = field(default_factory=list)
     """The same as `fresh`, launched by Python, where `fresh` is launched by a graph."""
+    busy: list[float] = field(default_factory=list)
+    """Milliseconds of eager calls in which the device worked, without gaps between kernels."""
     host: list[float] = field(default_factory=list)
     """Microseconds until each eager call had returned."""
     is_captured: bool | None = None

@@ -210,6 +210,8 @@ class _Checker(ast.NodeVisitor):
         """Check a builtin that leads to code, files or names at run time, also where it is only mentioned."""
         if node.id in DENIED_NAMES:
             self._report("source-dynamic", node, f"uses {node.id}", "do without it")
+        if isinstance(node.ctx, ast.Store):
+            self._check_attribute_name(node, node.id)
         is_local = any(node.id in names for names in self._locals)
         if isinstance(node.ctx, ast.Load) and node.id in DENIED_BUILTINS | _ATTRIBUTE_CALLS and not is_local:
             self._report("source-dynamic", node, f"uses {node.id}", "write what it would do as plain code")
@@ -230,6 +232,7 @@ class _Checker(ast.NodeVisitor):
         if not isinstance(node, ast.Lambda):
             if node.name in PATCHING_METHODS:
                 self._report("source-patch", node, f"defines {node.name}", "return plain tensors")
+            self._check_attribute_name(node, node.name)
             for outer in (*node.decorator_list, node.returns):
                 if outer is not None:
                     self.visit(outer)

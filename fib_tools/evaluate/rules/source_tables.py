@@ -96,13 +96,13 @@ DENIED_BUILTINS = _words("eval exec compile __import__ globals locals vars open 
 DENIED_NAMES = frozenset({"__builtins__", "__loader__", "__spec__", "__build_class__"})
 
 ALLOWED_DUNDERS = _words(
-    "__call__ __cuda_array_interface__ __dlpack__ __dlpack_device__ __doc__ __enter__ __exit__ __getitem__ __init__"
-    " __iter__ __len__ __name__ __new__ __next__ __post_init__ __qualname__ __setitem__ __version__"
+    "__all__ __call__ __dlpack__ __dlpack_device__ __doc__ __enter__ __exit__ __getitem__ __init__"
+    " __iter__ __len__ __name__ __new__ __next__ __post_init__ __qualname__ __setitem__ __slots__ __version__"
 )
 FRAME_ATTRIBUTES = _words(
     "ag_await ag_code ag_frame cr_await cr_code cr_frame cr_origin f_back f_builtins f_code f_globals f_locals f_trace"
     " gi_code gi_frame gi_yieldfrom tb_frame tb_next _share_cuda_ _new_shared_cuda _share_fd_cpu_ _share_filename_cpu_"
-    " tofile from_file"
+    " tofile from_file _write_file _new_with_file _set_from_file"
 )
 """Attributes that lead from any object to frames, to another process or to a file."""
 

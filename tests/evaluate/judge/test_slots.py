@@ -69,7 +69,7 @@ def test_a_runner_maps_the_very_memory_that_the_judge_reads() -> None:
     arena = Arena(4096, "cpu")
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        arena.offer(Channel(ours))
+        Channel(ours).send(*arena.offer())
         receiver = Channel(theirs, takes_files=True)
         message = receiver.receive(5)
         with mmap.mmap(receiver.descriptors[0], message["bytes"]) as mapped:
