@@ -232,7 +232,8 @@ class _Checker(ast.NodeVisitor):
         if not isinstance(node, ast.Lambda):
             if node.name in PATCHING_METHODS:
                 self._report("source-patch", node, f"defines {node.name}", "return plain tensors")
-            self._check_attribute_name(node, node.name)
+            else:
+                self._check_attribute_name(node, node.name)
             for outer in (*node.decorator_list, node.returns):
                 if outer is not None:
                     self.visit(outer)
