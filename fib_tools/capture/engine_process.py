@@ -99,14 +99,10 @@ class EngineProcess:
     def _find_strays(self, family: Collection[int]) -> list[int]:
         """Find what is left of the family, and the processes that carry this engine's mark, wherever they have moved to."""
         wanted = f"{_MARK}={self._mark}".encode()
-        found = [pid for pid in family if pid in list_processes()]
-        for entry in Path("/proc").glob("[0-9]*"):
+        living = list_processes()
+        found = [pid for pid in family if pid in living]
+        for pid in living:
             with suppress(OSError):
-                if wanted in (entry / "environ").read_bytes().split(b"\0") and not _is_dead(entry):
-                    found.append(int(entry.name))
+                if wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                    found.append(pid)
         return found
-
-
-def _is_dead(entry: Path) -> bool:
-    state = (entry / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    return bool(state) and state[0] in {"Z", "X"}

@@ -19,7 +19,7 @@ from fib_tools.model.tags import find_tag_values
 from fib_tools.op_types.base import KernelType
 from fib_tools.op_types.registry import find_kernel_type, list_kernel_types
 
-__all__ = ["Recognised", "recognise"]
+__all__ = ["Recognised", "find_kernel", "recognise"]
 
 _APIS: Mapping[str, str] = {
     "flashinfer.gemm.gemm_base.fp8_blockscale_gemm_sm90": "gemm_fp8_block",
@@ -130,6 +130,12 @@ def recognise(
         if len(found) == 1:
             return found[0]
     return None
+
+
+def find_kernel(definition: Definition) -> KernelType[Any] | None:
+    """Find the kernel type that a Definition, ours or another tool's, describes; None when it is none of ours."""
+    found = recognise(definition)
+    return find_kernel_type(found.kernel) if found is not None else None
 
 
 def _try(kernel: KernelType[Any], raw: Mapping[str, Any], repairs: tuple[str, ...]) -> Recognised | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import datetime, timezone
 from enum import Enum
 from typing import Any
 
@@ -11,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from fib_tools.model.base import Model, NonEmpty
 from fib_tools.model.workload import Workload
 
-__all__ = ["Correctness", "Environment", "Evaluation", "EvaluationStatus", "Performance", "Trace"]
+__all__ = ["Correctness", "Environment", "Evaluation", "EvaluationStatus", "Performance", "Trace", "read_timestamp"]
 
 
 class EvaluationStatus(str, Enum):
@@ -90,3 +91,12 @@ class Trace(Model):
     def is_workload(self) -> bool:
         """Tell whether this is a line of a workload file."""
         return self.solution is None and self.evaluation is None
+
+
+def read_timestamp(text: str) -> datetime:
+    """Read a time of whoever wrote it; one that is none counts as the oldest, one without a zone as UTC."""
+    try:
+        moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except ValueError:
+        return datetime.min.replace(tzinfo=timezone.utc)
+    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from fib_tools.op_types.ground_truth import AMPERE_ON, BLACKWELL, HOPPER_ON, GroundTruth, Wrapper, no_kernel
@@ -113,12 +114,7 @@ def routing_ground_truth(parameters: RoutingParameters) -> GroundTruth:
     if found is None:
         return no_kernel(f"neither FlashInfer nor SGLang has a kernel of {parameters.routing} routing on its own")
     body = found.body.replace("def choose(", "@torch.no_grad()\ndef run(", 1)
-    return GroundTruth(wrappers=(_like(found, body=body),))
-
-
-def _like(wrapper: Wrapper, **changes: Any) -> Wrapper:
-    names = ("kind", "api", "body", "imports", "constants", "capabilities")
-    return Wrapper(**{name: changes.get(name, getattr(wrapper, name)) for name in names})
+    return GroundTruth(wrappers=(replace(found, body=body),))
 
 
 _TRITON = """

@@ -17,7 +17,7 @@ from fib_tools.evaluate.engines.engine_ray import Cluster, RayEngine
 from fib_tools.evaluate.engines.items import BlobHasher, Bound, Bundle, Limits, Options, Plan, plan_items
 from fib_tools.evaluate.engines.journal import Journal, find_reusable
 from fib_tools.evaluate.engines.traces import write_results
-from fib_tools.gate.recognise import recognise
+from fib_tools.gate.recognise import find_kernel
 from fib_tools.host.cpu import read_cpu_name
 from fib_tools.host.env import read_gpu_settings
 from fib_tools.host.gpu_lock import Waiting
@@ -28,7 +28,6 @@ from fib_tools.model.evidence import Evidence, Timer
 from fib_tools.model.solution import Solution
 from fib_tools.model.summary import Result, Summary, Table
 from fib_tools.model.workload import Workload
-from fib_tools.op_types.registry import find_kernel_type
 from fib_tools.phases.baselines import make_baselines
 from fib_tools.phases.context import Context
 from fib_tools.phases.request import COMMAND_LINE_ONLY, check_op_types
@@ -263,9 +262,10 @@ def _bundle(context: Context, dataset: Dataset, choice: _Choice) -> list[Bundle]
 
 
 def _find_bounds(definition: Definition, calibration: Calibration | None) -> dict[str, Bound]:
-    found = recognise(definition)
-    kernel = find_kernel_type(found.kernel) if found is not None else None
-    return {name: Bound.of(bound) for name, bound in find_tolerances(definition, kernel, calibration).items()}
+    return {
+        name: Bound.of(bound)
+        for name, bound in find_tolerances(definition, find_kernel(definition), calibration).items()
+    }
 
 
 class _Planner:

@@ -24,7 +24,7 @@ from fib_tools.evaluate.calibration.calibration import (
     find_tolerances,
     save_calibration,
 )
-from fib_tools.gate.recognise import recognise
+from fib_tools.gate.recognise import find_kernel
 from fib_tools.host.env import engine_environment
 from fib_tools.host.gpu_lock import acquire
 from fib_tools.host.sandbox import Limits, Outcome, Sandbox
@@ -32,7 +32,7 @@ from fib_tools.model.base import read_strict, to_document
 from fib_tools.model.definition import Definition, DType
 from fib_tools.model.summary import Result, Summary, Table
 from fib_tools.op_types.inputs import list_distributions
-from fib_tools.op_types.registry import find_kernel_type, list_modules
+from fib_tools.op_types.registry import list_modules
 from fib_tools.op_types.sizes import choose_test_axes
 from fib_tools.op_types.tolerance import Tolerance
 from fib_tools.phases.context import Context
@@ -205,8 +205,7 @@ def _open_sandbox(device: str) -> Iterator[Sandbox]:
 
 
 def _find_policies(definition: Definition) -> dict[str, Tolerance]:
-    found = recognise(definition)
-    return find_tolerances(definition, find_kernel_type(found.kernel) if found is not None else None)
+    return find_tolerances(definition, find_kernel(definition))
 
 
 def _make_payload(definition: Definition, device: str, seeds: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fib_tools.gate.recognise import recognise
+from fib_tools.gate.recognise import find_kernel, recognise
 from fib_tools.model.definition import Definition, DType
 from fib_tools.op_types.base import KernelType
 from fib_tools.op_types.ground_truth import GroundTruth, Wrapper, no_kernel
@@ -46,7 +46,7 @@ def write_test(definition: Definition) -> str:
     Raises:
         FormatError: when no sizes meet its constraints.
     """
-    kernel = _find_kernel(definition)
+    kernel = find_kernel(definition)
     truth = find_ground_truth(definition)
     blocks = [
         _docstring(definition, truth),
@@ -81,11 +81,6 @@ def find_ground_truth(definition: Definition) -> GroundTruth:
     if list(built.inputs) != list(definition.inputs) or list(built.outputs) != list(definition.outputs):
         return no_kernel(f"its interface is not that of {built.name}, which the wrapper has")
     return kernel.find_ground_truth(found.parameters)
-
-
-def _find_kernel(definition: Definition) -> KernelType[Any] | None:
-    found = recognise(definition)
-    return find_kernel_type(found.kernel) if found is not None else None
 
 
 def _mark(text: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import Any
 
 from pydantic import ValidationError
@@ -19,7 +19,15 @@ from fib_tools.errors import FormatError
 from fib_tools.model.base import read_lenient
 from fib_tools.model.canonical import format_line, load_json
 from fib_tools.model.evidence import Evidence
-from fib_tools.model.trace import Correctness, Environment, Evaluation, EvaluationStatus, Performance, Trace
+from fib_tools.model.trace import (
+    Correctness,
+    Environment,
+    Evaluation,
+    EvaluationStatus,
+    Performance,
+    Trace,
+    read_timestamp,
+)
 from fib_tools.model.workload import Workload
 
 __all__ = ["FindWorkload", "Merged", "make_trace", "merge_lines", "write_results"]
@@ -159,7 +167,7 @@ class _Line:
 
     @property
     def moment(self) -> datetime:
-        return _read_moment(self.trace.evaluation.timestamp if self.trace and self.trace.evaluation else "")
+        return read_timestamp(self.trace.evaluation.timestamp if self.trace and self.trace.evaluation else "")
 
 
 def merge_lines(standing: Sequence[str], traces: Iterable[Trace], *, order: Sequence[str]) -> list[str]:
@@ -188,12 +196,3 @@ def _read_trace(text: str) -> Trace | None:
         return read_lenient(Trace, load_json(text, where="a line"), where="a line")
     except FormatError:
         return None
-
-
-def _read_moment(text: str) -> datetime:
-    """Read a time of whoever wrote it; one that is none counts as the oldest, one without a zone as UTC."""
-    try:
-        moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
-    except ValueError:
-        return datetime.min.replace(tzinfo=timezone.utc)
-    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)

@@ -59,7 +59,6 @@ class Entrant:
     runner: Runner | None = None
     refusal: Refusal | None = None
     """What holds for every Workload: a broken source rule, a failed build."""
-    crashes: int = 0
     build_seconds: float = 0.0
     libs: dict[str, str] = field(default_factory=dict)
     protections: dict[str, bool] = field(default_factory=dict)

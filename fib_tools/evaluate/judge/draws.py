@@ -14,6 +14,7 @@ from fib_tools.evaluate.judge.sampling import (
     DrawVerdict,
     choose_sample_rows,
     find_batched_inputs,
+    gather_draws,
     judge_chains,
     judge_tokens,
     judge_tokens_alike,
@@ -89,9 +90,7 @@ class Draws:
     def _read(self, arena: Arena) -> torch.Tensor:
         """Give the draws as `[rows, n]` or, for chains, `[rows, n, length]`."""
         value = next(iter(self._layout.stack(arena.memory, self._plan.calls).values()))
-        rows = len(self._plan.rows)
-        shaped: torch.Tensor = value.unflatten(1, (rows, self._plan.repeat)).transpose(0, 1)
-        return shaped.reshape(rows, self._plan.calls * self._plan.repeat, *value.shape[2:])
+        return gather_draws(value, self._plan)
 
     def _compare(self, draws: torch.Tensor, want: Arena, shape: list[int] | None) -> DrawVerdict:
         import torch

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import Any
 
 from fib_tools.dataset.layout import Kind, Location
@@ -16,7 +16,7 @@ from fib_tools.evaluate.report.report_schema import Measurement
 from fib_tools.model.base import read_lenient
 from fib_tools.model.canonical import load_json
 from fib_tools.model.evidence import Evidence
-from fib_tools.model.trace import Evaluation, Trace
+from fib_tools.model.trace import Evaluation, Trace, read_timestamp
 
 __all__ = ["OTHER_TOOL", "OWN_TOOL", "Reading", "read_measurements"]
 
@@ -28,7 +28,6 @@ _REJECTED = re.compile(r"REJECTED by ([a-z0-9-]{1,60}): ?")
 _LONGEST_DETAIL = 600
 _AGREEMENT = 0.001
 """Share by which a Trace's time may differ from its Evidence's: both are one number, written twice."""
-_OLDEST = datetime.min.replace(tzinfo=timezone.utc)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,20 +132,11 @@ def _keep_newest(measurement: Measurement, gathered: _Gathered) -> None:
         measurement.device,
         measurement.measured_by,
     )
-    moment = _parse_moment(measurement.timestamp)
+    moment = read_timestamp(measurement.timestamp)
     standing = gathered.newest.get(key)
     gathered.superseded += standing is not None
     if standing is None or standing[0] <= moment:
         gathered.newest[key] = (moment, measurement)
-
-
-def _parse_moment(text: str) -> datetime:
-    """Read a timestamp; one without a zone is taken as UTC, one that is none as the oldest."""
-    try:
-        moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
-    except ValueError:
-        return _OLDEST
-    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
 
 
 def _find_evidence(dataset: Dataset, evaluation: Evaluation, where: str, gathered: _Gathered) -> Evidence | None:
