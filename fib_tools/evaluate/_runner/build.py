@@ -63,16 +63,21 @@ def build_solution(solution: Solution, folder: Path) -> Built:
 
 
 def _check_symbols(output: Path) -> None:
-    """Refuse a library that asks the system for what a kernel has no use for, however its text spelled that.
+    """Refuse what asks the system for things that a kernel has no use for, however its text spelled that.
+
+    The compiled objects are read: the library holds what a toolchain links into it statically, which is not the Solution's.
 
     Raises:
-        RuleError: it does (`source-native`).
+        RuleError: it does, or there is nothing to read (`source-native`).
     """
-    for library in sorted(output.rglob("*.so")):
-        command = ["nm", "-D", "--undefined-only", str(library)]
+    objects = sorted(output.rglob("*.o"))
+    if not objects:
+        raise RuleError("source-native", f"{output.name} has no compiled objects that could be read")
+    for path in objects:
+        command = ["nm", "--undefined-only", str(path)]
         listed = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603  # beside the compiler
         undefined = [line.split()[-1] for line in listed.stdout.splitlines() if line.strip()]
-        for violation in check_symbols(library.name, undefined):
+        for violation in check_symbols(path.name, undefined):
             raise RuleError(violation.rule.name, violation.detail)
 
 

@@ -35,7 +35,7 @@ def draw_samples(
     many = repeat_rows(inputs, message["rows"], message["repeat"], batched=message["batched"])
     layout = SlotLayout.of(definition, message["axes"])
     for slot, seed in enumerate(message["seeds"]):
-        torch.manual_seed(seed)
+        torch.random.manual_seed(seed)  # torch.compile puts another in the place of `torch.manual_seed`
         places = layout.view(arena, slot)
         outputs = {name: value.clone() for name, value in places.items()}
         result = caller.call(many, outputs, caller.plan(many, workload.plan.values) if caller.has_setup else {})

@@ -117,6 +117,7 @@ class _Runner:
         """Have compilers keep what they make in this process's own folder, or where the judge lets it."""
         for name in _CACHES:
             os.environ[name] = self._payload["caches"].get(name, str(Path.cwd() / "cache" / name.lower()))
+        os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # else torch.compile leaves processes behind
 
     def _start_device(self, timer: str) -> tuple[Any, Timer]:
         if self._device == "cpu":

@@ -12,6 +12,11 @@ import subprocess
 __all__: list[str] = []
 
 with contextlib.suppress(ImportError):
+    from tqdm import tqdm
+
+    tqdm.monitor_interval = 0  # else a progress bar of a compiler's leaves a thread behind
+
+with contextlib.suppress(ImportError):
     if os.environ.get("CUDA_VISIBLE_DEVICES", ""):
         from triton.backends.nvidia.driver import CudaUtils
 

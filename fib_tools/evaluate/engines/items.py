@@ -42,6 +42,8 @@ __all__ = [
 ]
 
 _NO_BLOB = "missing"
+_MOST_TOGETHER = 8
+"""Solutions whose processes live at the same time, each with a context on the device."""
 _DESCRIPTIVE = frozenset({"description", "name", "tags"})
 
 
@@ -62,7 +64,14 @@ class Item(Model):
     workload: NonEmpty
     """Its uuid."""
     workload_hash: NonEmpty
+    heat: int = 0
+    """Of a Definition with many Solutions: those of one heat are measured side by side, on all Workloads, before the next."""
     solutions: tuple[SolutionRef, ...] = Field(min_length=1)
+
+    @property
+    def group(self) -> tuple[str, int]:
+        """Name what items share processes with one another: the Definition, and the heat."""
+        return self.definition, self.heat
 
     def subject(self, solution: SolutionRef, hardware: str) -> Subject:
         """Say what one evaluation measures: the only way to a key, for the engines and for the workers."""
@@ -115,7 +124,7 @@ class Options(Model):
 
 
 class Plan(Model):
-    """All items of a run, in order: definitions together, workloads within."""
+    """All items of a run, in order: definitions together, heats within, then workloads."""
 
     format: Literal[1] = 1
     evaluator: int = EVALUATOR_VERSION
@@ -204,22 +213,23 @@ def find_task(item: Item, bundle: Bundle) -> Task:
 
 
 def plan_items(bundles: Iterable[Bundle], *, hash_blob: Callable[[str], str]) -> tuple[Item, ...]:
-    """List the work of some Definitions: an item for each Workload that has Solutions to run."""
+    """List the work of some Definitions: for each heat of Solutions an item for each Workload."""
     items: list[Item] = []
     for bundle in bundles:
         refs = tuple(SolutionRef(name=each.name, author=each.author, hash=each.hash) for each in bundle.solutions)
-        if not refs:
-            continue
         digest = content_hash([hash_definition(bundle.definition), bundle.bounds])
+        digests = {workload.uuid: hash_workload(workload, hash_blob) for workload in bundle.workloads}
         items += [
             Item(
                 definition=bundle.definition.name,
                 op_type=bundle.definition.op_type,
                 definition_hash=digest,
                 workload=workload.uuid,
-                workload_hash=hash_workload(workload, hash_blob),
-                solutions=refs,
+                workload_hash=digests[workload.uuid],
+                heat=heat,
+                solutions=refs[start : start + _MOST_TOGETHER],
             )
+            for heat, start in enumerate(range(0, len(refs), _MOST_TOGETHER))
             for workload in bundle.workloads
         ]
     return tuple(items)

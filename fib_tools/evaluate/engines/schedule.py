@@ -1,7 +1,8 @@
 """Which worker does what next.
 
-A worker stays with the definition that it has open, since its children are costly to start; then it opens the one with
-the most work left, and when every definition is open somewhere it takes work away from the largest.
+A worker stays with the group that it has open (a definition, and a heat of its Solutions), since its children are costly
+to start; then it opens the one with the most work left, and when every group is open somewhere it takes work away from
+the largest.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from fib_tools.evaluate.engines.items import Item
 
 __all__ = ["Job", "Schedule"]
 
+_Group = tuple[str, int]
 _PREPARE_AT = 2
-"""With so few items of its definition left, a worker hears of its next one."""
+"""With so few items of its group left, a worker hears of its next one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,16 +34,16 @@ class Job:
 
 
 class Schedule:
-    """The queues of a run, one for each definition."""
+    """The queues of a run, one for each group."""
 
     def __init__(self, items: Iterable[Item]) -> None:
-        self._queues: dict[str, deque[Job]] = {}
-        self._open: dict[str, str] = {}
-        """The definition that each worker has open."""
-        self._next: dict[str, str] = {}
+        self._queues: dict[_Group, deque[Job]] = {}
+        self._open: dict[str, _Group] = {}
+        """What each worker has open."""
+        self._next: dict[str, _Group] = {}
         """The one that it was told to prepare."""
         for item in items:
-            self._queue(item.definition).append(Job(item=item, origin=item))
+            self._queue(item.group).append(Job(item=item, origin=item))
 
     @property
     def waiting(self) -> int:
@@ -60,12 +62,12 @@ class Schedule:
         return self._queues[self._open[worker]].popleft()
 
     def put_back(self, jobs: Iterable[Job]) -> None:
-        """Queue items again, before the others of their definition."""
+        """Queue items again, before the others of their group."""
         for job in reversed(list(jobs)):
-            self._queue(job.item.definition).appendleft(job)
+            self._queue(job.item.group).appendleft(job)
 
     def find_next(self, worker: str) -> Job | None:
-        """Reserve the definition that a worker will open after its own, and give an item of it; once for each."""
+        """Reserve what a worker will open after its own group, and give an item of it; once for each."""
         current = self._open.get(worker)
         if current is None or worker in self._next or len(self._queues[current]) > _PREPARE_AT:
             return None
@@ -77,28 +79,28 @@ class Schedule:
 
     def is_wanted(self, worker: str, definition: str) -> bool:
         """Tell whether a worker may still get items of a definition without having stolen them."""
-        return definition in {self._open.get(worker), self._next.get(worker)}
+        return any(group and group[0] == definition for group in (self._open.get(worker), self._next.get(worker)))
 
     def dismiss(self, worker: str) -> None:
         """Give up what a worker had open."""
         self._open.pop(worker, None)
         self._next.pop(worker, None)
 
-    def _queue(self, definition: str) -> deque[Job]:
-        return self._queues.setdefault(definition, deque())
+    def _queue(self, group: _Group) -> deque[Job]:
+        return self._queues.setdefault(group, deque())
 
-    def _has_work(self, definition: str | None) -> bool:
-        return definition is not None and bool(self._queues[definition])
+    def _has_work(self, group: _Group | None) -> bool:
+        return group is not None and bool(self._queues[group])
 
-    def _find_unopened(self) -> str | None:
+    def _find_unopened(self) -> _Group | None:
         taken = {*self._open.values(), *self._next.values()}
-        return self._find_largest(name for name in self._queues if name not in taken)
+        return self._find_largest(group for group in self._queues if group not in taken)
 
-    def _find_largest(self, names: Iterable[str] | None = None) -> str | None:
-        """Find the definition with the most evaluations left; the first planned of several."""
+    def _find_largest(self, groups: Iterable[_Group] | None = None) -> _Group | None:
+        """Find the group with the most evaluations left; the first planned of several."""
         sizes = {
-            name: sum(len(job.item.solutions) for job in self._queues[name])
-            for name in (self._queues if names is None else names)
+            group: sum(len(job.item.solutions) for job in self._queues[group])
+            for group in (self._queues if groups is None else groups)
         }
-        best = max(sizes, key=lambda name: sizes[name], default=None)
+        best = max(sizes, key=lambda group: sizes[group], default=None)
         return best if best is not None and sizes[best] else None

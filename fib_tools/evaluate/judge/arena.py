@@ -8,7 +8,10 @@ from __future__ import annotations
 import mmap
 import os
 import pickle
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Arena"]
 
@@ -41,6 +44,17 @@ class Arena:
         self.memory[:size].fill_(pattern)
         self._settle()
         return pattern
+
+    def copy(self, size: int) -> torch.Tensor:
+        """Put the first bytes aside; they are read before this returns, so that a runner may write again."""
+        copied = self.memory[:size].clone()
+        self._settle()
+        return copied
+
+    def restore(self, copied: torch.Tensor) -> None:
+        """Put back what was put aside."""
+        self.memory[: len(copied)].copy_(copied)
+        self._settle()
 
     def _settle(self) -> None:
         if self._descriptor < 0:

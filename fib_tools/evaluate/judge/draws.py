@@ -58,7 +58,7 @@ class Draws:
         Raises:
             RefusedError: they do not agree (`wrong-values`).
         """
-        kept = want.memory[:DRAW_BYTES].clone()
+        kept = want.copy(DRAW_BYTES)
         try:
             shape = reference.ask(self._message(catches=True), _SECONDS)["shape"]
             reference.stop()
@@ -66,7 +66,7 @@ class Draws:
             draws = self._read(got)
             verdict = self._compare(draws, want, shape)
         finally:
-            want.memory[: len(kept)].copy_(kept)
+            want.restore(kept)
         if bool((draws[:, : self._plan.repeat] == draws[:, -self._plan.repeat :]).all()):
             detail = "two calls with different seeds drew the same tokens"
             raise RefusedError(EvaluationStatus.INCORRECT_NUMERICAL, detail, rule="wrong-values")

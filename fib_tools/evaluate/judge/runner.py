@@ -29,8 +29,8 @@ _DETAIL_LENGTH = 3000
 _LOG_LINES = 30
 _FILE_BYTES = 1 << 30
 """Of one file: a compiled library."""
-_IDLE_SECONDS = 0.1
-"""A process that waits computes nothing; the kernel counts in ticks of 10 ms."""
+_IDLE_SECONDS, _IDLE_SHARE = 0.1, 0.01
+"""What a process may compute while it waits, and of a long wait this share: the driver's own threads wake up now and then."""
 _LOST = ("CUDA error", "CUDA driver error", "device-side assert")
 _WORD_LENGTH, _MOST_LIBS = 60, 20
 _PROCESSES = 512
@@ -82,7 +82,8 @@ class Runner:
         self._is_stopped = False
         self._is_visible = device != "cpu"
         """Its process id means the same here; on a CPU it has a namespace of its own."""
-        self._idle_seconds = 0.0
+        self._idle_since = (0.0, 0.0)
+        """By the clock, and what it had computed by then."""
         self._owes = 0
         self._arena: Arena | None = None
         self._opened: set[str] = set()
@@ -163,7 +164,7 @@ class Runner:
         with such a lock halts them all. What it computes in spite of this is seen at `resume`.
         """
         if not self._is_stopped and not self.is_dead and not self._owes:
-            self._idle_seconds = self._read_cpu_seconds()
+            self._idle_since = (time.perf_counter(), self._read_cpu_seconds())
             self._is_stopped = True
 
     def resume(self) -> None:
@@ -175,8 +176,9 @@ class Runner:
         if not self._is_stopped:
             return
         self._is_stopped = False
-        spent = self._read_cpu_seconds() - self._idle_seconds
-        if spent > _IDLE_SECONDS:
+        since, before = self._idle_since
+        spent = self._read_cpu_seconds() - before
+        if spent > _IDLE_SECONDS + _IDLE_SHARE * (time.perf_counter() - since):
             detail = f"its process computed {spent:.2f} s while it was not its turn"
             raise RefusedError(EvaluationStatus.RUNTIME_ERROR, detail, rule="threads")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fib_tools.evaluate.judge.slots import SlotLayout
@@ -46,6 +46,10 @@ class Batch:
     def part(self, start: int, stop: int) -> Batch:
         """Take some of the calls."""
         return Batch(staging=self.staging, seeds=self.seeds[start:stop], slots=self.slots[start:stop])
+
+    def anew(self, number: int) -> Batch:
+        """Make the same calls on other contents."""
+        return replace(self, seeds=tuple(derive_seed(seed, "anew", number) for seed in self.seeds))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -58,6 +58,10 @@ class Trial:
         """End a turn."""
         self.spent += time.perf_counter() - self._begun
 
+    def forget_times(self) -> None:
+        """Throw away what was timed; what was compared stays."""
+        self.fresh, self.again, self.eager, self.busy, self.host = [], [], [], [], []
+
     def take_errors(self, errors: dict[str, OutputErrors]) -> None:
         """Add what a comparison measured to what those before it did."""
         for name, new in errors.items():

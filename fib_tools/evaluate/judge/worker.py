@@ -26,7 +26,7 @@ from fib_tools.model.trace import EvaluationStatus
 __all__ = ["Worker"]
 
 _CONTESTS = 2
-"""Definitions with runners alive: the one that is measured, and the one that builds meanwhile."""
+"""Groups with runners alive: the one that is measured, and the one that builds meanwhile."""
 _FASTER_THAN_LIMIT = 1.5
 """A copy's rate is no strict bound: reads alone are faster than reads and writes in turn."""
 
@@ -48,7 +48,7 @@ class Worker:
         )
         self._sandbox.__enter__()
         self._maker = RunnerMaker(sandbox=self._sandbox, device=self._kind, dataset=plan.dataset, options=plan.options)
-        self._contests: dict[str, Contest] = {}
+        self._contests: dict[tuple[str, int], Contest] = {}
         self._device = Device(self._kind)
         self._judge = Judge(self._device)
         if self._device.gpu.name != plan.hardware:
@@ -63,16 +63,15 @@ class Worker:
             self._open(task)
 
     def _open(self, task: Task) -> Contest:
-        key = task.item.definition_hash
-        contest = self._contests.get(key)
-        if contest is None:
-            contest = self._contests[key] = Contest(self._maker, task)
-        return contest
+        key = _name(task)
+        if key not in self._contests:
+            self._contests[key] = Contest(self._maker, task)
+        return self._contests[key]
 
     def evaluate(self, task: Task) -> Iterator[Evidence | None]:
         """Judge a task's Solutions side by side."""
         contest = self._open(task)
-        self._close_others(keep=2)
+        self._close_others()
         begun = time.perf_counter()
         options = self._plan.options
         tolerances = {name: bound.to_tolerance() for name, bound in task.bounds.items()}
@@ -89,13 +88,13 @@ class Worker:
         for ref, trial in zip(task.item.solutions, judgement.trials, strict=True):
             yield self._to_evidence(task, ref, trial, judgement, seconds)
 
-    def _close_others(self, *, keep: int) -> None:
+    def _close_others(self) -> None:
         """End the runners of Definitions that are done."""
-        while len(self._contests) > keep:
+        while len(self._contests) > _CONTESTS:
             self._contests.pop(next(iter(self._contests))).close()
 
     def _drop(self, task: Task) -> None:
-        contest = self._contests.pop(task.item.definition_hash, None)
+        contest = self._contests.pop(_name(task), None)
         if contest is not None:
             contest.close()
 
@@ -148,6 +147,11 @@ class Worker:
             timestamp=_now(),
             seconds=seconds,
         )
+
+
+def _name(task: Task) -> tuple[str, int]:
+    """Name what a task shares runners with."""
+    return task.item.definition_hash, task.item.heat
 
 
 def _now() -> str:

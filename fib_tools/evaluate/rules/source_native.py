@@ -1,7 +1,7 @@
-"""What C++ and CUDA text of a Solution must not name, and what a built library must not import.
+"""What C++ and CUDA text of a Solution must not name, and what a compiled object must not import.
 
 Comments and texts are told apart from code first, so that a comment about `fork` is no breach.
-The preprocessor can hide a name from this reading (`a ## b`); the built library's symbols show it again.
+The preprocessor can hide a name from this reading (`a ## b`); a compiled object's symbols show it again.
 """
 
 from __future__ import annotations
@@ -115,14 +115,11 @@ def check_native(path: str, text: str) -> list[Violation]:
     ]
 
 
-def check_symbols(library: str, undefined: Iterable[str]) -> list[Violation]:
-    """Find breaches among the symbols that a built library takes from others, as `nm -D --undefined-only` lists them.
-
-    CUDA's static runtime itself needs dlopen, pthreads and files, so those are not among them.
-    """
+def check_symbols(file: str, undefined: Iterable[str]) -> list[Violation]:
+    """Find breaches among the symbols that a compiled object takes from others, as `nm --undefined-only` lists them."""
     names = (symbol.partition("@")[0] for symbol in undefined)
     return [
-        Violation(rule=RULES["source-native"], detail=f"{library}: links against {name}; {_TODO}")
+        Violation(rule=RULES["source-native"], detail=f"{file}: links against {name}; {_TODO}")
         for name in dict.fromkeys(names)
         if name in _SYMBOLS or _SYMBOL_PREFIXES.match(name)
     ]

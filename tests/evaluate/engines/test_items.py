@@ -33,6 +33,17 @@ def test_a_plan_has_an_item_for_each_workload_with_definitions_together(tmp_path
     assert plan.evaluations == len(set(plan.keys)) == 6
 
 
+def test_many_solutions_of_a_definition_are_measured_in_heats_each_on_all_workloads(tmp_path: Path) -> None:
+    plan = World.make(tmp_path, {"a": [str(number) for number in range(10)]}).plan("H200")
+    assert [(item.heat, item.workload, len(item.solutions)) for item in plan.items] == [
+        (0, "w0", 8),
+        (0, "w1", 8),
+        (1, "w0", 2),
+        (1, "w1", 2),
+    ]
+    assert len(set(plan.keys)) == 20
+
+
 def test_a_plan_comes_back_from_its_document_with_the_same_hash(tmp_path: Path) -> None:
     plan = World.make(tmp_path, {"a": ["x"]}).plan("H200")
     again = read_strict(Plan, load_json(canonical_bytes(plan), where="plan"), where="plan")

@@ -41,6 +41,21 @@ def test_a_worker_hears_of_its_next_definition_once_and_nobody_else_opens_it(tmp
     assert not work.is_wanted("one", "a")
 
 
+def test_a_worker_ends_a_heat_before_it_opens_the_next_and_hears_of_it(tmp_path: Path) -> None:
+    items = World.make(tmp_path, {"a": [str(number) for number in range(10)]}).items
+    work = Schedule(items)
+    heats = []
+    for _ in items:
+        job = work.take("one")
+        assert job is not None
+        heats.append(job.item.heat)
+        upcoming = work.find_next("one")
+        if len(heats) == 1:
+            assert upcoming is not None
+            assert upcoming.item.group == ("a", 1)
+    assert heats == [0, 0, 1, 1]
+
+
 def test_what_is_put_back_comes_first_and_a_dismissed_workers_definitions_are_free(tmp_path: Path) -> None:
     work = schedule(tmp_path, {"a": 2, "b": 1}, workloads=2)
     jobs = [work.take("one"), work.take("one")]
