@@ -1,0 +1,174 @@
+"""Evaluate the baselines of every Definition of a dataset on a GPU, under calibrated tolerances, and print how near the limit they are.
+
+python benchmarks/baselines.py DEFINITIONS --out FOLDER [--gpus N] [--calibrate] [--only OP_TYPE ...] [--sizes ...]
+
+DEFINITIONS is a dataset folder; its Definitions are copied, and a Workload of each size is written for each of them,
+with the lengths that the reference tests use. `--calibrate` runs `fib calibrate` first, else the op_types' own bounds
+hold. Where FlashInfer's kernels are not compiled yet, most of the time goes into that: reference_tests.py compiles them
+in many processes. Writes to the folder `baselines.txt`, `baselines.json` and the dataset with its Traces.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from fib_tools.dataset.store import Dataset  # noqa: E402  # the path must be there first
+from fib_tools.errors import FormatError  # noqa: E402
+from fib_tools.model.definition import Definition  # noqa: E402
+from fib_tools.model.trace import Trace  # noqa: E402
+from fib_tools.model.workload import InputSpec, RandomInput, ScalarInput, Workload, workload_uuid  # noqa: E402
+from fib_tools.op_types.axes import choose_axes  # noqa: E402
+from fib_tools.op_types.inputs import generate_inputs  # noqa: E402
+from fib_tools.op_types.sizes import SIZES, choose_test_axes  # noqa: E402
+
+_DETAIL = 160
+
+
+def write_dataset(source: Path, root: Path, options: argparse.Namespace) -> dict[str, str]:
+    """Copy the Definitions and write their Workloads; give the size of each Workload by its uuid."""
+    shutil.rmtree(root, ignore_errors=True)
+    (root / "definitions").mkdir(parents=True)
+    dataset, sizes = Dataset(root), {}
+    for _, definition in sorted(Dataset.open(source).load_definitions()[0].items()):
+        if options.only and definition.op_type not in options.only:
+            continue
+        dataset.write_definition(definition)
+        inputs = describe_inputs(definition)
+        traces = []
+        for size in options.sizes:
+            try:
+                axes = choose_test_axes(definition, size)
+            except FormatError:
+                continue
+            uuid = workload_uuid(definition.name, axes, inputs)
+            if uuid not in sizes:
+                sizes[uuid] = size
+                workload = Workload(axes=axes, inputs=inputs, uuid=uuid)
+                traces.append(Trace(definition=definition.name, workload=workload))
+        dataset.write_workloads(definition.op_type, traces)
+    return sizes
+
+
+def describe_inputs(definition: Definition) -> dict[str, InputSpec]:
+    """Tensors are random, by the op_type's rules; scalars have the value that those rules give."""
+    if all(spec.shape is not None for spec in definition.inputs.values()):
+        return {name: RandomInput() for name in definition.inputs}
+    made = generate_inputs(definition, choose_axes(definition, {}))
+    return {
+        name: RandomInput() if spec.shape is not None else ScalarInput(value=made[name])
+        for name, spec in definition.inputs.items()
+    }
+
+
+def fib(*words: str, options: argparse.Namespace, log: str) -> dict[str, Any]:
+    """Run one of our commands; give what it prints as JSON."""
+    command = [sys.executable, "-m", "fib_tools", *words, "--dataset", str(options.out / "dataset")]
+    command += ["--workspace", str(options.out / "work"), "--json"]
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    with (options.out / log).open("wb") as stream:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=stream, check=False, env={**os.environ, "PYTHONPATH": paths}
+        )
+    return json.loads(done.stdout)
+
+
+def calibrate(names: list[str], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Calibrate with one process for each GPU, which the GPU lock keeps apart; neighbours, which are alike, part ways."""
+    parts = [",".join(names[start :: options.gpus]) for start in range(options.gpus)]
+    with ThreadPoolExecutor(options.gpus) as pool:
+        results = pool.map(
+            lambda part: fib(
+                "calibrate",
+                "--definitions",
+                part[1],
+                "--device",
+                "cuda",
+                options=options,
+                log=f"calibrate{part[0]}.log",
+            ),
+            enumerate(parts),
+        )
+        return [entry for result in results for entry in result["entries"]]
+
+
+def tabulate(rows: list[dict[str, Any]], sizes: dict[str, str], op_types: dict[str, str]) -> list[str]:
+    """Write a line for each op_type, then each baseline that did not pass."""
+    groups: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
+    for row in rows:
+        groups[op_types[row["definition"]]].append(row)
+    head = f"{'op_type':18}{'evaluations':>12}{'passed':>8}   % of the measured limit, median (most): " + ", ".join(
+        SIZES
+    )
+    lines = [head]
+    for op_type, mine in sorted(groups.items()):
+        shares = []
+        for size in SIZES:
+            found = [row["percent_of_limit"] for row in mine if sizes[row["workload"]] == size]
+            known = [share for share in found if share is not None]
+            shares.append(f"{statistics.median(known):.1f} ({max(known):.1f})" if known else "-")
+        passed = sum(row["status"] == "PASSED" for row in mine)
+        lines.append(f"{op_type:18}{len(mine):>12}{passed:>8}   {', '.join(shares)}")
+    passed = sum(row["status"] == "PASSED" for row in rows)
+    lines.append(f"{'all':18}{len(rows):>12}{passed:>8}")
+    seen = set()
+    for row in rows:
+        if row["status"] != "PASSED" and (row["definition"], row["solution"]) not in seen:
+            seen.add((row["definition"], row["solution"]))
+            detail = " ".join((row.get("detail") or "").split())[:_DETAIL]
+            lines.append(f"{row['status']} {row.get('rule') or ''} {row['definition']} {row['solution']}: {detail}")
+    return lines
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("definitions", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--gpus", type=int, default=1)
+    parser.add_argument("--calibrate", action="store_true")
+    parser.add_argument("--only", nargs="+", help="these op_types")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    sizes = write_dataset(options.definitions, options.out / "dataset", options)
+    written = fib("baselines", "write", options=options, log="write.log")
+    op_types = {entry["definition"]: entry["op_type"] for entry in written["entries"]}
+    lines = [f"{len(op_types)} Definitions, {sum(e['status'] == 'written' for e in written['entries'])} baselines"]
+    if options.calibrate:
+        begun = time.perf_counter()
+        entries = calibrate(sorted(op_types), options)
+        (options.out / "calibrate.json").write_text(json.dumps(entries, indent=1))
+        counts = collections.Counter((entry["status"], entry.get("basis", "")) for entry in entries)
+        said = ", ".join(f"{count} {status} by {basis or '-'}" for (status, basis), count in counts.items())
+        lines.append(f"calibrated in {time.perf_counter() - begun:.0f} s: {said}")
+        refused = [entry for entry in entries if entry["status"] != "calibrated"]
+        lines += [f"  {entry['name']}: {entry['status']}: {entry.get('reason', '')[:_DETAIL]}" for entry in refused]
+    result = fib("bench", "--authors", "baseline", "--gpus", str(options.gpus), options=options, log="bench.log")
+    rows = [{"percent_of_limit": None, **row} for row in result.get("evaluations", ())]
+    (options.out / "baselines.json").write_text(
+        json.dumps([{**row, "size": sizes[row["workload"]]} for row in rows], indent=1)
+    )
+    lines += tabulate(rows, sizes, op_types)
+    lines += [str(failure)[:300] for failure in result.get("failures", ())]
+    lines.append(f"{result.get('seconds', 0):.0f} s on {options.gpus} x {result.get('hardware', '?')}")
+    text = "\n".join(lines)
+    (options.out / "baselines.txt").write_text(text + "\n")
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
