@@ -273,14 +273,17 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     evaluations = write_dataset(options.out / "dataset")
     counts = {"fib": options.repeats, **dict.fromkeys(options.peer, options.peer_repeats)}
-    found = {family: repeat(family, options, count) for family, count in counts.items()}
     yardstick = measure_yardstick(options.out / "dataset")
     import torch
 
+    torch.cuda.empty_cache()
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in VERSIONS)
     lines = [f"{torch.cuda.get_device_name()}, {versions}; {evaluations} evaluations"]
-    for family, result in found.items():
-        lines += describe(family, result, yardstick, evaluations)
+    found = {}
+    for family, count in counts.items():
+        found[family] = repeat(family, options, count)
+        lines += describe(family, found[family], yardstick, evaluations)
+        (options.out / "side_by_side.txt").write_text("\n".join(lines) + "\n")
     base = statistics.median(found["fib"]["walls"])
     for family in options.peer:
         lines.append(f"fib bench is {statistics.median(found[family]['walls']) / base:.2f} times as fast as {family}")

@@ -52,8 +52,8 @@ class _Warm:
         self._selector = selectors.DefaultSelector()
         self._is_over = False
         root = Path(setup["package_root"])
-        for entry in setup["import_paths"]:
-            sys.path.append(entry)
+        # in the order of whoever asks: where a package lies in two places, jobs must see the one that he sees
+        sys.path[:] = dict.fromkeys([*sys.path[:1], *setup["import_paths"], *sys.path[1:]])
         for name in setup["preload"]:
             importlib.import_module(name)
         self._read_only = (*interpreter_paths(root), *map(Path, setup["readable"]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,8 @@ class Gpu:
     name: str
     parent: str | None = None
     """UUID of the GPU that this instance is cut from."""
+    capability: int = 0
+    """Major times ten plus minor, such as 90; 0 if it is not known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,7 +185,13 @@ def _ask_nvml() -> tuple[list[Device], list[str]]:
 
 def _read_device(nvml: Any, index: int) -> Device:
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
-    gpu = Gpu(uuid=nvml.nvmlDeviceGetUUID(handle), index=index, name=nvml.nvmlDeviceGetName(handle))
+    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+    gpu = Gpu(
+        uuid=nvml.nvmlDeviceGetUUID(handle),
+        index=index,
+        name=nvml.nvmlDeviceGetName(handle),
+        capability=10 * major + minor,
+    )
     if not _is_cut(nvml, handle):
         return Device(gpu=gpu)
     instances: list[Gpu] = []
@@ -191,7 +199,7 @@ def _read_device(nvml: Any, index: int) -> Device:
         with suppress(nvml.NVMLError):  # no instance has this number
             instance = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)
             name = nvml.nvmlDeviceGetName(instance)
-            instances.append(Gpu(uuid=nvml.nvmlDeviceGetUUID(instance), index=index, name=name, parent=gpu.uuid))
+            instances.append(replace(gpu, uuid=nvml.nvmlDeviceGetUUID(instance), name=name, parent=gpu.uuid))
     return Device(gpu=gpu, is_cut=True, instances=tuple(instances))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 from pathlib import PurePosixPath
 
@@ -45,6 +46,9 @@ class SourceFile(Model):
         return self
 
 
+_CAPABILITY = re.compile(r"sm_?(\d+)[af]?")
+
+
 class BuildSpec(Model):
     """What it takes to build and call a Solution."""
 
@@ -62,6 +66,14 @@ class BuildSpec(Model):
         if self.entry_point.count("::") != 1:
             raise ValueError(f"entry point {self.entry_point!r} is not file::function")
         return self
+
+    def fits(self, capability: int) -> bool:
+        """Tell whether it is made for a GPU: only one that names compute capabilities, such as sm90, can say that it is not.
+
+        A `capability` (major times ten plus minor) of 0 is not known, and everything fits it.
+        """
+        named = [_CAPABILITY.fullmatch(hardware) for hardware in self.target_hardware]
+        return not capability or any(found is None or int(found[1]) == capability for found in named)
 
 
 class Solution(Model):

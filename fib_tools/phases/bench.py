@@ -83,6 +83,8 @@ class BenchResult(Result):
     evaluations: tuple[BenchRow, ...] = ()
     failures: tuple[str, ...] = ()
     """What the machinery could not evaluate."""
+    unfit: tuple[str, ...] = ()
+    """Solutions that were left out, since their target_hardware names other GPUs."""
     conflicts: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     """Of Traces, new or changed."""
@@ -108,7 +110,8 @@ class BenchResult(Result):
         kept = (f"{self.reused} more were not run: the dataset has their evidence (--fresh runs them)",) * bool(
             self.reused
         )
-        return Summary(tables=tables, lines=(*more, *wrong, *self.failures, *self.conflicts, said, *kept))
+        unfit = (f"{len(self.unfit)} Solutions are for other GPUs (spec.target_hardware)",) * bool(self.unfit)
+        return Summary(tables=tables, lines=(*more, *wrong, *self.failures, *self.conflicts, said, *kept, *unfit))
 
 
 def benchmark_kernels(
@@ -167,15 +170,21 @@ def benchmark_kernels(
     options = Options(device=device, timer=Timer(timer), seed=seed, limits=_limit(time_limit, bundles))
     plan_for = _Planner(dataset, bundles, options)
     if dry_run:
-        plan = plan_for(_name_hardware(device))
-        return BenchResult(dataset=str(dataset.root), device=device, hardware=plan.hardware, planned=plan.evaluations)
+        plan = plan_for(*_find_hardware(device))
+        return BenchResult(
+            dataset=str(dataset.root),
+            device=device,
+            hardware=plan.hardware,
+            planned=plan.evaluations,
+            unfit=tuple(plan_for.unfit),
+        )
     if engine == "ray":
         made: Engine = RayEngine(load, cluster=Cluster(address=address or "auto", gpus=gpus))
     else:
         made = LocalEngine(load, gpus=0 if device == "cpu" else gpus or 1, report=_tell_waiting(context))
     context.workspace.create()
     with made as running:
-        plan = plan_for(running.hardware)
+        plan = plan_for(running.hardware, running.capability)
         runs = context.workspace.root / _RUNS
         with Journal.prepare(runs, plan, resume=resume, now=started) as journal:
             reusable = {} if fresh else {evidence.key: evidence for evidence in find_reusable(dataset, plan)}
@@ -183,7 +192,8 @@ def benchmark_kernels(
                 _run(context, running, journal, reusable)
             finally:
                 files = _write(context, dataset, bundles, [*reusable.values(), *journal.results()])
-            return _to_result(dataset, journal, reusable, files, started)
+            result = _to_result(dataset, journal, reusable, files, started)
+            return result.model_copy(update={"unfit": tuple(plan_for.unfit)})
 
 
 def _limit(time_limit: float, bundles: Sequence[Bundle]) -> Limits:
@@ -273,18 +283,33 @@ class _Planner:
 
     def __init__(self, dataset: Dataset, bundles: list[Bundle], options: Options) -> None:
         self._dataset, self._options = dataset, options
-        hasher = BlobHasher(dataset.root)
-        self._items = plan_items(bundles, hash_blob=hasher)
+        self._bundles = bundles
+        self.unfit: list[str] = []
+        """Solutions that are for other GPUs, by name."""
 
-    def __call__(self, hardware: str) -> Plan:
-        return Plan(dataset=str(self._dataset.root), hardware=hardware, options=self._options, items=self._items)
+    def __call__(self, hardware: str, capability: int) -> Plan:
+        """Plan for a model of GPU.
+
+        Raises:
+            RequestError: every Solution is for others.
+        """
+        kept = [bundle.for_gpu(capability) for bundle in self._bundles]
+        pairs = zip(self._bundles, kept, strict=True)
+        self.unfit = [each.name for whole, left in pairs for each in whole.solutions if each not in left.solutions]
+        items = plan_items(kept, hash_blob=BlobHasher(self._dataset.root))
+        if not items:
+            raise RequestError(
+                f"no Solution chosen is for {hardware} (sm{capability})",
+                todo="see spec.target_hardware of each, or choose others",
+            )
+        return Plan(dataset=str(self._dataset.root), hardware=hardware, options=self._options, items=items)
 
 
-def _name_hardware(device: str) -> str:
+def _find_hardware(device: str) -> tuple[str, int]:
     if device == "cpu":
-        return read_cpu_name()
+        return read_cpu_name(), 0
     found = discover_gpus(read_gpu_settings()).visible
-    return found[0].name if found else "no GPU"
+    return (found[0].name, found[0].capability) if found else ("no GPU", 0)
 
 
 def _run(context: Context, engine: Engine, journal: Journal, reusable: dict[str, Evidence]) -> None:

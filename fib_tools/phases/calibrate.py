@@ -25,7 +25,7 @@ from fib_tools.evaluate.calibration.calibration import (
     save_calibration,
 )
 from fib_tools.gate.recognise import find_kernel
-from fib_tools.host.env import engine_environment
+from fib_tools.host.env import engine_environment, flashinfer_cache
 from fib_tools.host.gpu_lock import acquire
 from fib_tools.host.sandbox import Limits, Outcome, Sandbox
 from fib_tools.model.base import read_strict, to_document
@@ -42,7 +42,7 @@ from fib_tools.phases.request import check_op_types
 
 __all__ = ["CalibrateEntry", "CalibrateResult", "calibrate_definitions"]
 
-_ENTRY = "fib_tools.evaluate.calibration._calibrate_child:measure"
+_ENTRY = "fib_tools.evaluate.calibration._calibrate_child:measure_confined"
 _PRELOAD = ("torch", "fib_tools.evaluate.calibration._calibrate_child")
 _SIZES = {"cpu": ("small",), "cuda": ("small", "medium")}
 _MEMORY = {"cpu": 12 << 30, "cuda": 96 << 30}
@@ -175,12 +175,16 @@ def _calibrate_all(
             started.append(definition)
             yield _make_payload(definition, device, seeds)
 
+    _, compiled = flashinfer_cache()
+    if device == "cuda":
+        compiled.mkdir(parents=True, exist_ok=True)
     limits = Limits(
         wall_seconds=time_limit,
         memory_bytes=_MEMORY[device],
         file_bytes=_FILE_BYTES,
         processes=_PROCESSES if device == "cuda" else 0,
         gpu=device == "cuda",
+        writable=(str(compiled),) if device == "cuda" else (),  # the kernels that are compiled there are no Solution's
     )
     context.progress(f"calibrating {len(chosen)} Definitions on {device}", 0, len(chosen))
     with _open_sandbox(device) as sandbox:
@@ -221,6 +225,7 @@ def _make_payload(definition: Definition, device: str, seeds: int) -> dict[str, 
         "values": values,
         "same": [name for name, policy in policies.items() if policy.how == "values" and name not in values],
         "cases": _list_cases(definition, device, seeds),
+        "caches": {"FLASHINFER_WORKSPACE_BASE": str(flashinfer_cache()[0])} if device == "cuda" else {},
         "device": device,
     }
 
@@ -232,7 +237,7 @@ def _is_measured(definition: Definition, output: str, policy: Tolerance) -> bool
 
 
 def _list_cases(definition: Definition, device: str, seeds: int) -> list[dict[str, Any]]:
-    """List sizes, distributions and seeds; a source is broken with the first seed alone, which is most of the work."""
+    """List sizes, distributions and seeds; a source is broken at the first of each alone, which is most of the work."""
     cases = []
     for size in _SIZES[device]:
         try:
@@ -240,7 +245,12 @@ def _list_cases(definition: Definition, device: str, seeds: int) -> list[dict[st
         except FormatError:
             continue  # constraints that no length of this size meets; if none fits, the child finds no case
         cases += [
-            {"axes": axes, "seed": seed, "distribution": distribution.value, "breaks_source": seed == 0}
+            {
+                "axes": axes,
+                "seed": seed,
+                "distribution": distribution.value,
+                "breaks_source": seed == 0 and size == _SIZES[device][0],
+            }
             for distribution in list_distributions(definition)
             for seed in range(seeds)
         ]

@@ -61,6 +61,9 @@ class FakeNvml:
     def nvmlDeviceGetName(self, handle: FakeGpu) -> str:  # noqa: N802
         return handle.name
 
+    def nvmlDeviceGetCudaComputeCapability(self, _handle: FakeGpu) -> tuple[int, int]:  # noqa: N802
+        return (9, 0)
+
     def nvmlDeviceGetMigMode(self, handle: FakeGpu) -> list[int]:  # noqa: N802
         if handle.instances is None:
             raise self.NVMLError("Not Supported")
@@ -96,7 +99,10 @@ def uuids(discovery: Discovery) -> list[str]:
 def test_gpus_are_listed_as_nvml_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
     nvml = install(monkeypatch, FakeGpu("GPU-aa"), FakeGpu("GPU-bb", name="NVIDIA L4"))
     discovery = discover_gpus(settings())
-    both = (Gpu(uuid="GPU-aa", index=0, name="NVIDIA H200"), Gpu(uuid="GPU-bb", index=1, name="NVIDIA L4"))
+    both = (
+        Gpu(uuid="GPU-aa", index=0, name="NVIDIA H200", capability=90),
+        Gpu(uuid="GPU-bb", index=1, name="NVIDIA L4", capability=90),
+    )
     assert discovery == Discovery(all_gpus=both, visible=both)
     assert nvml.open_count == 0
 
@@ -133,9 +139,9 @@ def test_the_instances_of_a_cut_gpu_stand_in_its_place(monkeypatch: pytest.Monke
     install(monkeypatch, cut, FakeGpu("GPU-bb"), empty)
     discovery = discover_gpus(settings())
     assert discovery.all_gpus == (
-        Gpu(uuid="MIG-1", index=0, name="1g", parent="GPU-aa"),
-        Gpu(uuid="MIG-2", index=0, name="2g", parent="GPU-aa"),
-        Gpu(uuid="GPU-bb", index=1, name="NVIDIA H200"),
+        Gpu(uuid="MIG-1", index=0, name="1g", parent="GPU-aa", capability=90),
+        Gpu(uuid="MIG-2", index=0, name="2g", parent="GPU-aa", capability=90),
+        Gpu(uuid="GPU-bb", index=1, name="NVIDIA H200", capability=90),
     )
     assert discovery.notes == ("GPU 2 is cut by MIG and has no instance",)
 

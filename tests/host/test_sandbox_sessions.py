@@ -62,6 +62,13 @@ def test_a_session_answers_until_the_other_side_hangs_up(folder: Path) -> None:
         assert session.close() is session.close()
 
 
+def test_a_job_finds_a_package_where_whoever_asks_finds_it(folder: Path) -> None:
+    (folder / "colorsys.py").write_text("WHERE = 'here'\n", encoding="utf-8")  # the standard library has one too
+    (folder / "whose.py").write_text("import colorsys\ndef tell(payload): return {'where': colorsys.WHERE}\n")
+    with Sandbox(import_paths=(folder,)) as sandbox:
+        assert sandbox.run("whose:tell", {}) == {"where": "here"}
+
+
 def test_two_sessions_do_not_hear_each_other(folder: Path) -> None:
     with Sandbox(import_paths=(folder,)) as sandbox:
         first, second = (sandbox.open_session("sessionjobs:echo", {"word": word}) for word in ("1", "2"))

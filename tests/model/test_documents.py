@@ -161,6 +161,24 @@ def test_a_source_that_leaves_its_folder_is_refused(path: str) -> None:
         SourceFile(path=path, content="x")
 
 
+@pytest.mark.parametrize(
+    ("hardware", "capability", "fits"),
+    [
+        (["sm90"], 90, True),
+        (["sm90"], 100, False),
+        (["sm_90a", "sm100"], 90, True),
+        (["sm90"], 0, True),
+        (["cuda"], 100, True),
+        (["NVIDIA H100", "sm90"], 100, True),
+    ],
+)
+def test_only_a_solution_that_names_capabilities_is_unfit_for_another_gpu(
+    hardware: list[str], capability: int, *, fits: bool
+) -> None:
+    spec = BuildSpec(language=Language.PYTHON, target_hardware=hardware, entry_point="main.py::run")
+    assert spec.fits(capability) is fits
+
+
 def test_a_solution_names_an_entry_that_it_has() -> None:
     with pytest.raises(ValidationError, match=r"file::function"):
         BuildSpec(language=Language.PYTHON, target_hardware=["H200"], entry_point="main.py")

@@ -103,6 +103,19 @@ def test_a_dry_run_counts_and_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "dataset" / "traces").exists()
 
 
+def test_solutions_for_other_gpus_are_left_out_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = write_dataset(tmp_path / "dataset", {"honest": HONEST, "other": HONEST + "\n"})
+    for path in (tmp_path / "dataset").glob("solutions/**/other.json"):
+        path.write_text(path.read_text().replace('"cuda"', '"sm100"').replace('"cpu"', '"sm120"'))
+    monkeypatch.setattr("fib_tools.phases.bench._find_hardware", lambda _device: ("NVIDIA H200", 90))
+    planned = benchmark_kernels(context(tmp_path), dry_run=True)
+    assert (planned.planned, planned.unfit) == (2, ("other",))
+    assert "1 Solutions are for other GPUs" in "\n".join(planned.summary().lines)
+    with pytest.raises(RequestError, match="no Solution chosen is for NVIDIA H200"):
+        benchmark_kernels(context(tmp_path), solutions=("other",), dry_run=True)
+    assert dataset.root.is_dir()
+
+
 @pytest.mark.parametrize(
     "choice", [{"definitions": ("rmsnorm_h65",)}, {"solutions": ("hones",)}, {"authors": ("nobody",)}]
 )

@@ -17,6 +17,7 @@ import torch
 
 from fib_tools.errors import FibError, MissingDependencyError
 from fib_tools.evaluate._runner.build import build_reference, build_solution
+from fib_tools.evaluate._runner.caches import keep_caches_here
 from fib_tools.evaluate._runner.calls import Caller
 from fib_tools.evaluate._runner.draws import draw_samples
 from fib_tools.evaluate._runner.guard import BusyWatch, Guard
@@ -96,7 +97,7 @@ class _Runner:
 
     def _build(self, message: dict[str, Any]) -> dict[str, Any]:
         """Start the device, arm the guard, and build; compilers run in this process's own tree."""
-        self._keep_caches_here()
+        keep_caches_here(self._payload["caches"])
         self._gpu, self._timer = self._start_device(message["timer"])
         folder = Path.cwd() / _FOLDER
         folder.mkdir()
@@ -112,12 +113,6 @@ class _Runner:
         gc.collect()
         gc.freeze()
         return {"libs": self._list_libs()}
-
-    def _keep_caches_here(self) -> None:
-        """Have compilers keep what they make in this process's own folder, or where the judge lets it."""
-        for name in _CACHES:
-            os.environ[name] = self._payload["caches"].get(name, str(Path.cwd() / "cache" / name.lower()))
-        os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # else torch.compile leaves processes behind
 
     def _start_device(self, timer: str) -> tuple[Any, Timer]:
         if self._device == "cpu":
@@ -257,14 +252,6 @@ class _Runner:
             self._gpu.synchronize()
 
 
-_CACHES = (
-    "CUDA_CACHE_PATH",
-    "FLASHINFER_WORKSPACE_BASE",
-    "TORCHINDUCTOR_CACHE_DIR",
-    "TORCH_EXTENSIONS_DIR",
-    "TRITON_CACHE_DIR",
-    "TVM_FFI_CACHE_DIR",
-)
 _LIBS = ("triton", "flashinfer", "sgl_kernel", "tilelang", "tvm_ffi")
 
 

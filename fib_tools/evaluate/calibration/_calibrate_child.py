@@ -2,8 +2,9 @@
 
 The payload: `document` (the Definition), `kernels` (source by API), `values` (outputs whose errors are measured), `same`
 (those that are the same or not), `cases` (`axes`, `seed`, `distribution`, and `breaks_source`: whether faults of the
-source are tried) and `device`. The answer: `cases`, and `unavailable` with the reason of each kernel, fault or case that
-could not be measured.
+source are tried), `caches` (folders of compilers) and `device`. The answer: `cases`, and `unavailable` with the reason of
+each kernel, fault or case that could not be measured. Faults of the source are tried on the CPU, always: an index that is
+off by one ends a CUDA context.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 from fib_tools.errors import FibError
+from fib_tools.evaluate._runner.caches import keep_caches_here
 from fib_tools.evaluate.calibration.faults import OUTPUT_FAULTS, list_source_faults, widen
 from fib_tools.evaluate.calibration.profiles import measure_profile, measure_same
 from fib_tools.model.base import read_lenient, to_document
@@ -22,7 +24,7 @@ from fib_tools.model.definition import Definition
 from fib_tools.op_types.axes import choose_axes
 from fib_tools.op_types.inputs import plan_inputs
 
-__all__ = ["measure"]
+__all__ = ["measure", "measure_confined"]
 
 _MESSAGE_LENGTH = 300
 _STALE = 1 << 20
@@ -87,6 +89,12 @@ class _Subject:
         return profiles
 
 
+def measure_confined(payload: dict[str, Any]) -> dict[str, Any]:
+    """Measure every case in a process of its own, whose compilers' folders are set."""
+    keep_caches_here(payload["caches"])
+    return measure(payload)
+
+
 def measure(payload: dict[str, Any]) -> dict[str, Any]:
     """Measure every case."""
     definition = read_lenient(Definition, payload["document"], where=payload["document"].get("name", "definition"))
@@ -141,7 +149,7 @@ def _measure_case(subject: _Subject, runs: _Runs, case: Mapping[str, Any]) -> di
         "trusted": trusted,
         "agreement": agreement,
         "faults": {
-            **(_break_source(subject, runs, inputs, right) if case["breaks_source"] else {}),
+            **(_break_source(subject, runs, case) if case["breaks_source"] else {}),
             **_break_outputs(subject, right, other),
         },
     }
@@ -161,7 +169,11 @@ def _measure_trusted(
     return _drop_empty(trusted), _drop_empty(agreement)
 
 
-def _break_source(subject: _Subject, runs: _Runs, inputs: Mapping[str, Any], right: _Outputs) -> dict[str, Any]:
+def _break_source(subject: _Subject, runs: _Runs, case: Mapping[str, Any]) -> dict[str, Any]:
+    axes = choose_axes(subject.definition, case["axes"])
+    plan = plan_inputs(subject.definition, axes, seed=case["seed"], device="cpu", distribution=case["distribution"])
+    inputs = plan.make(case["seed"])
+    right = subject.call(runs.reference, "reference", inputs)
     made = {name: subject.call(run, name, inputs) for name, run in runs.faults.items()}
     return _drop_empty({name: subject.profile(name, got, right) for name, got in made.items() if got})
 

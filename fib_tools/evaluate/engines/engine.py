@@ -37,6 +37,8 @@ class Place(Model):
     """The device's model, such as NVIDIA H200."""
     uuid: str = ""
     """Of the GPU."""
+    capability: int = 0
+    """Of the GPU: major times ten plus minor; 0 on a CPU, or if it is not known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +85,10 @@ class Engine(Protocol):
     @property
     def hardware(self) -> str:
         """The model of the devices, for the plan; known once it is entered."""
+
+    @property
+    def capability(self) -> int:
+        """Their compute capability, major times ten plus minor; 0 on a CPU, or if it is not known."""
 
     def run(self, plan: Plan, items: Iterable[Item]) -> Iterator[Outcome]:
         """Evaluate the items, each Solution once; outcomes come in the order in which they end.

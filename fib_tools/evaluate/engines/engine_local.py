@@ -87,6 +87,11 @@ class LocalEngine:
         """The model of its devices."""
         return self.places[0].hardware
 
+    @property
+    def capability(self) -> int:
+        """The GPUs' compute capability."""
+        return self.places[0].capability
+
     def __enter__(self) -> Self:
         """Lock the GPUs, and start all workers at once.
 
@@ -213,6 +218,7 @@ def list_places(lease: Lease | None) -> list[Place]:
             device="cuda:0",
             hardware=gpu.name,
             uuid=gpu.uuid,
+            capability=gpu.capability,
         )
         for gpu in lease.gpus
     ]

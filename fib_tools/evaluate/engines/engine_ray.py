@@ -75,7 +75,7 @@ class RayEngine:
         self._cluster = cluster or Cluster()
         self._setup = setup or WorkerSetup()
         self._slots: list[_Slot] = []
-        self._hardware = ""
+        self._hardware, self._capability = "", 0
         self._failed_opens = 0
         self._wanted = 0
         self._shelf: dict[str, Any] = {}
@@ -86,6 +86,11 @@ class RayEngine:
     def hardware(self) -> str:
         """The model of its devices."""
         return self._hardware
+
+    @property
+    def capability(self) -> int:
+        """The GPUs' compute capability."""
+        return self._capability
 
     @property
     def places(self) -> tuple[Place, ...]:
@@ -175,7 +180,7 @@ class RayEngine:
         except ray.exceptions.RayError as error:
             self._give_up(ray, slot)
             return str(error).strip().splitlines()[-1]
-        self._hardware = self._hardware or place.hardware
+        self._hardware, self._capability = self._hardware or place.hardware, place.capability
         if place.hardware != self._hardware:
             todo = "choose one with the accelerator's name: results of two models are two runs"
             raise RequestError(f"the cluster has {self._hardware} and {place.hardware}", todo=todo)

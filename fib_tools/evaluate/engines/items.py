@@ -182,6 +182,11 @@ class Bundle(Model):
     trusted: tuple[str, ...] = ()
     """Hashes of Solutions that this project wrote itself, word for word: they may keep compiled kernels for later runs."""
 
+    def for_gpu(self, capability: int) -> Bundle:
+        """Leave out Solutions that are for other GPUs."""
+        fit = tuple(solution for solution in self.solutions if solution.spec.fits(capability))
+        return self.model_copy(update={"solutions": fit})
+
 
 class Task(Model):
     """An item with its documents: what a worker evaluates."""

@@ -16,7 +16,7 @@ from fib_tools.evaluate.engines.items import Item
 __all__ = ["Job", "Schedule"]
 
 _Group = tuple[str, int]
-_PREPARE_AT = 2
+_PREPARE_AT = 6
 """With so few items of its group left, a worker hears of its next one."""
 
 
