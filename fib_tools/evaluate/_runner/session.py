@@ -8,6 +8,7 @@ import os
 import pickle
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -52,6 +53,7 @@ class _Runner:
         self._payload = payload
         self._commands: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
             "build": self._build,
+            "warm": self._warm,
             "arena": self._take_arena,
             "drop": self._drop_arena,
             "open": self._open,
@@ -113,6 +115,18 @@ class _Runner:
         gc.collect()
         gc.freeze()
         return {"libs": self._list_libs()}
+
+    def _warm(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Make the first call, into memory of its own, and say how long it took."""
+        root = Path(self._payload["dataset"])
+        workload = open_workload(self._definition, message, device=self._device, root=root)
+        memory = torch.empty(workload.layout.slot_bytes, dtype=torch.uint8, device=self._device)
+        step = _Step(self._caller, workload, memory, seed=message["seed"], slot=0)
+        self._synchronize()
+        begun = time.perf_counter()
+        step.make_once()
+        self._synchronize()
+        return {"seconds": time.perf_counter() - begun}
 
     def _start_device(self, timer: str) -> tuple[Any, Timer]:
         if self._device == "cpu":

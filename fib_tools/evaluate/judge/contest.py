@@ -12,6 +12,7 @@ from fib_tools.evaluate.engines.items import Limits, Options, Task
 from fib_tools.evaluate.judge.arena import Arena
 from fib_tools.evaluate.judge.refusal import Refusal, RefusedError
 from fib_tools.evaluate.judge.runner import Runner
+from fib_tools.evaluate.judge.scene import describe_first_call
 from fib_tools.evaluate.rules.source_rules import check_sources
 from fib_tools.host.cpu import read_memory_bytes
 from fib_tools.host.sandbox import Sandbox
@@ -45,6 +46,7 @@ class RunnerMaker:
             dataset=self.dataset,
             memory_bytes=min(_MEMORY_BYTES, int(read_memory_bytes() * _MEMORY_SHARE)),
             lifetime=_LIFETIME_SECONDS,
+            first_call=describe_first_call(task.workload) if solution else None,
             is_trusted=solution is not None and solution.hash in task.trusted,
         )
         runner.begin_build(self.options.timer.value)
@@ -104,8 +106,15 @@ class Contest:
             self.entrants[solution.hash] = self._enter(solution)
         return self.entrants[solution.hash]
 
-    def ready(self, entrant: Entrant, seconds: float) -> Runner:
+    def advance(self) -> None:
+        """Have every runner go on that has built; wait for none."""
+        for runner in self._runners():
+            runner.advance()
+
+    def ready(self, entrant: Entrant, seconds: float, *, first_call: float) -> Runner:
         """Give an entrant's runner, built; a crashed one is started anew, since the next Workload may do better.
+
+        `seconds` limit the build, `first_call` the first call after it.
 
         Raises:
             RefusedError: it may not run, or cannot be built.
@@ -125,6 +134,7 @@ class Contest:
             raise
         entrant.protections = entrant.runner.protections
         entrant.build_seconds, entrant.libs = entrant.runner.build_seconds, entrant.runner.libs
+        entrant.runner.finish_first_call(first_call)
         return entrant.runner
 
     def stop_all(self) -> None:

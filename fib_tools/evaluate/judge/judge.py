@@ -73,8 +73,10 @@ class Judgement:
 class Judge:
     """Holds the memory for outputs: the reference's, which no Solution's runner ever sees, and the Solutions'."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, *, between: Callable[[], None]) -> None:
+        """Judge on a device; `between` is called after each turn of a Solution."""
         self._device = device
+        self.between = between
         self._want: Arena | None = None
         self._got: Arena | None = None
 
@@ -86,7 +88,12 @@ class Judge:
         self._want = self._got = None
 
     def judge(
-        self, contest: Contest, task: Task, *, master: int | None, tolerances: Mapping[str, Tolerance]
+        self,
+        contest: Contest,
+        task: Task,
+        *,
+        master: int | None,
+        tolerances: Mapping[str, Tolerance],
     ) -> Judgement:
         """Evaluate every Solution of a task.
 
@@ -221,7 +228,8 @@ class _Hearing:
             return
         trial.enter()
         try:
-            runner = self._contest.ready(trial.entrant, self._build_seconds)
+            runner = self._contest.ready(trial.entrant, self._build_seconds, first_call=_FIRST_CALL * self._seconds)
+            trial.first_call_seconds = runner.first_call_seconds
             runner.take(self._got)
             step(trial, runner)
             runner.stop()
@@ -229,6 +237,7 @@ class _Hearing:
             trial.refusal = error.refusal
         finally:
             trial.leave()
+            self._judge.between()
 
     def _check(self, trial: Trial, runner: Runner) -> None:
         """Make the calls that nobody times, and compare them: typical values, other distributions, other lengths."""
@@ -236,8 +245,7 @@ class _Hearing:
         for number, batch in enumerate(self._scene.checks):
             self._open(runner, batch)
             seconds = self._seconds if number else _FIRST_CALL * self._seconds
-            _, spent = runner.time(batch.message("call", checks_inputs=number == 0), seconds)
-            trial.first_call_seconds = trial.first_call_seconds or spent
+            runner.ask(batch.message("call", checks_inputs=number == 0), seconds)
             rule = None if number == 0 else "wrong-distribution"
             self._compare(trial, batch, self._want, self._got, poison=poison, rule=rule)
             trial.distributions.append(str(batch.staging.message["distribution"]))

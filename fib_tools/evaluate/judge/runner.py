@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -33,6 +35,8 @@ _IDLE_SECONDS, _IDLE_SHARE = 0.1, 0.01
 """What a process may compute while it waits, and of a long wait this share: the driver's own threads wake up now and then."""
 _LOST = ("CUDA error", "CUDA driver error", "device-side assert")
 _WORD_LENGTH, _MOST_LIBS = 60, 20
+_PART_SECONDS = 10.0
+"""For the rest of a message whose beginning has come."""
 _PROCESSES = 512
 _OPEN_FILES = 1024
 
@@ -50,9 +54,14 @@ class Runner:
         dataset: str,
         memory_bytes: int,
         lifetime: float,
+        first_call: Mapping[str, Any] | None = None,
         is_trusted: bool = False,
     ) -> None:
-        """Fork it; a Solution of None is the Definition's reference. A trusted one keeps what FlashInfer compiles."""
+        """Fork it; a Solution of None is the Definition's reference. A trusted one keeps what FlashInfer compiles.
+
+        `first_call` says of what workload a call is made as soon as it is built, so that what compiles at the first
+        call does so while others are measured.
+        """
         base, compiled = flashinfer_cache()
         if is_trusted:
             compiled.mkdir(parents=True, exist_ok=True)
@@ -84,11 +93,16 @@ class Runner:
         """Its process id means the same here; on a CPU it has a namespace of its own."""
         self._idle_since = (0.0, 0.0)
         """By the clock, and what it had computed by then."""
-        self._owes = 0
+        self._first_call = first_call
+        self._owes = ""
+        """What it was told to do while others are measured: `build`, then `warm`."""
+        self._failed: RefusedError | None = None
+        """How it went wrong."""
         self._arena: Arena | None = None
         self._opened: set[str] = set()
         self._began = 0.0
         self.build_seconds = 0.0
+        self.first_call_seconds = 0.0
         self.libs: dict[str, str] = {}
         """Versions, as it says itself."""
         self.protections: dict[str, bool] = {}
@@ -97,8 +111,16 @@ class Runner:
         """Have it start its device and build; `finish_build` waits for that."""
         self._send({"do": "build", "timer": timer}, self._tell)
         os.close(self._tell)
-        self._owes = 1
+        self._owes = "build"
         self._began = time.perf_counter()
+
+    def advance(self) -> None:
+        """Take the answer to a build, if it has come, and have the first call made; wait for nothing."""
+        if self._owes == "build" and not self._channel.is_quiet:
+            try:
+                self._take_build(_PART_SECONDS)
+            except RefusedError as error:
+                self._failed = error
 
     def finish_build(self, seconds: float) -> None:
         """Wait until it has built.
@@ -106,13 +128,32 @@ class Runner:
         Raises:
             RefusedError: it cannot be built, or did what it may not while its code was imported.
         """
-        if self._owes:
-            self._owes = 0
-            answer = self._receive(seconds, failed=EvaluationStatus.COMPILE_ERROR)
-            self.build_seconds = time.perf_counter() - self._began
-            self.libs = _read_libs(answer.get("libs"))
-            protections = self._session.protections
-            self.protections = {name: bool(getattr(protections, name)) for name in _PROTECTIONS} if protections else {}
+        if self._owes == "build":
+            self._take_build(seconds)
+        elif self._failed is not None:
+            raise self._failed
+
+    def _take_build(self, seconds: float) -> None:
+        self._owes = ""
+        answer = self._receive(seconds, failed=EvaluationStatus.COMPILE_ERROR)
+        self.build_seconds = time.perf_counter() - self._began
+        self.libs = _read_libs(answer.get("libs"))
+        protections = self._session.protections
+        self.protections = {name: bool(getattr(protections, name)) for name in _PROTECTIONS} if protections else {}
+        if self._first_call is not None:
+            self._send({"do": "warm", **self._first_call})
+            self._owes = "warm"
+
+    def finish_first_call(self, seconds: float) -> None:
+        """Wait for the end of the first call, whose outputs nobody compares.
+
+        Raises:
+            RefusedError: it raised, crashed, hung, or broke a rule.
+        """
+        if self._owes == "warm":
+            self._owes = ""
+            spent = self._receive(seconds).get("seconds")
+            self.first_call_seconds = float(spent) if isinstance(spent, float) and 0 <= spent < math.inf else 0.0
 
     def take(self, arena: Arena) -> None:
         """Give it the memory for its outputs."""

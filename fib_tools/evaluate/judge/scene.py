@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +16,7 @@ from fib_tools.op_types.distribution import Distribution
 from fib_tools.op_types.held_out import choose_held_out_axes
 from fib_tools.op_types.inputs import list_distributions
 
-__all__ = ["Batch", "Scene", "Staging", "derive_seed", "stage"]
+__all__ = ["Batch", "Scene", "Staging", "derive_seed", "describe_first_call", "stage"]
 
 _TYPICAL_CHECKS = 2
 """Calls before the timed ones that are compared: the first may compile, the second is as all others."""
@@ -73,6 +74,16 @@ def derive_seed(master: int, *parts: object) -> int:
     """Derive a seed of 62 bits; without the master seed nobody can tell it."""
     text = ":".join(map(str, (master, *parts)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 2
+
+
+def describe_first_call(workload: Workload) -> dict[str, Any]:
+    """Describe a workload to a runner that makes a call nobody compares, with a seed of its own."""
+    return {
+        "axes": dict(workload.axes),
+        "inputs": to_document(workload.inputs),
+        "seed": secrets.randbits(62),
+        "distribution": Distribution.TYPICAL.value,
+    }
 
 
 def stage(definition: Definition, workload: Workload, *, master: int, calls: int) -> Scene:

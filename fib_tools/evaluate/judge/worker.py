@@ -50,7 +50,7 @@ class Worker:
         self._maker = RunnerMaker(sandbox=self._sandbox, device=self._kind, dataset=plan.dataset, options=plan.options)
         self._contests: dict[tuple[str, int], Contest] = {}
         self._device = Device(self._kind)
-        self._judge = Judge(self._device)
+        self._judge = Judge(self._device, between=self._advance)
         if self._device.gpu.name != plan.hardware:
             raise RequestError(
                 f"this worker has a {self._device.gpu.name}, the plan is for {plan.hardware}",
@@ -87,6 +87,11 @@ class Worker:
         seconds = (time.perf_counter() - begun) / max(1, len(judgement.trials))
         for ref, trial in zip(task.item.solutions, judgement.trials, strict=True):
             yield self._to_evidence(task, ref, trial, judgement, seconds)
+
+    def _advance(self) -> None:
+        """Have the runners go on that build meanwhile."""
+        for contest in self._contests.values():
+            contest.advance()
 
     def _close_others(self) -> None:
         """End the runners of Definitions that are done."""
