@@ -15,6 +15,7 @@ import collections
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -80,10 +81,34 @@ def fib(*words: str, options: argparse.Namespace, log: str) -> dict[str, Any]:
     command += ["--workspace", str(options.out / "work"), "--json"]
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     with (options.out / log).open("wb") as stream:
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=stream, check=False, env={**os.environ, "PYTHONPATH": paths}
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=stream, env={**os.environ, "PYTHONPATH": paths}
         )
-    return json.loads(done.stdout)
+        try:
+            said, _ = process.communicate(timeout=max(1.0, options.deadline - time.perf_counter()))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            said, _ = process.communicate()
+            print(f"{words[0]} was interrupted: the time is over", file=sys.stderr)
+    return json.loads(said) if said.strip() else {}
+
+
+def read_rows(dataset: Path) -> list[dict[str, Any]]:
+    """Read what was measured from the evidence, which is there also when the run was interrupted."""
+    rows = []
+    for path in sorted(dataset.glob("evidence/*/*.json")):
+        found = json.loads(path.read_text())
+        figure = found["series"][0] if found["series"] else {}
+        subject = found["subject"]
+        rows.append(
+            {
+                **{name: subject[name] for name in ("definition", "workload", "solution")},
+                **{name: found.get(name) or "" for name in ("status", "rule", "detail")},
+                "milliseconds": figure.get("milliseconds"),
+                "percent_of_limit": (found.get("roofline") or {}).get("percent"),
+            }
+        )
+    return sorted(rows, key=lambda row: (row["definition"], row["solution"]))
 
 
 def calibrate(names: list[str], options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -102,7 +127,7 @@ def calibrate(names: list[str], options: argparse.Namespace) -> list[dict[str, A
             ),
             enumerate(parts),
         )
-        return [entry for result in results for entry in result["entries"]]
+        return [entry for result in results for entry in result.get("entries", ())]
 
 
 def tabulate(rows: list[dict[str, Any]], sizes: dict[str, str], op_types: dict[str, str]) -> list[str]:
@@ -141,7 +166,9 @@ def main() -> int:
     parser.add_argument("--calibrate", action="store_true")
     parser.add_argument("--only", nargs="+", help="these op_types")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--total", type=float, default=7200.0, help="seconds after which what was measured counts")
     options = parser.parse_args()
+    options.deadline = time.perf_counter() + options.total
     options.out.mkdir(parents=True, exist_ok=True)
     sizes = write_dataset(options.definitions, options.out / "dataset", options)
     written = fib("baselines", "write", options=options, log="write.log")
@@ -157,12 +184,13 @@ def main() -> int:
         refused = [entry for entry in entries if entry["status"] != "calibrated"]
         lines += [f"  {entry['name']}: {entry['status']}: {entry.get('reason', '')[:_DETAIL]}" for entry in refused]
     result = fib("bench", "--authors", "baseline", "--gpus", str(options.gpus), options=options, log="bench.log")
-    rows = [{"percent_of_limit": None, **row} for row in result.get("evaluations", ())]
+    rows = read_rows(options.out / "dataset")
     (options.out / "baselines.json").write_text(
         json.dumps([{**row, "size": sizes[row["workload"]]} for row in rows], indent=1)
     )
     lines += tabulate(rows, sizes, op_types)
     lines += [str(failure)[:300] for failure in result.get("failures", ())]
+    lines.append(f"{len(result.get('unfit', ()))} baselines are for other GPUs")
     lines.append(f"{result.get('seconds', 0):.0f} s on {options.gpus} x {result.get('hardware', '?')}")
     text = "\n".join(lines)
     (options.out / "baselines.txt").write_text(text + "\n")

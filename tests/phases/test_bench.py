@@ -169,7 +169,9 @@ def test_workloads_of_the_sample_have_ids_of_their_own() -> None:
 
 def test_a_solution_whose_first_call_fails_is_no_solution(tmp_path: Path) -> None:
     source = "CALLS = []\n" + HONEST.replace(
-        "weight):\n", "weight):\n    CALLS.append(0)\n    if len(CALLS) == 1:\n        raise ValueError('too early')\n", 1
+        "weight):\n",
+        "weight):\n    CALLS.append(0)\n    if len(CALLS) == 1:\n        raise ValueError('too early')\n",
+        1,
     )
     write_dataset(tmp_path / "dataset", {"late": source}, sizes=(3,))
     (row,) = benchmark_kernels(context(tmp_path), device="cpu", time_limit=30).evaluations
