@@ -13,6 +13,7 @@ from fib_tools.model.base import Model, to_document
 from fib_tools.model.canonical import format_line
 from fib_tools.phases.context import Progress
 from fib_tools.skills import get_skill
+from fib_tools.tools.job import Failure
 
 __all__ = ["READ_SKILL", "Tool", "Toolbox", "answer_calls", "list_tools"]
 
@@ -122,8 +123,7 @@ def _read_skill(arguments: Mapping[str, Any]) -> str:
 
 
 def _describe(error: FibError) -> str:
-    document = {"error": type(error).__name__, "what": error.what, "where": error.where, "next": error.todo}
-    return json.dumps(document, ensure_ascii=False)
+    return json.dumps(Failure.of(error).model_dump(), ensure_ascii=False)
 
 
 def _result(call: Mapping[str, Any], text: str, *, is_error: bool = False) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from fib_tools.model.base import to_document
 from fib_tools.model.canonical import canonical_bytes
 from fib_tools.model.summary import Result
 from fib_tools.render import print_error, print_summary
+from fib_tools.tools.job import Failure
 
 __all__ = ["print_result", "report_error"]
 
@@ -44,8 +45,7 @@ def _print(result: Result, *, as_json: bool) -> None:
 def report_error(error: FibError, console: Console, *, as_json: bool) -> None:
     """Tell of an error: to stderr for a person, to stdout for a program that asked for JSON."""
     if as_json:
-        document = {"error": type(error).__name__, "what": error.what, "where": error.where, "next": error.todo}
-        _write(redact(json.dumps(document, indent=2)) + "\n")
+        _write(json.dumps(Failure.of(error).model_dump(), indent=2) + "\n")
     else:
         parts = {name: redact(text) if text else None for name, text in (("where", error.where), ("todo", error.todo))}
         print_error(FibError(redact(error.what), **parts), console)

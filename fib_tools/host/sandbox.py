@@ -58,7 +58,9 @@ class Sandbox:
         self._warm: Warm | None = None
         self._running: dict[int, RunningJob] = {}
         self._pids: dict[int, int] = {}
-        self._channels: list[socket.socket] = []
+        """Of jobs that have started."""
+        self._channels: dict[int, socket.socket] = {}
+        """Our ends, of sessions that nobody has closed."""
         self._finished: dict[int, Outcome] = {}
         self._jobs = 0
         self.protections: Protections | None = None
@@ -73,7 +75,7 @@ class Sandbox:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._drop_warm()
-        for channel in self._channels:
+        for channel in self._channels.values():
             channel.close()
         for job in self._running.values():
             job.close()
@@ -127,7 +129,7 @@ class Sandbox:
         ours, theirs = socket.socketpair()
         with theirs:
             number = self._start(entry, payload, index=0, limits=limits or self._limits, channel=theirs)
-        self._channels.append(ours)
+        self._channels[number] = ours
         return Session(self, number, ours)
 
     def find_session_pid(self, number: int) -> int | None:
@@ -150,6 +152,7 @@ class Sandbox:
             self._warm.send({"kill": number})
         while number not in self._finished:
             self._advance()
+        self._channels.pop(number).close()
         return self._finished.pop(number)
 
     def _start(
@@ -217,6 +220,7 @@ class Sandbox:
 
     def _finish(self, number: int, outcome: Outcome) -> None:
         self._running.pop(number).close()
+        self._pids.pop(number, None)
         self._finished[number] = outcome
 
     def _lose_all(self, error: ChildError) -> None:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 from pydantic import AwareDatetime, Field
 
+from fib_tools.errors import FibError
+from fib_tools.host.env import redact
 from fib_tools.model.base import Model
 
 __all__ = ["Failure", "Job", "JobState"]
@@ -35,6 +37,12 @@ class Failure(Model):
     what: str
     where: str | None = None
     next: str | None = None
+
+    @classmethod
+    def of(cls, error: FibError) -> Failure:
+        """Write an error down, its secrets masked."""
+        where, todo = (redact(text) if text else None for text in (error.where, error.todo))
+        return cls(error=type(error).__name__, what=redact(error.what), where=where, next=todo)
 
 
 class Job(Model):

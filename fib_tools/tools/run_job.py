@@ -13,7 +13,6 @@ from typing import TextIO
 from fib_tools.errors import FibError
 from fib_tools.host.env import redact, redact_values
 from fib_tools.host.files import write_atomically
-from fib_tools.model.base import to_document
 from fib_tools.model.summary import Result
 from fib_tools.operations import get_operation
 from fib_tools.phases.context import Context, Workspace
@@ -74,9 +73,7 @@ def _try(folder: Path) -> Outcome:
     except KeyboardInterrupt:
         return Outcome(state=JobState.CANCELLED, seconds=0)
     except FibError as error:
-        failure = Failure(error=type(error).__name__, what=error.what, where=error.where, next=error.todo)
-        shown = Failure.model_validate(redact_values(to_document(failure)))
-        return Outcome(state=JobState.REFUSED, seconds=0, failure=shown)
+        return Outcome(state=JobState.REFUSED, seconds=0, failure=Failure.of(error))
     except Exception as error:  # noqa: BLE001  # a face: the traceback stays in stderr.txt
         traceback.print_exc()
         failure = Failure(

@@ -71,6 +71,8 @@ _WATCHED_MODULES = (
 _WATCHED_CLASSES = (("torch.cuda", "Event"), ("torch.cuda", "Stream"), ("torch", "Tensor"), ("torch", "Generator"))
 _REPLACED_BY_COMPILER = "torch.manual_seed"
 """Importing torch's compiler wraps it; the harness calls the one in `torch.random`."""
+_TICKS = 0.02
+"""Seconds of wall time that are needed to tell: the kernel counts in ticks of 10 ms."""
 _BUSY_SHARE = 0.5
 """Of the wall time that other threads may have computed in while calls were timed."""
 
@@ -80,9 +82,7 @@ class Guard:
 
     def __init__(self, own: Path, tell: int) -> None:
         """Watch code whose files lie in `own`; `tell` is the open pipe to the judge."""
-        self._own = str(own)
         self._snapshot: dict[str, int] = {}
-        self._alive = _count_tasks()
         sys.addaudithook(_make_hook(str(own) + os.sep, tell))
 
     def remember(self) -> None:
@@ -120,16 +120,11 @@ class BusyWatch:
         self._wall = time.perf_counter()
         self._others = _other_cpu_seconds()
 
-    def find_busy(self) -> float:
-        """Give the share of the time in which other threads computed; at least a few milliseconds are needed to tell."""
+    def describe(self) -> str | None:
+        """Say how much other threads computed, if that is more than a driver's do."""
         wall = time.perf_counter() - self._wall
-        spent = _other_cpu_seconds() - self._others
-        return spent / wall if wall > 0.02 else 0.0  # the kernel counts in ticks of 10 ms
-
-    @property
-    def is_busy(self) -> bool:
-        """Tell whether other threads computed more than a driver's do."""
-        return self.find_busy() > _BUSY_SHARE
+        share = (_other_cpu_seconds() - self._others) / wall if wall > _TICKS else 0.0
+        return f"other threads computed {share:.0%} of the time of the calls" if share > _BUSY_SHARE else None
 
 
 def _make_hook(own: str, tell: int) -> Callable[[str, tuple[Any, ...]], None]:

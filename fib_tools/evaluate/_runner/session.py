@@ -195,7 +195,7 @@ class _Runner:
         tasks, busy = self._guard.count_tasks(), BusyWatch()
         gc.disable()
         try:
-            timed = self._timer.time(jobs, cold=message["cold"])
+            timed = self._timer.time(jobs)
         finally:
             gc.enable()
         steps[-1].check_inputs()
@@ -234,8 +234,8 @@ class _Runner:
 
     def _check_after(self, tasks: tuple[int, int], busy: BusyWatch) -> None:
         problem = self._guard.describe_threads(tasks)
-        if problem is None and self._gpu is not None and busy.is_busy:
-            problem = f"other threads computed {busy.find_busy():.0%} of the time of the calls"
+        if problem is None and self._gpu is not None:
+            problem = busy.describe()
         if problem is not None:
             raise RuleError("threads", problem)
         self._check_patched()

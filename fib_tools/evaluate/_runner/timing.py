@@ -60,8 +60,8 @@ class Timer(Protocol):
 
     name: str
 
-    def time(self, jobs: list[Job], *, cold: bool) -> Timed:
-        """Make the calls one after the other, with an L2 that holds nothing of theirs, or what the call before left."""
+    def time(self, jobs: list[Job]) -> Timed:
+        """Make the calls one after the other, with an L2 that holds nothing of theirs."""
 
 
 class _Spin:
@@ -105,7 +105,7 @@ class ActivityTimer:
                 todo="use --timer events, and report the CUDA version",
             )
 
-    def time(self, jobs: list[Job], *, cold: bool) -> Timed:
+    def time(self, jobs: list[Job]) -> Timed:
         """Make the calls one after the other, and give what each took."""
         gpu, timed, spin = self._gpu, Timed(), _Spin()
         gpu.synchronize()
@@ -114,10 +114,7 @@ class ActivityTimer:
         marks: list[tuple[int, int]] = []
         for job in jobs:
             job.before()
-            if cold:
-                gpu.flush()
-            else:
-                job.call()
+            gpu.flush()
             gpu.spin(spin.microseconds)
             first = gpu.mark()
             begun = time.perf_counter()
@@ -202,17 +199,14 @@ class EventTimer:
         self._gpu.synchronize()
         return float(self._elapsed(first, second))
 
-    def time(self, jobs: list[Job], *, cold: bool) -> Timed:
+    def time(self, jobs: list[Job]) -> Timed:
         """Make the calls one after the other, and give what each took."""
         gpu, timed, spin = self._gpu, Timed(), _Spin()
         pairs = []
         for job in jobs:
             first, second = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             job.before()
-            if cold:
-                gpu.flush()
-            else:
-                job.call()
+            gpu.flush()
             gpu.spin(spin.microseconds)
             first.record()
             begun = time.perf_counter()
@@ -233,13 +227,11 @@ class HostTimer:
 
     name = "host"
 
-    def time(self, jobs: list[Job], *, cold: bool) -> Timed:
+    def time(self, jobs: list[Job]) -> Timed:
         """Make the calls one after the other, and give what each took."""
         timed = Timed()
         for job in jobs:
             job.before()
-            if not cold:
-                job.call()
             begun = time.perf_counter()
             job.call()
             spent = time.perf_counter() - begun

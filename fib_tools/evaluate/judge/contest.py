@@ -72,7 +72,6 @@ class Contest:
     def __init__(self, maker: RunnerMaker, task: Task) -> None:
         self._maker = maker
         self._task = task
-        self.definition = task.definition
         self.reference = maker.make(task, None)
         self.entrants = {solution.hash: self._enter(solution) for solution in task.solutions}
 

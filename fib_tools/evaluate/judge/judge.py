@@ -196,7 +196,7 @@ class _Hearing:
         for batch in self._scene.checks:
             self._open(reference, batch)
             reference.ask(batch.message("call"), self._build_seconds)
-        answer = reference.ask(self._scene.timed.message("measure", cold=True), self._build_seconds)
+        answer = reference.ask(self._scene.timed.message("measure"), self._build_seconds)
         times = _numbers(answer.get("milliseconds"))
         self._reference_ms = sorted(times)[len(times) // 2] if times else None
         reference.stop()
@@ -372,7 +372,7 @@ class _Hearing:
 
     def _time_eager(self, trial: Trial, runner: Runner, batch: Batch) -> list[float]:
         poison = self._got.poison(self._scene.slots * self._slot_bytes)
-        answer = runner.ask(batch.message("measure", cold=True), self._seconds)
+        answer = runner.ask(batch.message("measure"), self._seconds)
         milliseconds = _read_times(answer, "milliseconds", len(batch.slots))
         trial.host += _read_times(answer, "host_microseconds", len(batch.slots))
         trial.busy += _numbers(answer.get("busy_milliseconds"))

@@ -18,11 +18,6 @@ class Refusal:
     rule: str | None = None
     """The integrity rule that was broken."""
 
-    @property
-    def log(self) -> str:
-        """Say it in one text, as a Trace holds it."""
-        return f"REJECTED by {self.rule}: {self.detail}" if self.rule else self.detail
-
 
 class RefusedError(Exception):
     """A Solution cannot go on, or may not."""

@@ -1,0 +1,152 @@
+"""Where the time of an evaluation goes: `fib bench`'s own worker in this process, each of its steps timed.
+
+python benchmarks/bench_phases.py --out FOLDER [--device cuda|cpu] [--workloads 8]
+
+Takes the dataset of side_by_side.py. A step's time is the judge's: that of a command includes asking and answering.
+Steps hold others (`turn:measure` holds `ask:replay`), so that only those of one kind add up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from side_by_side_dataset import write_dataset  # noqa: E402  # the path must be there first
+
+from fib_tools.dataset.store import Dataset  # noqa: E402
+from fib_tools.evaluate.calibration.calibration import find_tolerances  # noqa: E402
+from fib_tools.evaluate.engines.engine import Place  # noqa: E402
+from fib_tools.evaluate.engines.items import BlobHasher, Bound, Bundle, Options, Plan, find_task, plan_items  # noqa: E402
+from fib_tools.evaluate.judge import judge  # noqa: E402
+from fib_tools.evaluate.judge.arena import Arena  # noqa: E402
+from fib_tools.evaluate.judge.device import Device  # noqa: E402
+from fib_tools.evaluate.judge.runner import Runner  # noqa: E402
+from fib_tools.evaluate.judge.worker import Worker  # noqa: E402
+from fib_tools.gate.recognise import find_kernel  # noqa: E402
+
+_HEARING = judge._Hearing  # noqa: SLF001  # its steps are what this measures
+SPENT: dict[str, list[float]] = collections.defaultdict(list)
+
+
+def watch(owner: Any, name: str, label: Callable[..., str]) -> None:
+    """Time every call of a method."""
+    method = getattr(owner, name)
+
+    def timed(self: Any, *arguments: Any, **more: Any) -> Any:
+        begun = time.perf_counter()
+        try:
+            return method(self, *arguments, **more)
+        finally:
+            SPENT[label(self, *arguments)].append(time.perf_counter() - begun)
+
+    setattr(owner, name, timed)
+
+
+def watch_all() -> None:
+    """Time the steps of the judge."""
+    watch(
+        Runner,
+        "ask",
+        lambda runner, message, *_: f"ask:{message['do']}:{'reference' if is_reference(runner) else 'solution'}",
+    )
+    watch(Runner, "time", lambda _runner, message, *_: f"time:{message['do']}")
+    for name in ("take", "resume", "finish_build", "finish_first_call"):
+        watch(Runner, name, lambda _runner, *_, name=name: f"runner:{name}")
+    for name in ("_compare", "_make_inputs", "_stage", "_hold_out", "_ask_reference", "_find_fault", "_capture"):
+        watch(_HEARING, name, lambda *_, name=name: f"hearing:{name}")
+    watch(_HEARING, "_turn", lambda _hearing, _trial, step: f"turn:{step.__name__}")
+    watch(_HEARING, "hold", lambda *_: "hold")
+    watch(Arena, "poison", lambda *_: "arena:poison")
+    watch(Device, "clocks", lambda *_: "device:clocks")
+
+
+def is_reference(runner: Runner) -> bool:
+    """Tell a reference's runner by its name."""
+    return runner.name == "reference"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--workloads", type=int, default=8)
+    options = parser.parse_args()
+    root = options.out / "dataset"
+    shutil.rmtree(root, ignore_errors=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_dataset(root)
+    bundles = list_bundles(Dataset.open(root), options.workloads)
+    place = find_place(options.device)
+    watch_all()
+    begun = time.perf_counter()
+    plan = Plan(
+        dataset=str(root),
+        hardware=place.hardware,
+        options=Options.model_validate({"device": options.device}),
+        items=plan_items(bundles, hash_blob=BlobHasher(root)),
+    )
+    worker = Worker(plan, place)
+    start = time.perf_counter() - begun
+    loaded = {bundle.definition.name: bundle for bundle in bundles}
+    tasks = [find_task(item, loaded[item.definition]) for item in plan.items]
+    ends: collections.Counter[str] = collections.Counter()
+    for number, task in enumerate(tasks):
+        following = tasks[min(number + options.workloads, len(tasks) - 1)]
+        worker.prepare(following)
+        ends.update(evidence.status.value for evidence in worker.evaluate(task) if evidence is not None)
+    worker.close()
+    count = sum(ends.values())
+    total = time.perf_counter() - begun
+    lines = [f"{place.hardware}: {count} evaluations in {total:.1f} s, start {start:.1f} s, {dict(ends)}", ""]
+    lines.append(f"{'step':28}{'times':>8}{'s':>9}{'ms each':>10}{'ms an evaluation':>18}")
+    for label, spent in sorted(SPENT.items(), key=lambda pair: -sum(pair[1])):
+        whole = sum(spent)
+        lines.append(
+            f"{label:28}{len(spent):>8}{whole:>9.2f}{1e3 * whole / len(spent):>10.2f}{1e3 * whole / count:>18.2f}"
+        )
+    text = "\n".join(lines)
+    (options.out / "bench_phases.txt").write_text(text + "\n")
+    print(text)
+    return 0
+
+
+def list_bundles(dataset: Dataset, workloads: int) -> list[Bundle]:
+    """Load every Definition with its Solutions and first Workloads."""
+    bundles = []
+    for name, definition in sorted(dataset.load_definitions()[0].items()):
+        bounds = find_tolerances(definition, find_kernel(definition), None)
+        bundles.append(
+            Bundle(
+                definition=definition,
+                bounds={output: Bound.of(bound) for output, bound in bounds.items()},
+                workloads=tuple(dataset.load_workloads(definition.op_type, name)[:workloads]),
+                solutions=tuple(dataset.load_solutions(definition.op_type, name)),
+            )
+        )
+    return bundles
+
+
+def find_place(device: str) -> Place:
+    """Name the device of this process."""
+    if device == "cpu":
+        from fib_tools.host.cpu import read_cpu_name
+
+        return Place(name="cpu", device="cpu", hardware=read_cpu_name())
+    from fib_tools.host.env import read_gpu_settings
+    from fib_tools.host.gpus import discover_gpus
+
+    gpu = discover_gpus(read_gpu_settings()).visible[0]
+    return Place(name="gpu0", device="cuda:0", hardware=gpu.name, uuid=gpu.uuid, capability=gpu.capability)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
