@@ -168,9 +168,11 @@ def test_an_interrupt_ends_the_whole_tree(tmp_path: Path) -> None:
     run = tmp_path / "run.json"
     run.write_text(a_run(behaviour="hang").model_dump_json(), encoding="utf-8")
     code = f"""
+    import signal
     from pathlib import Path
     from fib_tools.capture.engine import EngineOptions, make_runs
     from fib_tools.capture.runs import EngineRun
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where the tests run in the background
     run = EngineRun.model_validate_json(Path({str(run)!r}).read_text())
     make_runs([run], Path({str(tmp_path)!r}), EngineOptions(environment={{}}, child=Path({str(FAKE)!r})))
     """
