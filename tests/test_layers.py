@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
     frozenset({"model", "host"}),
-    frozenset({"op_types", "dataset", "sources"}),
+    frozenset({"op_types", "dataset", "sources", "llm"}),
     frozenset({"architecture", "checks", "capture", "evaluate"}),
     frozenset({"gate", "publish"}),
     frozenset({"phases", "draft"}),

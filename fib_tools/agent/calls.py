@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from fib_tools.agent.transcript import Message
 from fib_tools.errors import FibError, RequestError
 from fib_tools.host.env import redact
+from fib_tools.llm.transcript import Message
 from fib_tools.model.base import Model, to_document
 from fib_tools.model.canonical import format_line
 from fib_tools.phases.context import Progress

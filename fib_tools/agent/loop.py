@@ -7,18 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fib_tools.agent.budget import BudgetSpentError, cap_output
 from fib_tools.agent.calls import READ_SKILL, Toolbox, answer_calls, list_tools
-from fib_tools.agent.ledger import load_ledger, save_ledger
-from fib_tools.agent.prices import Usage
-from fib_tools.agent.prompt import format_messages, format_system_blocks, format_tools
 from fib_tools.agent.request import AgentRequest, Status
 from fib_tools.agent.result import AgentResult
 from fib_tools.agent.runs import Run, begin_run, find_run, save_run
-from fib_tools.agent.service import Service, open_client
-from fib_tools.agent.transcript import Message, Transcript, text_block
 from fib_tools.errors import SourceError
 from fib_tools.host.locks import hold
+from fib_tools.llm.blocks import format_messages, format_system_blocks, format_tools
+from fib_tools.llm.budget import BudgetSpentError, cap_output
+from fib_tools.llm.ledger import load_ledger, save_ledger
+from fib_tools.llm.prices import Usage
+from fib_tools.llm.service import Service, open_client
+from fib_tools.llm.transcript import Message, Transcript, text_block
 from fib_tools.phases.context import Progress, be_silent
 
 __all__ = ["run_agent"]
@@ -49,7 +49,7 @@ def run_agent(
         SourceError: the service stayed busy or unreachable; the run can be resumed.
         FormatError: the run's files are damaged.
     """
-    with open_client() as client:
+    with open_client("the headless agent") as client:
         run = find_run(jobs, request) if request.resume else begin_run(jobs, request)
         folder = run.folder(jobs)
         with hold(folder / "lock", purpose=f"agent run {run.run}"):

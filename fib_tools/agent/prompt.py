@@ -1,22 +1,17 @@
-"""What the model reads: who it is, the skill, the tools, and the conversation, cut so that the cache serves most of it."""
+"""What the model reads before the conversation: who it is, and the skill."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any
 
 from fib_tools.agent.calls import READ_SKILL
-from fib_tools.agent.transcript import Message, text_block
-from fib_tools.model.base import to_document
 from fib_tools.skills import Skill, get_skill, list_skills
 
-__all__ = ["choose_skill", "format_messages", "format_system", "format_system_blocks", "format_tools"]
+__all__ = ["choose_skill", "format_system"]
 
 _DEFAULT_SKILL = "onboard-model"
 _SLASH = re.compile(r"/(?P<name>[a-z0-9][a-z0-9-]*)\s*(?P<arguments>.*)", re.DOTALL)
 _DESCRIPTION_CHARACTERS = 160
-_CACHE = {"cache_control": {"type": "ephemeral"}}
 
 _BASE = """\
 You are the headless agent of fib-tools. You turn newly released LLMs into validated kernel Definitions for \
@@ -57,30 +52,6 @@ def format_system(skill: Skill, arguments: str, *, max_turns: int, max_usd: floa
     others = [f"- {other.name}: {_shorten(other.description)}" for other in list_skills() if other.name != skill.name]
     base = _BASE.format(turns=max_turns, usd=max_usd, read_skill=READ_SKILL, skills="\n".join(others) or "none")
     return base, f"# Skill {skill.name}\n\n{skill.render(arguments)}"
-
-
-def format_tools(tools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mark the end of the tools for the cache."""
-    return [*tools[:-1], {**tools[-1], **_CACHE}]
-
-
-def format_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Write the conversation, marked for the cache at the newest two messages of the user.
-
-    The older mark finds what the last turn stored even if this turn brought more blocks than the service looks back.
-    """
-    plain = [{"role": message.role, "content": to_document(message.content)} for message in messages]
-    marked = [index for index, message in enumerate(messages) if message.role == "user"][-2:]
-    for index in marked:
-        content = plain[index]["content"]
-        content[-1] = {**content[-1], **_CACHE}
-    return plain
-
-
-def format_system_blocks(system: Sequence[str]) -> list[dict[str, Any]]:
-    """Turn the parts of the system prompt into blocks, the last one marked for the cache."""
-    blocks = [text_block(text) for text in system]
-    return [*blocks[:-1], {**blocks[-1], **_CACHE}]
 
 
 def _shorten(text: str) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from fib_tools.agent.prices import Usage
 from fib_tools.agent.request import Status
+from fib_tools.llm.prices import Usage
 from fib_tools.model.base import NonNegative
 from fib_tools.model.summary import Result, Summary, Table
 

@@ -7,13 +7,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
 
-from fib_tools.agent.prices import DEFAULT_MODEL, Price, get_price, parse_price
 from fib_tools.agent.prompt import choose_skill, format_system
 from fib_tools.agent.request import AgentRequest, Status
 from fib_tools.errors import FormatError, RequestError
 from fib_tools.host.env import redact
 from fib_tools.host.files import read_limited, storage_errors, write_atomically
 from fib_tools.host.paths import check_component, confine
+from fib_tools.llm.prices import DEFAULT_MODEL, Price, get_price, parse_price
 from fib_tools.model.base import Model, read_strict
 from fib_tools.model.canonical import canonical_bytes, content_hash, load_json
 

@@ -8,10 +8,10 @@ import anthropic
 import httpx2
 import pytest
 
-from fib_tools.agent.prices import Usage
-from fib_tools.agent.reply import Reply
-from fib_tools.agent.service import Service
 from fib_tools.errors import SourceError
+from fib_tools.llm.prices import Usage
+from fib_tools.llm.reply import Reply
+from fib_tools.llm.service import Service
 
 BODY = {"model": "claude-sonnet-5-5", "max_tokens": 100, "messages": [{"role": "user", "content": "hello"}]}
 

@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from fib_tools.agent.ledger import Ledger
-from fib_tools.agent.transcript import Transcript
+from fib_tools.llm.ledger import Ledger
+from fib_tools.llm.transcript import Transcript
 from fib_tools.model.base import to_document
 
 __all__ = ["BudgetSpentError", "cap_output"]

@@ -4,8 +4,8 @@ from typing import get_args
 
 import pytest
 
-from fib_tools.agent.prices import DEFAULT_MODEL, PRICES, PRICES_SOURCE, Usage, get_price, parse_price
 from fib_tools.errors import RequestError
+from fib_tools.llm.prices import DEFAULT_MODEL, PRICES, PRICES_SOURCE, Usage, get_price, parse_price
 
 
 def test_every_price_has_a_source_with_a_date_and_costs_something() -> None:

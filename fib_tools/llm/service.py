@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
-from fib_tools.agent.prices import Usage
-from fib_tools.agent.reply import BrokenStreamError, Reply, StreamReader
 from fib_tools.errors import FibError, MissingDependencyError, RequestError, SourceError
 from fib_tools.host.env import read_endpoint, read_secret, redact
+from fib_tools.llm.prices import Usage
+from fib_tools.llm.reply import BrokenStreamError, Reply, StreamReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,8 +50,10 @@ class _BusyError(SourceError):
 
 
 @contextmanager
-def open_client() -> Iterator[Anthropic]:
+def open_client(purpose: str) -> Iterator[Anthropic]:
     """Open a client with the key and the address that the environment names; its own retries are off.
+
+    `purpose` says what needs it, if it is not installed.
 
     Raises:
         MissingDependencyError: the SDK is not installed.
@@ -60,9 +62,7 @@ def open_client() -> Iterator[Anthropic]:
     try:
         import anthropic
     except ImportError as error:
-        raise MissingDependencyError(
-            "anthropic", purpose="the headless agent", install="pip install 'anthropic>=2.11'"
-        ) from error
+        raise MissingDependencyError("anthropic", purpose=purpose, install="pip install 'anthropic>=2.11'") from error
     key = read_secret("ANTHROPIC_API_KEY")
     token = None if key else read_secret("ANTHROPIC_AUTH_TOKEN")
     if not key and not token:

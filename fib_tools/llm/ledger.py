@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fib_tools.agent.prices import Price, Usage
 from fib_tools.errors import FormatError
 from fib_tools.host.files import read_limited, write_atomically
+from fib_tools.llm.prices import Price, Usage
 from fib_tools.model.base import Model, NonNegative, read_strict
 from fib_tools.model.canonical import canonical_bytes, load_json
 

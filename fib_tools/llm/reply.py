@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from fib_tools.agent.prices import Usage
-from fib_tools.agent.transcript import Message, text_block
 from fib_tools.errors import FormatError
 from fib_tools.host.env import redact
+from fib_tools.llm.prices import Usage
+from fib_tools.llm.transcript import Message, text_block
 from fib_tools.model.canonical import load_json
 
 if TYPE_CHECKING:
