@@ -14,6 +14,7 @@ from fib_tools.phases.define import define_model
 from fib_tools.phases.discover import discover_models
 from fib_tools.phases.inventory import take_inventory
 from fib_tools.phases.onboard import onboard_model
+from fib_tools.phases.optimize import optimize_kernel
 from fib_tools.phases.reference_tests import write_or_run_tests
 from fib_tools.phases.refresh import clone_repositories
 from fib_tools.phases.status import show_status
@@ -101,6 +102,15 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         verb="baselines", tool="fib_write_baselines", function=write_baselines, phase=None, effect=Effect.WORKSPACE
+    ),
+    Operation(
+        verb="optimize",
+        tool="",
+        function=optimize_kernel,
+        phase=None,
+        effect=Effect.WORKSPACE,
+        is_long=True,
+        is_open_world=True,
     ),
     Operation(
         verb="calibrate", tool="", function=calibrate_definitions, phase=None, effect=Effect.WORKSPACE, is_long=True

@@ -23,7 +23,7 @@ VERBS = {
     "bench": "benchmark",
     "baselines": "write",
 }
-NO_TOOL = {"calibrate", "apply"}
+NO_TOOL = {"calibrate", "apply", "optimize"}
 """Commands that agents are not offered: sixteen tools are what a model can choose from."""
 
 every_operation = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.verb)

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from fib_tools.llm.ledger import Ledger
+from fib_tools.llm.prices import Price
 from fib_tools.llm.transcript import Transcript
 from fib_tools.model.base import to_document
 
-__all__ = ["BudgetSpentError", "cap_output"]
+__all__ = ["BudgetSpentError", "afford_output", "cap_output"]
 
 _BYTES_PER_TOKEN = 2
 """Text has three to four bytes a token, dense JSON between two and three; the fewest keeps the estimate above the truth."""
@@ -29,9 +30,21 @@ def cap_output(body: Mapping[str, Any], *, transcript: Transcript, ledger: Ledge
     Raises:
         BudgetSpentError: too little is left for a useful turn.
     """
-    asked = int(body["max_tokens"])
     prompt = _estimate_prompt(body, transcript, ledger)
-    affordable = ledger.price.afford_output(max_usd - ledger.usd, prompt=prompt)
+    return _cap(int(body["max_tokens"]), ledger.price, prompt=prompt, usd=max_usd - ledger.usd)
+
+
+def afford_output(body: Mapping[str, Any], price: Price, *, usd: float) -> int:
+    """Compute the output that a request without a history may have for so much money, all of its prompt new.
+
+    Raises:
+        BudgetSpentError: too little is left for a useful answer.
+    """
+    return _cap(int(body["max_tokens"]), price, prompt=_tokens_at_most({**body, "max_tokens": 0}), usd=usd)
+
+
+def _cap(asked: int, price: Price, *, prompt: int, usd: float) -> int:
+    affordable = price.afford_output(usd, prompt=prompt)
     if affordable < min(asked, _LEAST_OUTPUT):
         raise BudgetSpentError
     return min(asked, affordable)

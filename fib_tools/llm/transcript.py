@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from fib_tools.errors import FormatError
-from fib_tools.host.files import read_limited, storage_errors
+from fib_tools.host.lines import append_line, read_lines
 from fib_tools.model.base import Model, read_strict, to_document
 from fib_tools.model.canonical import format_line, load_json
 
@@ -73,7 +72,7 @@ class Transcript:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.messages: list[Message] = _load(path) if path.exists() else []
+        self.messages: list[Message] = _load(path)
 
     @property
     def turns(self) -> int:
@@ -91,22 +90,12 @@ class Transcript:
         Raises:
             StorageError: when the disk refuses.
         """
-        line = (format_line(message) + "\n").encode()
-        with storage_errors(self.path), self.path.open("ab") as stream:
-            stream.write(line)
-            stream.flush()
-            os.fsync(stream.fileno())
+        append_line(self.path, format_line(message))
         self.messages.append(message)
 
 
 def _load(path: Path) -> list[Message]:
-    """Read the messages, and cut off a last line that a kill left half-written."""
-    data = read_limited(path, _LIMIT)
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        with storage_errors(path):
-            os.truncate(path, len(whole))
-    lines = whole.split(b"\n")[:-1]
+    lines = read_lines(path, limit=_LIMIT)
     return [_read(line, where=f"{path}:{number}") for number, line in enumerate(lines, start=1)]
 
 

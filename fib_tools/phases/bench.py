@@ -10,7 +10,7 @@ from pydantic import Field
 
 from fib_tools.dataset.store import Dataset
 from fib_tools.errors import RequestError
-from fib_tools.evaluate.calibration.calibration import Calibration, find_calibration, find_tolerances
+from fib_tools.evaluate.calibration.calibration import find_calibration, find_tolerances
 from fib_tools.evaluate.engines.engine import Engine, Outcome
 from fib_tools.evaluate.engines.engine_local import LocalEngine
 from fib_tools.evaluate.engines.engine_ray import Cluster, RayEngine
@@ -32,7 +32,7 @@ from fib_tools.phases.baselines import make_baselines
 from fib_tools.phases.context import Context
 from fib_tools.phases.request import COMMAND_LINE_ONLY, check_op_types
 
-__all__ = ["BenchResult", "BenchRow", "benchmark_kernels"]
+__all__ = ["BenchResult", "BenchRow", "benchmark_kernels", "find_hardware", "limit_time", "make_bundle"]
 
 _SHOWN = 60
 _RUNS = "bench"
@@ -167,10 +167,15 @@ def benchmark_kernels(
     started = datetime.now().astimezone()
     bundles = _bundle(context, dataset, _Choice(definitions, op_types, solutions, authors, workloads))
     load = {bundle.definition.name: bundle for bundle in bundles}.__getitem__
-    options = Options(device=device, timer=Timer(timer), seed=seed, limits=_limit(time_limit, bundles))
+    options = Options(
+        device=device,
+        timer=Timer(timer),
+        seed=seed,
+        limits=limit_time(time_limit, together=max(len(bundle.solutions) for bundle in bundles)),
+    )
     plan_for = _Planner(dataset, bundles, options)
     if dry_run:
-        plan = plan_for(*_find_hardware(device))
+        plan = plan_for(*find_hardware(device))
         return BenchResult(
             dataset=str(dataset.root),
             device=device,
@@ -196,11 +201,10 @@ def benchmark_kernels(
             return result.model_copy(update={"unfit": tuple(plan_for.unfit)})
 
 
-def _limit(time_limit: float, bundles: Sequence[Bundle]) -> Limits:
+def limit_time(time_limit: float, *, together: int) -> Limits:
     """Give a worker, which tells of a Workload's Solutions together, as long as all of them may take."""
-    most = max(len(bundle.solutions) for bundle in bundles)
     limits = Limits(evaluation_seconds=time_limit)
-    silence = most * (limits.build_seconds + _MESSAGES * time_limit)
+    silence = together * (limits.build_seconds + _MESSAGES * time_limit)
     return limits.model_copy(update={"silence_seconds": max(limits.silence_seconds, silence)})
 
 
@@ -257,11 +261,7 @@ def _bundle(context: Context, dataset: Dataset, choice: _Choice) -> list[Bundle]
         kept = tuple(solution for solution in found if choice.takes_solution(solution))
         workloads = dataset.load_workloads(definition.op_type, definition.name)[: choice.workloads]
         if kept and workloads:
-            bounds = _find_bounds(definition, find_calibration(context.workspace.root, definition))
-            own = tuple(made.hash for made, _ in make_baselines(definition))
-            bundles.append(
-                Bundle(definition=definition, bounds=bounds, workloads=workloads, solutions=kept, trusted=own)
-            )
+            bundles.append(make_bundle(context, definition, workloads, kept))
     choice.check(loaded, seen)
     if not bundles:
         todo = "add Solutions (fib baselines write) and Workloads (fib collect), or choose others"
@@ -271,11 +271,19 @@ def _bundle(context: Context, dataset: Dataset, choice: _Choice) -> list[Bundle]
     return bundles
 
 
-def _find_bounds(definition: Definition, calibration: Calibration | None) -> dict[str, Bound]:
-    return {
-        name: Bound.of(bound)
-        for name, bound in find_tolerances(definition, find_kernel(definition), calibration).items()
-    }
+def make_bundle(
+    context: Context, definition: Definition, workloads: Sequence[Workload], solutions: Sequence[Solution]
+) -> Bundle:
+    """Put a Definition together with its bounds, calibrated if they are."""
+    calibration = find_calibration(context.workspace.root, definition)
+    tolerances = find_tolerances(definition, find_kernel(definition), calibration)
+    return Bundle(
+        definition=definition,
+        bounds={name: Bound.of(bound) for name, bound in tolerances.items()},
+        workloads=tuple(workloads),
+        solutions=tuple(solutions),
+        trusted=tuple(made.hash for made, _ in make_baselines(definition)),
+    )
 
 
 class _Planner:
@@ -305,7 +313,8 @@ class _Planner:
         return Plan(dataset=str(self._dataset.root), hardware=hardware, options=self._options, items=items)
 
 
-def _find_hardware(device: str) -> tuple[str, int]:
+def find_hardware(device: str) -> tuple[str, int]:
+    """Find the model of the device and its compute capability, which is 0 for a CPU, and where there is no GPU."""
     if device == "cpu":
         return read_cpu_name(), 0
     found = discover_gpus(read_gpu_settings()).visible

@@ -107,7 +107,7 @@ def test_solutions_for_other_gpus_are_left_out_and_named(tmp_path: Path, monkeyp
     dataset = write_dataset(tmp_path / "dataset", {"honest": HONEST, "other": HONEST + "\n"})
     for path in (tmp_path / "dataset").glob("solutions/**/other.json"):
         path.write_text(path.read_text().replace('"cuda"', '"sm100"').replace('"cpu"', '"sm120"'))
-    monkeypatch.setattr("fib_tools.phases.bench._find_hardware", lambda _device: ("NVIDIA H200", 90))
+    monkeypatch.setattr("fib_tools.phases.bench.find_hardware", lambda _device: ("NVIDIA H200", 90))
     planned = benchmark_kernels(context(tmp_path), dry_run=True)
     assert (planned.planned, planned.unfit) == (2, ("other",))
     assert "1 Solutions are for other GPUs" in "\n".join(planned.summary().lines)

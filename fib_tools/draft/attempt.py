@@ -1,0 +1,134 @@
+"""What a search tries, and what the evaluator said of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from enum import Enum
+
+from fib_tools.llm.prices import Usage
+from fib_tools.model.base import Model, NonNegative
+from fib_tools.model.evidence import Evidence
+from fib_tools.model.solution import Solution
+from fib_tools.model.trace import EvaluationStatus
+
+__all__ = ["Ask", "AskKind", "Attempt", "Draft", "ShapeResult", "find_best", "sum_up"]
+
+
+class AskKind(str, Enum):
+    """What a model is asked for."""
+
+    FIRST = "first"
+    """A Solution from nothing but the brief."""
+    REPAIR = "repair"
+    """The same Solution without what is wrong with it."""
+    IMPROVE = "improve"
+    """A faster one than a right one."""
+    CROSS = "cross"
+    """One that joins what two right ones do best."""
+
+
+class Ask(Model):
+    """One wish of a strategy."""
+
+    kind: AskKind
+    parents: tuple[int, ...] = ()
+    """Numbers of the attempts to go on from."""
+    island: int = 0
+
+
+class Draft(Model):
+    """What the model answered, before anything was run."""
+
+    number: NonNegative
+    ask: Ask
+    technique: str = ""
+    """In a few words, as the model calls it."""
+    source: str = ""
+    problem: str = ""
+    """Why there is nothing to run."""
+    tokens: Usage = Usage()
+    usd: float = 0.0
+
+
+class ShapeResult(Model):
+    """One Workload."""
+
+    workload: str
+    axes: dict[str, int]
+    status: EvaluationStatus
+    rule: str = ""
+    detail: str = ""
+    milliseconds: float | None = None
+    low: float | None = None
+    high: float | None = None
+    percent: float | None = None
+    """Of what the device was measured to allow."""
+    speedup: float | None = None
+    """Over the baseline; over the reference where there is none."""
+    kernels: int = 0
+    """Launched in one call."""
+    evidence: str = ""
+    """Its key."""
+
+
+class Attempt(Model):
+    """One draft, judged."""
+
+    number: NonNegative
+    ask: Ask
+    technique: str
+    digest: str
+    """Of what the source does: drafts that differ in words alone have the same."""
+    solution: Solution | None = None
+    problem: str = ""
+    """Why it was not evaluated: no code, or the same as an earlier attempt."""
+    results: tuple[ShapeResult, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Tell whether every Workload passed."""
+        return bool(self.results) and all(result.status is EvaluationStatus.PASSED for result in self.results)
+
+    @property
+    def score(self) -> float:
+        """The geometric mean of its speed-ups; 0 if it is not right."""
+        speedups = [result.speedup for result in self.results if result.speedup]
+        if not self.passed or not speedups:
+            return 0.0
+        return math.exp(sum(map(math.log, speedups)) / len(speedups))
+
+    @property
+    def first_wrong(self) -> ShapeResult | None:
+        """The first Workload that did not pass."""
+        return next((result for result in self.results if result.status is not EvaluationStatus.PASSED), None)
+
+
+def find_best(attempts: Iterable[Attempt]) -> Attempt | None:
+    """Find the fastest right attempt; the earliest of several."""
+    right = [attempt for attempt in attempts if attempt.passed]
+    return max(right, key=lambda attempt: (attempt.score, -attempt.number), default=None)
+
+
+def sum_up(evidence: Sequence[Evidence], baseline_ms: dict[str, float]) -> tuple[ShapeResult, ...]:
+    """Sum up what the evaluator found; `baseline_ms` by workload uuid."""
+    return tuple(_sum_up_one(each, baseline_ms.get(each.subject.workload)) for each in evidence)
+
+
+def _sum_up_one(evidence: Evidence, baseline: float | None) -> ShapeResult:
+    figure = evidence.series[0] if evidence.series and evidence.status is EvaluationStatus.PASSED else None
+    against = baseline or evidence.reference_ms
+    return ShapeResult(
+        workload=evidence.subject.workload,
+        axes=evidence.axes,
+        status=evidence.status,
+        rule=evidence.rule or "",
+        detail=evidence.detail,
+        milliseconds=figure.milliseconds if figure else None,
+        low=figure.low if figure else None,
+        high=figure.high if figure else None,
+        percent=evidence.roofline.percent if figure and evidence.roofline else None,
+        speedup=against / figure.milliseconds if figure and figure.milliseconds and against else None,
+        kernels=len(evidence.kernels),
+        evidence=evidence.key,
+    )

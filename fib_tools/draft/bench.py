@@ -1,0 +1,116 @@
+"""The evaluator as a search uses it: some Solutions on all Workloads of one Definition, and nothing held in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fib_tools.dataset.store import Dataset
+from fib_tools.draft.target import Shape, Target
+from fib_tools.evaluate.engines.engine import Outcome
+from fib_tools.evaluate.engines.engine_local import LocalEngine
+from fib_tools.evaluate.engines.items import BlobHasher, Bundle, Options, Plan, plan_items
+from fib_tools.evaluate.engines.journal import find_reusable
+from fib_tools.model.evidence import Evidence
+from fib_tools.model.solution import Language, Solution
+from fib_tools.model.trace import EvaluationStatus
+
+__all__ = ["Bench", "make_target"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bench:
+    """Evaluates; the GPUs are locked only meanwhile, so that others can use them while a model thinks."""
+
+    dataset: Dataset
+    bundle: Bundle
+    """The Definition with its Workloads; its Solutions do not count."""
+    options: Options
+    gpus: int
+    tell: Callable[[str], None]
+
+    def evaluate(self, solutions: Sequence[Solution]) -> dict[str, list[Evidence]]:
+        """Evaluate Solutions on all Workloads; evidence by the Solution's hash, in the order of the Workloads.
+
+        Raises:
+            RequestError: there are not so many GPUs.
+            ChildCrashedError: no worker can be started.
+        """
+        bundle = self.bundle.model_copy(update={"solutions": tuple(solutions)})
+        with LocalEngine({bundle.definition.name: bundle}.__getitem__, gpus=self.gpus) as engine:
+            plan = self._plan(bundle, engine.hardware)
+            known = {evidence.key: evidence for evidence in find_reusable(self.dataset, plan)}
+            left = [rest for item in plan.items if (rest := item.without(known, plan.hardware)) is not None]
+            for outcome in engine.run(plan, left) if left else ():
+                self._take(outcome, known)
+        found: dict[str, list[Evidence]] = {solution.hash: [] for solution in solutions}
+        for item in plan.items:
+            for ref in item.solutions:
+                evidence = known.get(item.key(ref, plan.hardware))
+                if evidence is not None:
+                    found[ref.hash].append(evidence)
+        return found
+
+    def _plan(self, bundle: Bundle, hardware: str) -> Plan:
+        items = plan_items([bundle], hash_blob=BlobHasher(self.dataset.root))
+        return Plan(dataset=str(self.dataset.root), hardware=hardware, options=self.options, items=items)
+
+    def _take(self, outcome: Outcome, known: dict[str, Evidence]) -> None:
+        if outcome.evidence is None:
+            self.tell(f"{outcome.solution.name}: {outcome.failure}")
+        else:
+            known[outcome.key] = outcome.evidence
+
+
+def make_target(
+    bundle: Bundle,
+    language: Language,
+    *,
+    hardware: str,
+    capability: int,
+    baselines: Sequence[Solution],
+    found: dict[str, list[Evidence]],
+) -> Target:
+    """Put together what a brief says, from the baselines' evidence: the fastest one of each Workload counts."""
+    passed = [
+        (solution, evidence)
+        for solution in baselines
+        for evidence in found.get(solution.hash, ())
+        if evidence.status is EvaluationStatus.PASSED and evidence.milliseconds
+    ]
+    fastest: dict[str, tuple[Solution, Evidence]] = {}
+    for solution, evidence in passed:
+        uuid = evidence.subject.workload
+        if uuid not in fastest or (evidence.milliseconds or 0.0) < (fastest[uuid][1].milliseconds or 0.0):
+            fastest[uuid] = solution, evidence
+    some = next((evidence for _, evidence in fastest.values()), None)
+    roofline = some.roofline if some else None
+    return Target(
+        definition=bundle.definition,
+        language=language,
+        hardware=hardware,
+        capability=capability,
+        bounds=bundle.bounds,
+        shapes=tuple(
+            _make_shape(workload.uuid, workload.axes, fastest.get(workload.uuid, (None, None))[1])
+            for workload in bundle.workloads
+        ),
+        baseline=", ".join(dict.fromkeys(solution.name for solution, _ in fastest.values())),
+        bandwidth=roofline.bandwidth if roofline else 0.0,
+        flops_per_second=roofline.flops_per_second if roofline else 0.0,
+        versions={name: some.libs[name] for name in ("torch", "triton", "cuda") if name in some.libs} if some else {},
+    )
+
+
+def _make_shape(uuid: str, axes: dict[str, int], evidence: Evidence | None) -> Shape:
+    roofline = evidence.roofline if evidence else None
+    return Shape(
+        workload=uuid,
+        axes=axes,
+        limit_ms=roofline.limit_ms if roofline else None,
+        bound=roofline.bound if roofline else "",
+        bytes=roofline.bytes if roofline else 0,
+        flops=roofline.flops if roofline else 0,
+        baseline_ms=evidence.milliseconds if evidence else None,
+        reference_ms=evidence.reference_ms if evidence else None,
+    )

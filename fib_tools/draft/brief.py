@@ -1,0 +1,158 @@
+"""The brief of a kernel: everything a drafter must know, in at most 8 KB, what changes least first.
+
+A service keeps the beginning of a prompt in its cache: the contract is the same for all kernels of a language, the kernel
+for all attempts; what was tried comes last, in the question itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from fib_tools.draft.target import Shape, Target, list_gpu_facts
+from fib_tools.model.definition import TensorSpec
+from fib_tools.model.solution import Language
+
+__all__ = ["BRIEF_BYTES", "write_brief", "write_contract"]
+
+BRIEF_BYTES = 8192
+_CUT = "\n... (cut: the rest of the reference is not shown)\n"
+
+_CONTRACT = """\
+You write GPU kernels. Your answer is judged by a machine: it is built, run in a confined process, compared with a \
+reference on inputs you have not seen, and timed with a cold L2 on several sizes. Nobody reads along.
+
+Answer with
+TECHNIQUE: two to five words
+WHY: one sentence
+and then one fenced code block with the whole source file, {file}.
+
+{language}
+
+Rules (who breaks one is rejected, however fast)
+- Every call computes its outputs from its inputs: nothing is kept from call to call, by content or by address, but \
+workspaces and compiled code. Inputs are never written to.
+- No other library's kernels (flashinfer, sglang, vllm, deep_gemm); torch operations are allowed, though they are what is slow.
+- No files, processes, threads, ctypes, environment, clocks, profilers, eval, monkey patches; no `except` around a kernel.
+- All work on the current stream, or joined with it before the call returns. The call must be capturable in a CUDA graph: \
+no synchronisation with the host, no .item().
+- Any length of the var axes must work, 1 included, and every value: zeros, huge ones, infinities where the reference allows them.
+- Outputs are plain contiguous tensors of their own with the declared shape and dtype.
+"""
+
+_LANGUAGES: dict[Language, tuple[str, str]] = {
+    Language.TRITON: (
+        "main.py",
+        "Language: Python with Triton. Define `run({arguments})`: outputs are given as the last arguments and are filled; return nothing.",
+    ),
+    Language.PYTHON: (
+        "main.py",
+        "Language: Python with torch. Define `run({inputs})`, which returns {returned}.",
+    ),
+    Language.CUDA: (
+        "main.cu",
+        'Language: CUDA C++ as a torch extension: include <torch/extension.h>, define `void run({arguments})` over torch::Tensor \
+(scalars as double, int64_t or bool), outputs last, and bind it: PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {{ m.def("run", &run); }}. \
+Launch on at::cuda::getCurrentCUDAStream().',
+    ),
+    Language.TILELANG: (
+        "main.py",
+        "Language: Python with TileLang. Define `run({arguments})`: outputs are given as the last arguments and are filled; return nothing.",
+    ),
+}
+
+
+def write_contract(target: Target) -> str:
+    """Say what an answer is, and what is forbidden."""
+    definition = target.definition
+    file, language = _LANGUAGES[target.language]
+    outputs = list(definition.outputs)
+    said = language.format(
+        arguments=", ".join([*definition.inputs, *outputs]),
+        inputs=", ".join(definition.inputs),
+        returned=outputs[0] if len(outputs) == 1 else f"the tuple ({', '.join(outputs)})",
+    )
+    return _CONTRACT.format(file=file, language=said)
+
+
+def write_brief(target: Target) -> str:
+    """Describe the kernel, the device and the sizes; a long reference is cut before anything else is."""
+    head, tail = _write_head(target), _write_tail(target)
+    room = BRIEF_BYTES - len((head + tail).encode()) - len("```python\n```\n") - len(_CUT)
+    return f"{head}```python\n{_cut(target.definition.reference.strip(), room)}\n```\n{tail}"
+
+
+def _write_head(target: Target) -> str:
+    definition = target.definition
+    constants = ", ".join(f"{name} = {length}" for name, length in definition.const_axes.items())
+    lines = [
+        f"# {definition.name} ({definition.op_type})",
+        *([definition.description] if definition.description else []),
+    ]
+    lines += ["", "Inputs, in calling order:", *_list_tensors(definition.inputs.items())]
+    lines += ["Outputs:", *_list_tensors(definition.outputs.items())]
+    lines.append(f"Axes: {constants or 'no constant ones'}; variable: {', '.join(definition.var_axes) or 'none'}")
+    if definition.constraints:
+        lines.append(f"Constraints: {'; '.join(definition.constraints)}")
+    for name, bound in target.bounds.items():
+        if bound.how == "values":
+            share = f", for {bound.hit_ratio:.2%} of the values" if bound.hit_ratio < 1 else ""
+            lines.append(
+                f"{name} must be within {bound.atol:.3g} x its row's rms + {bound.rtol:.3g} x |value| of the reference's{share}"
+            )
+    return "\n".join([*lines, "", "Reference, which says what is computed and not how:", ""])
+
+
+def _list_tensors(specs: Iterable[tuple[str, TensorSpec]]) -> list[str]:
+    return [f"- {name}: {spec.dtype.value}{_spell_shape(spec)}{_describe(spec)}" for name, spec in specs]
+
+
+def _spell_shape(spec: TensorSpec) -> str:
+    return " scalar" if spec.shape is None else f"[{', '.join(spec.shape)}]"
+
+
+def _describe(spec: TensorSpec) -> str:
+    return f", {spec.description}" if spec.description else ""
+
+
+def _write_tail(target: Target) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in target.versions.items())
+    capability = f", sm_{target.capability}" if target.capability else ""
+    lines = ["", f"## {target.hardware}{capability}{f' ({versions})' if versions else ''}"]
+    lines += [f"- {fact}" for fact in list_gpu_facts(target.capability)]
+    if target.bandwidth:
+        lines.append(f"- measured: {target.bandwidth / 1e12:.2f} TB/s of a copy (read plus written)")
+    if target.flops_per_second:
+        lines.append(f"- measured: {target.flops_per_second / 1e12:.0f} TFLOP/s in this kernel's arithmetic")
+    against = f"baseline ({target.baseline})" if target.baseline else "there is no baseline, the reference counts"
+    lines += ["", f"## Sizes that count, each as much as any other; {against}", _HEAD]
+    return "\n".join([*lines, *map(_write_shape, target.shapes), ""])
+
+
+_HEAD = "axes | MB moved | GFLOP | limit us, bound by | baseline us, % of limit | reference us"
+
+
+def _write_shape(shape: Shape) -> str:
+    axes = ", ".join(f"{name}={length}" for name, length in shape.axes.items())
+    limit = f"{_us(shape.limit_ms)} {shape.bound}" if shape.limit_ms else "-"
+    share = f", {100 * shape.limit_ms / shape.baseline_ms:.0f}%" if shape.limit_ms and shape.baseline_ms else ""
+    cells = (
+        axes,
+        f"{shape.bytes / 1e6:.3g}",
+        f"{shape.flops / 1e9:.3g}",
+        limit,
+        f"{_us(shape.baseline_ms)}{share}",
+        _us(shape.reference_ms),
+    )
+    return " | ".join(cells)
+
+
+def _us(milliseconds: float | None) -> str:
+    return "-" if milliseconds is None else f"{1e3 * milliseconds:.4g}"
+
+
+def _cut(text: str, room: int) -> str:
+    data = text.encode()
+    if len(data) <= room:
+        return text
+    kept = data[: max(0, room)].decode(errors="ignore")
+    return kept[: kept.rfind("\n") + 1] + _CUT.strip("\n")

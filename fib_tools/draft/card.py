@@ -1,0 +1,79 @@
+"""The card of a search: what was there before, what is there now, how far the limit is, and what made the difference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fib_tools.draft.attempt import Attempt, find_best
+from fib_tools.draft.run_folder import SearchPlan
+from fib_tools.draft.target import Target
+
+__all__ = ["write_card"]
+
+
+def write_card(plan: SearchPlan, attempts: Sequence[Attempt], *, ending: str, usd: float) -> str:
+    """Write it as Markdown."""
+    target, best = plan.target, find_best(attempts)
+    lines = [
+        f"# {target.definition.name} on {target.hardware}",
+        "",
+        (
+            f"Run {plan.run}: {plan.strategy} with {plan.model}, {target.language.value}, {len(attempts)} attempts,"
+            f" {usd:.4f} USD, ended by {ending}."
+        ),
+        "",
+    ]
+    if best is None or best.solution is None:
+        lines.append("No attempt was right.")
+    else:
+        against = "the baseline" if target.baseline_ms else "the reference (there is no baseline here)"
+        lines += [
+            (
+                f"Best: `{best.solution.name}` by {best.solution.author}, attempt {best.number}: {best.technique};"
+                f" {best.score:.3f} times as fast as {against} (geometric mean of {len(best.results)} Workloads)."
+            ),
+            "",
+            *_tabulate(target, best),
+        ]
+    lines += ["", "## What was tried", "", "| attempt | from | technique | what came of it |", "|---|---|---|---|"]
+    lines += [_write_row(attempt) for attempt in attempts]
+    return "\n".join([*lines, ""])
+
+
+def _tabulate(target: Target, best: Attempt) -> list[str]:
+    shapes = {shape.workload: shape for shape in target.shapes}
+    lines = [
+        "| axes | baseline us | now us (95% interval) | ratio | % of the limit before | now |",
+        "|---|---|---|---|---|---|",
+    ]
+    for result in best.results:
+        shape = shapes[result.workload]
+        before = shape.baseline_ms
+        share = f"{100 * shape.limit_ms / before:.1f}" if shape.limit_ms and before else "-"
+        cells = (
+            ", ".join(f"{name}={length}" for name, length in result.axes.items()),
+            _us(before),
+            f"{_us(result.milliseconds)} ({_us(result.low)} to {_us(result.high)})",
+            f"{result.speedup:.3f}" if result.speedup else "-",
+            share,
+            f"{result.percent:.1f}" if result.percent is not None else "-",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _write_row(attempt: Attempt) -> str:
+    wrong = attempt.first_wrong
+    if attempt.passed:
+        said = f"{attempt.score:.3f} x"
+    elif wrong is None:
+        said = attempt.problem
+    else:
+        said = f"{wrong.status.value} {wrong.rule}".strip()
+    parents = ", ".join(map(str, attempt.ask.parents)) or "-"
+    cells = (str(attempt.number), f"{attempt.ask.kind.value} {parents}", attempt.technique, said)
+    return f"| {' | '.join(cell.replace('|', '/').replace(chr(10), ' ') for cell in cells)} |"
+
+
+def _us(milliseconds: float | None) -> str:
+    return "-" if milliseconds is None else f"{1e3 * milliseconds:.4g}"

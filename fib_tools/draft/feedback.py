@@ -1,0 +1,80 @@
+"""What a drafter is told of an attempt: first what is wrong, with values and places, then each size's time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fib_tools.draft.attempt import Attempt, ShapeResult
+from fib_tools.evaluate.rules.rules import RULES
+from fib_tools.model.trace import EvaluationStatus
+
+__all__ = ["FEEDBACK_BYTES", "write_feedback", "write_history"]
+
+FEEDBACK_BYTES = 2048
+_DETAIL = 1200
+_HISTORY = 14
+_WORD = 110
+
+
+def write_feedback(attempt: Attempt) -> str:
+    """Say what came of an attempt."""
+    if not attempt.results:
+        return f"It was not evaluated: {attempt.problem}"
+    lines = []
+    wrong = attempt.first_wrong
+    if wrong is not None:
+        lines += _describe_wrong(wrong, attempt.results)
+    lines += [_write_row(result) for result in attempt.results]
+    if attempt.passed:
+        lines.append(f"Right everywhere; {attempt.score:.3f} times as fast as the baseline (geometric mean).")
+    return _clip("\n".join(lines), FEEDBACK_BYTES)
+
+
+def _describe_wrong(wrong: ShapeResult, results: Sequence[ShapeResult]) -> list[str]:
+    count = sum(result.status is not EvaluationStatus.PASSED for result in results)
+    rule = RULES.get(wrong.rule)
+    said = f" by the rule `{wrong.rule}`: {rule.forbids}" if rule else ""
+    return [
+        f"{wrong.status.value} on {count} of {len(results)} sizes{said}",
+        _clip(wrong.detail, _DETAIL),
+        "",
+    ]
+
+
+def _write_row(result: ShapeResult) -> str:
+    axes = ", ".join(f"{name}={length}" for name, length in result.axes.items())
+    if result.milliseconds is None:
+        return f"{axes}: {result.status.value}"
+    low, high = (1e3 * (value or 0.0) for value in (result.low, result.high))
+    parts = [f"{1e3 * result.milliseconds:.4g} us ({low:.4g} to {high:.4g})"]
+    if result.speedup:
+        parts.append(f"{result.speedup:.3f} x")
+    if result.percent is not None:
+        parts.append(f"{result.percent:.0f}% of the limit")
+    if result.kernels > 1:
+        parts.append(f"{result.kernels} kernels")
+    return f"{axes}: {', '.join(parts)}"
+
+
+def write_history(attempts: Sequence[Attempt]) -> str:
+    """Sum up what was tried, the newest last: a line for each, so that nothing is tried twice."""
+    lines = [_write_line(attempt) for attempt in attempts[-_HISTORY:]]
+    left = len(attempts) - len(lines)
+    return "\n".join([*([f"({left} older ones)"] if left else []), *lines])
+
+
+def _write_line(attempt: Attempt) -> str:
+    wrong = attempt.first_wrong
+    if attempt.passed:
+        said = f"right, {attempt.score:.3f} x"
+    elif wrong is None:
+        said = attempt.problem
+    else:
+        rule = f" ({wrong.rule})" if wrong.rule else ""
+        said = f"{wrong.status.value}{rule}: {' '.join(wrong.detail.split())}"
+    return f"- {attempt.number}. {attempt.technique}: {_clip(said, _WORD)}"
+
+
+def _clip(text: str, size: int) -> str:
+    data = text.encode()
+    return text if len(data) <= size else data[: size - 3].decode(errors="ignore") + "..."

@@ -1,0 +1,260 @@
+"""Optimising: a model drafts Solutions of one Definition, the evaluator judges them, and the best is kept with its Traces."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fib_tools.dataset.store import Dataset
+from fib_tools.draft.anthropic_drafter import AnthropicDrafter
+from fib_tools.draft.attempt import Attempt, find_best
+from fib_tools.draft.bench import Bench, make_target
+from fib_tools.draft.brief import write_brief, write_contract
+from fib_tools.draft.card import write_card
+from fib_tools.draft.memory import Memory
+from fib_tools.draft.run_folder import RunFolder, SearchPlan
+from fib_tools.draft.search import Ending, Limits, Search
+from fib_tools.draft.strategies import Beam, Evolve, Refine, Strategy
+from fib_tools.draft.target import Target
+from fib_tools.errors import RequestError
+from fib_tools.evaluate.engines.items import Bundle, Options
+from fib_tools.evaluate.engines.traces import write_results
+from fib_tools.host.files import write_atomically
+from fib_tools.host.locks import hold
+from fib_tools.host.paths import check_component, confine
+from fib_tools.llm.prices import DEFAULT_MODEL, get_price, parse_price
+from fib_tools.llm.service import open_client
+from fib_tools.model.solution import Language
+from fib_tools.phases.baselines import make_baselines
+from fib_tools.phases.bench import find_hardware, limit_time, make_bundle
+from fib_tools.phases.context import Context
+from fib_tools.phases.optimize_result import OptimizeResult, OptimizeRow
+
+__all__ = ["optimize_kernel"]
+
+_FOLDER, _MEMORY = "optimize", "memory"
+_MAX_TOKENS = 16_000
+_LATEST = "latest"
+_NAME_LENGTH = 60
+_MOST_TOGETHER = 8
+
+
+def optimize_kernel(
+    context: Context,
+    definition: Annotated[str, Field(description="The Definition, by name.")],
+    *,
+    workloads: Annotated[
+        int | None, Field(ge=1, description="At most so many of its Workloads, the first ones; all if left out.")
+    ] = None,
+    language: Annotated[
+        Literal["triton", "cuda", "python", "tilelang"], Field(description="What Solutions are written in.")
+    ] = "triton",
+    strategy: Annotated[
+        Literal["refine", "beam", "evolve"],
+        Field(
+            description="refine: one after the other; beam: several, then from the best; evolve: islands of techniques."
+        ),
+    ] = "refine",
+    max_usd: Annotated[float, Field(gt=0, le=1000, description="What the run may cost in all, in USD.")] = 1.0,
+    max_evals: Annotated[int, Field(ge=1, le=10_000, description="How many drafts it may have in all.")] = 40,
+    model: Annotated[str | None, Field(description=f"The model that drafts; {DEFAULT_MODEL} if left out.")] = None,
+    usd_per_mtok: Annotated[
+        str | None,
+        Field(description="Price of a model that is not in the table: USD for a million tokens in, out: 3,15."),
+    ] = None,
+    device: Annotated[
+        Literal["cuda", "cpu"], Field(description="Where to run; a CPU is good for learning, with --language python.")
+    ] = "cuda",
+    gpus: Annotated[int, Field(ge=1, le=64, description="How many GPUs evaluate.")] = 1,
+    time_limit: Annotated[
+        float, Field(ge=1, le=3600, description="Seconds for a Solution's calls on one Workload.")
+    ] = 30,
+    seed: Annotated[int, Field(ge=0, description="Of the strategy's own choices.")] = 0,
+    resume: Annotated[str | None, Field(description='Go on with a run, by its name, or "latest".')] = None,
+    dry_run: Annotated[bool, Field(description="Write the brief, and ask nobody.")] = False,
+) -> OptimizeResult:
+    """Search for a faster Solution: a model drafts, the evaluator judges; needs ANTHROPIC_API_KEY.
+
+    Every draft, verdict and token is kept in the run's folder; a killed run goes on with --resume.
+
+    Exit status 0: a right Solution was found; 1: none was.
+    """
+    dataset = Dataset.open(context.dataset.root)
+    runs = context.workspace.root / _FOLDER
+    tell = _make_teller(context)
+    bundle = _find_bundle(context, dataset, definition, workloads)
+    options = Options(device=device, limits=limit_time(time_limit, together=_MOST_TOGETHER))
+    bench = Bench(dataset=dataset, bundle=bundle, options=options, gpus=0 if device == "cpu" else gpus, tell=tell)
+    if resume is not None:
+        folder = _find_run(runs, definition, resume)
+        _check_hardware(folder.plan, device)
+    else:
+        target = _measure_baseline(bench, Language(language), tell)
+        if dry_run:
+            return _show_brief(context, target)
+        plan = SearchPlan(
+            run=f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{definition[:_NAME_LENGTH]}-{secrets.token_hex(2)}",
+            target=target,
+            strategy=strategy,
+            seed=seed,
+            model=model or DEFAULT_MODEL,
+            price=parse_price(usd_per_mtok) if usd_per_mtok else get_price(model or DEFAULT_MODEL),
+            max_tokens=_MAX_TOKENS,
+        )
+        folder = RunFolder.create(confine(runs, check_component(plan.run)), plan, write_brief(target))
+    with hold(folder.path / "lock", purpose=f"the search {folder.plan.run}"), open_client("fib optimize") as client:
+        system = (write_contract(folder.plan.target), write_brief(folder.plan.target))
+        search = Search(
+            folder,
+            _make_strategy(folder.plan),
+            drafter=AnthropicDrafter(client, system, tell=tell),
+            evaluate=bench.evaluate,
+            memory=Memory(runs / _MEMORY, definition),
+            tell=lambda text: context.progress(text, len(folder.attempts), max_evals),
+        )
+        ending = search.run(Limits(evaluations=max_evals, usd=max_usd))
+        return _conclude(context, dataset, folder, ending, bundle)
+
+
+def _make_teller(context: Context) -> Callable[[str], None]:
+    return lambda text: context.progress(text, 0, 0)
+
+
+def _find_bundle(context: Context, dataset: Dataset, name: str, workloads: int | None) -> Bundle:
+    """Load the Definition and its Workloads.
+
+    Raises:
+        RequestError: there is no such Definition, or it has no Workload.
+    """
+    loaded, _ = dataset.load_definitions()
+    definition = loaded.get(name)
+    if definition is None:
+        raise RequestError(f"no Definition {name!r}", where=str(dataset.root), todo="check the name")
+    found = dataset.load_workloads(definition.op_type, name)[:workloads]
+    if not found:
+        todo = "collect some first: a kernel that is tuned for invented sizes is of no use"
+        raise RequestError(f"{name} has no Workload", where=str(dataset.root), todo=todo)
+    return make_bundle(context, definition, found, ())
+
+
+def _measure_baseline(bench: Bench, language: Language, tell: Callable[[str], None]) -> Target:
+    """Evaluate what is to be beaten; what the dataset has evidence on is not measured again."""
+    device = bench.options.device
+    hardware, capability = find_hardware(device)
+    made = [solution for solution, _ in make_baselines(bench.bundle.definition) if solution.spec.fits(capability)]
+    baselines = made if device == "cuda" else []
+    if baselines:
+        tell(f"measuring the baseline: {', '.join(solution.name for solution in baselines)}")
+    found = bench.evaluate(baselines) if baselines else {}
+    return make_target(
+        bench.bundle, language, hardware=hardware, capability=capability, baselines=baselines, found=found
+    )
+
+
+def _show_brief(context: Context, target: Target) -> OptimizeResult:
+    """Write the brief to a file, for whoever wants to draft by hand."""
+    context.workspace.create()
+    brief = f"{write_contract(target)}\n{write_brief(target)}"
+    path = confine(context.workspace.root, f"{_FOLDER}-brief-{check_component(target.definition.name)}.md")
+    write_atomically(path, brief.encode())
+    return OptimizeResult(
+        definition=target.definition.name,
+        hardware=target.hardware,
+        baseline=target.baseline,
+        brief_bytes=len(brief.encode()),
+        card=str(path),
+    )
+
+
+def _make_strategy(plan: SearchPlan) -> Strategy:
+    match plan.strategy:
+        case "beam":
+            return Beam()
+        case "evolve":
+            return Evolve(seed=plan.seed)
+    return Refine()
+
+
+def _find_run(runs: Path, definition: str, name: str) -> RunFolder:
+    """Find a run to go on with.
+
+    Raises:
+        RequestError: there is none of this name, or it is about another Definition.
+    """
+    if name == _LATEST:
+        found = sorted(runs.glob(f"*-{definition[:_NAME_LENGTH]}-*/run.json"))
+        if not found:
+            raise RequestError(
+                f"no run about {definition} can go on", where=str(runs), todo="begin one without --resume"
+            )
+        folder = RunFolder(found[-1].parent)
+    else:
+        path = confine(runs, check_component(name))
+        if not (path / "run.json").is_file():
+            raise RequestError(f"no run {name!r}", where=str(runs), todo='check the name, or pass "latest"')
+        folder = RunFolder(path)
+    about = folder.plan.target.definition.name
+    if about != definition:
+        raise RequestError(f"the run {folder.plan.run} is about {about}", where="--resume", todo="name that Definition")
+    return folder
+
+
+def _check_hardware(plan: SearchPlan, device: str) -> None:
+    hardware, _ = find_hardware(device)
+    if hardware != plan.target.hardware:
+        todo = "go on with it there, or begin a run here: figures of two devices do not compare"
+        raise RequestError(f"the run {plan.run} is on {plan.target.hardware}, this is {hardware}", todo=todo)
+
+
+def _conclude(context: Context, dataset: Dataset, folder: RunFolder, ending: Ending, bundle: Bundle) -> OptimizeResult:
+    """Keep the best Solution and its Traces in the dataset, and write the card."""
+    plan, best = folder.plan, find_best(folder.attempts)
+    files: tuple[str, ...] = ()
+    if best is not None and best.solution is not None:
+        workloads = {workload.uuid: workload for workload in bundle.workloads}
+        with hold(context.workspace.root / "dataset.lock", purpose="writing Traces"):
+            dataset.write_solution(plan.target.definition.op_type, best.solution)
+            evidence = folder.find_evidence(best)
+            files = write_results(dataset, evidence, lambda _, uuid: workloads[uuid]).files
+    card = write_card(plan, folder.attempts, ending=ending.value, usd=folder.ledger.usd)
+    tokens = folder.ledger.tokens
+    solution = best.solution if best else None
+    return OptimizeResult(
+        run=plan.run,
+        ending=ending.value,
+        definition=plan.target.definition.name,
+        hardware=plan.target.hardware,
+        baseline=plan.target.baseline,
+        best=solution.name if solution else "",
+        author=solution.author if solution else "",
+        technique=best.technique if best else "",
+        score=best.score if best else None,
+        attempts=tuple(_to_row(attempt) for attempt in folder.attempts),
+        tokens_in=tokens.prompt,
+        tokens_out=tokens.output,
+        usd=folder.ledger.usd,
+        brief_bytes=len(write_brief(plan.target).encode()),
+        card=str(folder.write_card(card)),
+        folder=str(folder.path),
+        files=files,
+    )
+
+
+def _to_row(attempt: Attempt) -> OptimizeRow:
+    wrong = attempt.first_wrong
+    status = "PASSED" if attempt.passed else wrong.status.value if wrong else "NOT EVALUATED"
+    return OptimizeRow(
+        attempt=attempt.number,
+        kind=attempt.ask.kind.value,
+        parents=attempt.ask.parents,
+        technique=attempt.technique,
+        status=status,
+        rule=wrong.rule if wrong else "",
+        score=attempt.score or None,
+        detail=wrong.detail if wrong else attempt.problem,
+    )

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench_run import norm
+from fib_tools.draft.attempt import Ask, AskKind, Attempt, ShapeResult
+from fib_tools.draft.brief import BRIEF_BYTES, write_brief, write_contract
+from fib_tools.draft.feedback import FEEDBACK_BYTES, write_feedback, write_history
+from fib_tools.draft.memory import Memory
+from fib_tools.draft.target import Shape, Target
+from fib_tools.evaluate.engines.items import Bound
+from fib_tools.model.solution import Language
+from fib_tools.model.trace import EvaluationStatus
+
+
+def target(**changes: object) -> Target:
+    shape = Shape(
+        workload="w",
+        axes={"batch_size": 64},
+        limit_ms=0.01,
+        bound="memory",
+        bytes=42_000_000,
+        baseline_ms=0.02,
+        reference_ms=0.1,
+    )
+    plain = {
+        "definition": norm(),
+        "language": Language.TRITON,
+        "hardware": "NVIDIA H200",
+        "capability": 90,
+        "bounds": {"output": Bound(rtol=2**-7, atol=2**-14)},
+        "shapes": (shape,),
+        "baseline": "flashinfer_wrapper_0a1b2c",
+        "bandwidth": 4.25e12,
+        "versions": {"triton": "3.6.0"},
+    }
+    return Target.model_validate({**plain, **changes})
+
+
+def wrong(number: int, detail: str, *, technique: str = "plain", rule: str = "wrong-values") -> Attempt:
+    result = ShapeResult(
+        workload="w", axes={"n": 1}, status=EvaluationStatus.INCORRECT_NUMERICAL, rule=rule, detail=detail
+    )
+    return Attempt(number=number, ask=Ask(kind=AskKind.FIRST), technique=technique, digest="d", results=(result,))
+
+
+def test_a_brief_says_what_is_computed_where_and_what_has_to_be_beaten() -> None:
+    brief = write_brief(target())
+    for text in (
+        "- hidden_states: bfloat16[batch_size, hidden_size]",
+        "hidden_size = 64",
+        "output must be within 6.1e-05 x its row's rms + 0.00781 x |value|",
+        "def run(",
+        "NVIDIA H200, sm_90 (triton 3.6.0)",
+        "wgmma",
+        "4.25 TB/s",
+        "baseline (flashinfer_wrapper_0a1b2c)",
+        "batch_size=64 | 42 | 0 | 10 memory | 20, 50% | 100",
+    ):
+        assert text in brief, text
+
+
+@pytest.mark.parametrize("language", [language for language in Language if language is not Language.CPP])
+def test_a_contract_names_the_arguments_in_their_order(language: Language) -> None:
+    contract = write_contract(target(language=language))
+    returns = language is Language.PYTHON
+    assert ("run(hidden_states, weight)" if returns else "run(hidden_states, weight, output)") in contract
+    assert "{" not in contract.replace("{ m.def", "").replace("&run); }", "")
+
+
+def test_a_long_reference_is_cut_and_the_brief_stays_within_its_bytes() -> None:
+    long = norm().model_copy(update={"reference": norm().reference + "\n# é" * 6000})
+    brief = write_brief(target(definition=long))
+    assert len(brief.encode()) <= BRIEF_BYTES
+    assert "cut" in brief
+    assert "baseline (flashinfer_wrapper_0a1b2c)" in brief
+
+
+def test_feedback_says_the_rule_in_words_and_stays_within_its_bytes() -> None:
+    feedback = write_feedback(wrong(0, "got 1, want 2 " * 500, rule="memory"))
+    assert "by the rule `memory`: Is faster on contents that it has seen before." in feedback
+    assert len(feedback.encode()) <= FEEDBACK_BYTES
+
+
+def test_a_history_has_a_line_for_each_of_the_newest() -> None:
+    history = write_history([wrong(number, "a\nb" * 200) for number in range(20)])
+    lines = history.splitlines()
+    assert lines[0] == "(6 older ones)"
+    assert len(lines) == 15
+    assert all(len(line) < 160 for line in lines)
+
+
+def test_a_memory_keeps_each_failure_once_and_forgets_none(tmp_path: Path) -> None:
+    memory = Memory(tmp_path / "memory", "rmsnorm_h64")
+    memory.note(wrong(0, "off by one"), "run1")
+    memory.note(wrong(1, "off by one"), "run1")
+    memory.note(wrong(2, "overflow", technique="other"), "run2")
+    again = Memory(tmp_path / "memory", "rmsnorm_h64")
+    assert again.recall(besides="run2") == ["- plain: INCORRECT_NUMERICAL (wrong-values): off by one"]
+    assert len(again.recall(besides="run3")) == 2
+    assert Memory(tmp_path / "memory", "other").recall(besides="") == []

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench_run import HALF_ROW, HONEST, REMEMBERS, write_dataset
+from fib_tools.dataset.store import Dataset
+from fib_tools.errors import RequestError, SourceError
+from fib_tools.phases.context import Context, Workspace
+from fib_tools.phases.optimize import optimize_kernel
+from fib_tools.phases.optimize_result import OptimizeResult
+from scripted_anthropic import Fault, ScriptedAnthropic, Text, Turn
+
+NAME = "rmsnorm_h64"
+SLOW = HONEST.replace(
+    "    x = hidden_states.float()", "    for _ in range(40):\n        x = hidden_states.float() * 1.0"
+)
+SAME = HONEST.replace("x = ", "y = ").replace("x * ", "y * ").replace("x.square", "y.square") + "# faster\n"
+FUSED = """
+import torch
+import torch.nn.functional as F
+
+def run(hidden_states, weight):
+    return F.rms_norm(hidden_states.float(), (hidden_states.shape[-1],), weight.float(), 1e-6).to(hidden_states.dtype)
+"""
+
+Optimize = Callable[..., OptimizeResult]
+
+
+def answer(technique: str, source: str, *, output: int = 400) -> Turn:
+    text = f"TECHNIQUE: {technique}\nWHY: it may be faster.\n```python\n{source}```\n"
+    return Turn(Text(text), usage={"output_tokens": output})
+
+
+@pytest.fixture
+def optimize(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Optimize:
+    write_dataset(tmp_path / "dataset", {}, sizes=(3,))
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-test-0123456789")
+    monkeypatch.delenv("ANTHROPIC_AUTH_TOKEN", raising=False)
+    context = Context(workspace=Workspace(root=tmp_path / "work"), offline=True, dataset_override=tmp_path / "dataset")
+
+    def run(script: Any, **options: Any) -> OptimizeResult:
+        with ScriptedAnthropic(script) as server:
+            monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
+            run.requests = server.requests  # type: ignore[attr-defined]
+            return optimize_kernel(context, NAME, **{"language": "python", "device": "cpu", **options})
+
+    return run
+
+
+def test_a_search_ends_with_the_good_one_and_names_the_cheat(optimize: Optimize, tmp_path: Path) -> None:
+    script = [
+        answer("half the row", HALF_ROW),
+        answer("cached output", REMEMBERS),
+        answer("plain torch", SLOW),
+        Turn(Text("I have no code today.")),
+        answer("plain torch", SLOW + "\n# the same again\n"),
+        answer("fused rms_norm", FUSED),
+    ]
+    result = optimize(script, max_evals=6)
+    verdicts = [(row.technique, row.status, row.rule) for row in result.attempts]
+    assert verdicts == [
+        ("half the row", "INCORRECT_NUMERICAL", "wrong-values"),
+        ("cached output", "INCORRECT_NUMERICAL", "wrong-values"),
+        ("plain torch", "PASSED", ""),
+        ("unnamed", "NOT EVALUATED", ""),
+        ("plain torch", "NOT EVALUATED", ""),
+        ("fused rms_norm", "PASSED", ""),
+    ]
+    assert (result.technique, result.ending) == ("fused rms_norm", "evaluations")
+    assert result.score is not None
+    assert result.score > max(row.score or 0.0 for row in result.attempts[:-1])
+    assert "does the same as attempt 2" in result.attempts[4].detail
+    assert not result.has_errors
+    (solution,) = Dataset(tmp_path / "dataset").load_solutions("rmsnorm", NAME)
+    assert (solution.name, solution.author) == (result.best, "claude-sonnet-5-5")
+    assert f"in the run {result.run}" in (solution.description or "")
+    assert "attempt 5" in (solution.description or "")
+    assert result.files == ("traces/claude-sonnet-5-5/rmsnorm/rmsnorm_h64.jsonl",)
+    card = Path(result.card).read_text(encoding="utf-8")
+    assert result.best in card
+    assert "INCORRECT_NUMERICAL wrong-values" in card
+    assert result.tokens_out == 5 * 400 + 20
+
+
+def test_a_question_carries_what_was_wrong_and_what_was_tried(optimize: Optimize) -> None:
+    optimize([answer("half the row", HALF_ROW), answer("plain torch", HONEST)], max_evals=2)
+    first, second = optimize.requests  # type: ignore[attr-defined]
+    assert first["system"] == second["system"]
+    assert "hidden_states: bfloat16[batch_size, hidden_size]" in first["system"][1]["text"]
+    assert len(first["system"][1]["text"].encode()) <= 8192
+    asked = second["messages"][0]["content"][0]["text"]
+    assert "Repair this Solution" in asked
+    assert "x.shape[-1] // 2" in asked
+    assert "INCORRECT_NUMERICAL on 1 of 1 sizes by the rule `wrong-values`" in asked
+    assert "got" in asked
+    assert "- 0. half the row: INCORRECT_NUMERICAL" in asked
+
+
+def test_a_run_remembers_what_went_wrong_in_others(optimize: Optimize) -> None:
+    optimize([answer("half the row", HALF_ROW)], max_evals=1)
+    optimize([answer("plain torch", HONEST)], max_evals=1)
+    (asked,) = optimize.requests  # type: ignore[attr-defined]
+    text = asked["messages"][0]["content"][0]["text"]
+    assert "earlier runs" in text
+    assert "- half the row: INCORRECT_NUMERICAL (wrong-values)" in text
+
+
+def test_the_money_ends_a_search_before_it_is_overspent(optimize: Optimize) -> None:
+    def script(requests: list[dict[str, Any]]) -> Turn:
+        source = HONEST + f"\nA = {len(requests)}\n"
+        return answer(f"try {len(requests)}", source, output=min(9000, requests[-1]["max_tokens"]))
+
+    result = optimize(script, max_usd=0.3)
+    assert result.ending == "budget"
+    assert 0.1 < result.usd <= 0.3
+    assert result.best
+
+
+def test_a_busy_service_is_asked_again_and_one_that_refuses_ends_the_run(
+    optimize: Optimize, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(
+        "fib_tools.draft.anthropic_drafter.AnthropicDrafter.__init__.__kwdefaults__", {"sleep": waits.append}
+    )
+    script = [Fault(429, headers={"retry-after": "7"}), Fault(529), answer("plain torch", HONEST)]
+    assert optimize(script, max_evals=1).best
+    assert waits[0] == 7.0
+    assert len(waits) == 2
+    with pytest.raises(RequestError, match="401"):
+        optimize([Fault(401)], max_evals=1)
+
+
+def test_a_run_that_lost_the_service_goes_on_where_it_was(optimize: Optimize, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "fib_tools.draft.anthropic_drafter.AnthropicDrafter.__init__.__kwdefaults__", {"sleep": lambda _: None}
+    )
+    with pytest.raises(SourceError, match="529"):
+        optimize([answer("plain torch", SLOW), *[Fault(529)] * 6], max_evals=2)
+    result = optimize([answer("fused rms_norm", FUSED)], max_evals=2, resume="latest")
+    assert [row.technique for row in result.attempts] == ["plain torch", "fused rms_norm"]
+    assert result.attempts[1].kind == "improve"
+
+
+def test_drafts_that_were_paid_for_are_judged_after_a_kill(optimize: Optimize, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(*_: Any) -> None:
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fib_tools.draft.bench.Bench.evaluate", die)
+        with pytest.raises(SystemExit):
+            optimize([answer("plain torch", HONEST)], max_evals=1)
+    result = optimize([], max_evals=1, resume="latest")
+    assert [(row.technique, row.status) for row in result.attempts] == [("plain torch", "PASSED")]
+    ledger = json.loads((Path(result.folder) / "ledger.json").read_text(encoding="utf-8"))
+    assert len(ledger["entries"]) == 1
+
+
+def test_a_beam_asks_for_several_at_once(optimize: Optimize) -> None:
+    sources = {0: HONEST, 1: FUSED, 2: SLOW, 3: HALF_ROW}
+
+    def script(requests: list[dict[str, Any]]) -> Turn:
+        number = len(requests) - 1
+        return answer(f"way {number}", sources.get(number, HONEST + f"\nA = {number}\n"))
+
+    result = optimize(script, strategy="beam", max_evals=6)
+    assert [row.kind for row in result.attempts] == ["first"] * 4 + ["improve"] * 2
+    assert len(result.attempts) == 6
+    assert result.best
+
+
+def test_a_dry_run_writes_the_brief_and_asks_nobody(optimize: Optimize) -> None:
+    result = optimize([], dry_run=True)
+    brief = Path(result.card).read_text(encoding="utf-8")
+    assert "Define `run(hidden_states, weight)`" in brief
+    assert result.brief_bytes == len(brief.encode())
+    assert not result.has_errors
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"resume": "latest"}, "can go on"), ({"resume": "nothing"}, "no run 'nothing'")],
+)
+def test_a_run_that_is_not_there_cannot_go_on(optimize: Optimize, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        optimize([], **options)
