@@ -16,6 +16,7 @@ from fib_tools.draft.attempt import Attempt, find_best
 from fib_tools.draft.bench import Bench, make_target
 from fib_tools.draft.brief import write_brief, write_contract
 from fib_tools.draft.card import write_card
+from fib_tools.draft.judging import Judging
 from fib_tools.draft.memory import Memory
 from fib_tools.draft.run_folder import RunFolder, SearchPlan
 from fib_tools.draft.search import Ending, Limits, Search
@@ -109,13 +110,14 @@ def optimize_kernel(
         folder = RunFolder.create(confine(runs, check_component(plan.run)), plan, write_brief(target))
     with hold(folder.path / "lock", purpose=f"the search {folder.plan.run}"), open_client("fib optimize") as client:
         system = (write_contract(folder.plan.target), write_brief(folder.plan.target))
-        search = Search(
-            folder,
-            _make_strategy(folder.plan),
-            drafter=AnthropicDrafter(client, system, tell=tell),
+        judging = Judging(
+            folder=folder,
             evaluate=bench.evaluate,
             memory=Memory(runs / _MEMORY, definition),
             tell=lambda text: context.progress(text, len(folder.attempts), max_evals),
+        )
+        search = Search(
+            _make_strategy(folder.plan), drafter=AnthropicDrafter(client, system, tell=tell), judging=judging
         )
         ending = search.run(Limits(evaluations=max_evals, usd=max_usd))
         return _conclude(context, dataset, folder, ending, bundle)

@@ -1,0 +1,78 @@
+"""From drafts to verdicts: what says the same as before is not run again, the rest is evaluated together, and all is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from fib_tools.draft.attempt import Attempt, Draft, sum_up
+from fib_tools.draft.digest import digest_source
+from fib_tools.draft.memory import Memory
+from fib_tools.draft.run_folder import RunFolder
+from fib_tools.draft.solution import make_solution
+from fib_tools.errors import FormatError
+from fib_tools.model.evidence import Evidence
+from fib_tools.model.solution import Solution
+
+__all__ = ["Evaluate", "Judging"]
+
+Evaluate = Callable[[Sequence[Solution]], Mapping[str, Sequence[Evidence]]]
+"""Evaluates Solutions on all Workloads, and gives what it found by the Solution's hash."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judging:
+    """The verdicts of one run."""
+
+    folder: RunFolder
+    evaluate: Evaluate
+    memory: Memory
+    tell: Callable[[str], None]
+
+    def judge(self, drafts: Sequence[Draft]) -> None:
+        """Evaluate what can be evaluated, all together, and keep a verdict on each draft."""
+        known = {attempt.digest: attempt.number for attempt in self.folder.attempts if attempt.solution}
+        made: list[Attempt] = []
+        for draft in drafts:
+            attempt = self._prepare(draft, known)
+            if attempt.solution is not None:
+                known[attempt.digest] = attempt.number
+            made.append(attempt)
+        solutions = [attempt.solution for attempt in made if attempt.solution is not None]
+        if solutions:
+            self.tell(f"evaluating {', '.join(f'{attempt.number}. {attempt.technique}' for attempt in made)}")
+        found = self.evaluate(solutions) if solutions else {}
+        for attempt in made:
+            self._conclude(attempt, found.get(attempt.solution.hash, ()) if attempt.solution else ())
+
+    def _prepare(self, draft: Draft, known: Mapping[str, int]) -> Attempt:
+        plan = self.folder.plan
+        digest = digest_source(draft.source, plan.target.language)
+        attempt = Attempt(
+            number=draft.number, ask=draft.ask, technique=draft.technique, digest=digest, problem=draft.problem
+        )
+        if draft.problem:
+            return attempt
+        if digest in known:
+            return attempt.model_copy(update={"problem": f"it does the same as attempt {known[digest]}"})
+        try:
+            return attempt.model_copy(update={"solution": make_solution(draft, plan)})
+        except FormatError as error:
+            return attempt.model_copy(update={"problem": str(error)})
+
+    def _conclude(self, attempt: Attempt, evidence: Sequence[Evidence]) -> None:
+        results = sum_up(evidence, self.folder.plan.target.baseline_ms)
+        judged = attempt.model_copy(update={"results": results})
+        if attempt.solution is not None and not results:
+            judged = judged.model_copy(update={"problem": "the evaluator could not evaluate it"})
+        self.memory.note(judged, self.folder.plan.run)
+        self.folder.keep_attempt(judged, evidence)
+        wrong = judged.first_wrong
+        said = (
+            f"{judged.score:.3f} x"
+            if judged.passed
+            else (wrong.rule or wrong.status.value)
+            if wrong
+            else judged.problem
+        )
+        self.tell(f"{judged.number}. {judged.technique}: {said}")
