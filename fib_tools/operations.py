@@ -13,6 +13,7 @@ from fib_tools.phases.calibrate import calibrate_definitions
 from fib_tools.phases.define import define_model
 from fib_tools.phases.discover import discover_models
 from fib_tools.phases.inventory import take_inventory
+from fib_tools.phases.kernel_drafts import get_evaluation, get_kernel_brief, submit_solution
 from fib_tools.phases.onboard import onboard_model
 from fib_tools.phases.optimize import optimize_kernel
 from fib_tools.phases.reference_tests import write_or_run_tests
@@ -103,6 +104,18 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         verb="baselines", tool="fib_write_baselines", function=write_baselines, phase=None, effect=Effect.WORKSPACE
     ),
+    Operation(
+        verb="kernel-brief", tool="fib_get_kernel_brief", function=get_kernel_brief, phase=None, effect=Effect.READ
+    ),
+    Operation(
+        verb="draft",
+        tool="fib_submit_solution",
+        function=submit_solution,
+        phase=None,
+        effect=Effect.WORKSPACE,
+        is_long=True,
+    ),
+    Operation(verb="drafts", tool="fib_get_evaluation", function=get_evaluation, phase=None, effect=Effect.READ),
     Operation(
         verb="optimize",
         tool="",

@@ -22,6 +22,9 @@ VERBS = {
     "tests": "test",
     "bench": "benchmark",
     "baselines": "write",
+    "kernel-brief": "get",
+    "draft": "submit",
+    "drafts": "get",
 }
 NO_TOOL = {"calibrate", "apply", "optimize"}
 """Commands that agents are not offered: sixteen tools are what a model can choose from."""

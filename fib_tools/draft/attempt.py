@@ -42,6 +42,8 @@ class Draft(Model):
 
     number: NonNegative
     ask: Ask
+    author: str = ""
+    """Who drafted it, if not the run's model."""
     technique: str = ""
     """In a few words, as the model calls it."""
     source: str = ""

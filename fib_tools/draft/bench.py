@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fib_tools.dataset.store import Dataset
@@ -36,6 +36,8 @@ class Bench:
             RequestError: there are not so many GPUs.
             ChildCrashedError: no worker can be started.
         """
+        if not solutions:
+            return {}
         bundle = self.bundle.model_copy(update={"solutions": tuple(solutions)})
         with LocalEngine({bundle.definition.name: bundle}.__getitem__, gpus=self.gpus) as engine:
             plan = self._plan(bundle, engine.hardware)
@@ -43,13 +45,12 @@ class Bench:
             left = [rest for item in plan.items if (rest := item.without(known, plan.hardware)) is not None]
             for outcome in engine.run(plan, left) if left else ():
                 self._take(outcome, known)
-        found: dict[str, list[Evidence]] = {solution.hash: [] for solution in solutions}
-        for item in plan.items:
-            for ref in item.solutions:
-                evidence = known.get(item.key(ref, plan.hardware))
-                if evidence is not None:
-                    found[ref.hash].append(evidence)
-        return found
+        return _sort(plan, known)
+
+    def recall(self, solutions: Sequence[Solution], hardware: str) -> dict[str, list[Evidence]]:
+        """Give what the dataset has evidence on, and measure nothing."""
+        plan = self._plan(self.bundle.model_copy(update={"solutions": tuple(solutions)}), hardware)
+        return _sort(plan, {evidence.key: evidence for evidence in find_reusable(self.dataset, plan)})
 
     def _plan(self, bundle: Bundle, hardware: str) -> Plan:
         items = plan_items([bundle], hash_blob=BlobHasher(self.dataset.root))
@@ -60,6 +61,18 @@ class Bench:
             self.tell(f"{outcome.solution.name}: {outcome.failure}")
         else:
             known[outcome.key] = outcome.evidence
+
+
+def _sort(plan: Plan, known: Mapping[str, Evidence]) -> dict[str, list[Evidence]]:
+    """Give the evidence of each Solution, by its hash, in the order of the Workloads."""
+    found: dict[str, list[Evidence]] = {}
+    for item in plan.items:
+        for ref in item.solutions:
+            mine = found.setdefault(ref.hash, [])
+            evidence = known.get(item.key(ref, plan.hardware))
+            if evidence is not None:
+                mine.append(evidence)
+    return found
 
 
 def make_target(

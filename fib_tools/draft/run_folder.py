@@ -54,7 +54,8 @@ class RunFolder:
         self.plan = self._read_plan()
         self.drafts = self._read("drafts.jsonl", Draft)
         self.attempts = self._read("attempts.jsonl", Attempt)
-        self.ledger = load_ledger(path / "ledger.json", self.plan.price, turns=len(self.drafts))
+        paid = sum(draft.tokens.prompt > 0 for draft in self.drafts)
+        self.ledger = load_ledger(path / "ledger.json", self.plan.price, turns=paid)
 
     @classmethod
     def create(cls, path: Path, plan: SearchPlan, brief: str) -> RunFolder:

@@ -19,7 +19,7 @@ _HASH_LENGTH = 6
 
 
 def make_solution(draft: Draft, plan: SearchPlan) -> Solution:
-    """Make the Solution of a draft: its author is the model, its name ends in a hash of what runs.
+    """Make the Solution of a draft: its author is who drafted it, its name ends in a hash of what runs.
 
     Raises:
         FormatError: it cannot be one; the message is written for the model.
@@ -34,16 +34,17 @@ def make_solution(draft: Draft, plan: SearchPlan) -> Solution:
         destination_passing_style=target.language is not Language.PYTHON,
         binding=Binding.TORCH if target.language is Language.CUDA else None,
     )
+    author = draft.author or plan.model
     parents = ", ".join(map(str, draft.ask.parents))
     description = (
-        f"{draft.technique}. Drafted by {plan.model} in the run {plan.run} of fib optimize, attempt {draft.number}"
+        f"{draft.technique}. Drafted by {author} in the run {plan.run} of fib optimize, attempt {draft.number}"
         f"{f' after {parents}' if parents else ''}."
     )
     try:
         made = Solution(
             name="draft",
             definition=target.definition.name,
-            author=_name_author(plan.model),
+            author=_name_author(author),
             description=description,
             spec=spec,
             sources=[SourceFile(path=file, content=draft.source)],

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fib_tools.dataset.store import Dataset
 from fib_tools.draft.anthropic_drafter import AnthropicDrafter
 from fib_tools.draft.attempt import Attempt, find_best
-from fib_tools.draft.bench import Bench, make_target
+from fib_tools.draft.bench import Bench
 from fib_tools.draft.brief import write_brief, write_contract
 from fib_tools.draft.card import write_card
 from fib_tools.draft.judging import Judging
@@ -23,26 +21,23 @@ from fib_tools.draft.search import Ending, Limits, Search
 from fib_tools.draft.strategies import Beam, Evolve, Refine, Strategy
 from fib_tools.draft.target import Target
 from fib_tools.errors import RequestError
-from fib_tools.evaluate.engines.items import Bundle, Options
-from fib_tools.evaluate.engines.traces import write_results
 from fib_tools.host.files import write_atomically
 from fib_tools.host.locks import hold
 from fib_tools.host.paths import check_component, confine
 from fib_tools.llm.prices import DEFAULT_MODEL, get_price, parse_price
 from fib_tools.llm.service import open_client
 from fib_tools.model.solution import Language
-from fib_tools.phases.baselines import make_baselines
-from fib_tools.phases.bench import find_hardware, limit_time, make_bundle
+from fib_tools.phases.bench import find_hardware
 from fib_tools.phases.context import Context
+from fib_tools.phases.drafting import find_runs, keep_solution, make_bench, measure_target
 from fib_tools.phases.optimize_result import OptimizeResult, OptimizeRow
 
 __all__ = ["optimize_kernel"]
 
-_FOLDER, _MEMORY = "optimize", "memory"
+_MEMORY = "memory"
 _MAX_TOKENS = 16_000
 _LATEST = "latest"
 _NAME_LENGTH = 60
-_MOST_TOGETHER = 8
 
 
 def optimize_kernel(
@@ -85,17 +80,13 @@ def optimize_kernel(
 
     Exit status 0: a right Solution was found; 1: none was.
     """
-    dataset = Dataset.open(context.dataset.root)
-    runs = context.workspace.root / _FOLDER
-    tell = _make_teller(context)
-    bundle = _find_bundle(context, dataset, definition, workloads)
-    options = Options(device=device, limits=limit_time(time_limit, together=_MOST_TOGETHER))
-    bench = Bench(dataset=dataset, bundle=bundle, options=options, gpus=0 if device == "cpu" else gpus, tell=tell)
+    runs = find_runs(context)
+    bench = make_bench(context, definition, workloads=workloads, device=device, gpus=gpus, time_limit=time_limit)
     if resume is not None:
         folder = _find_run(runs, definition, resume)
         _check_hardware(folder.plan, device)
     else:
-        target = _measure_baseline(bench, Language(language), tell)
+        target = measure_target(bench, Language(language))
         if dry_run:
             return _show_brief(context, target)
         plan = SearchPlan(
@@ -117,52 +108,17 @@ def optimize_kernel(
             tell=lambda text: context.progress(text, len(folder.attempts), max_evals),
         )
         search = Search(
-            _make_strategy(folder.plan), drafter=AnthropicDrafter(client, system, tell=tell), judging=judging
+            _make_strategy(folder.plan), drafter=AnthropicDrafter(client, system, tell=bench.tell), judging=judging
         )
         ending = search.run(Limits(evaluations=max_evals, usd=max_usd))
-        return _conclude(context, dataset, folder, ending, bundle)
-
-
-def _make_teller(context: Context) -> Callable[[str], None]:
-    return lambda text: context.progress(text, 0, 0)
-
-
-def _find_bundle(context: Context, dataset: Dataset, name: str, workloads: int | None) -> Bundle:
-    """Load the Definition and its Workloads.
-
-    Raises:
-        RequestError: there is no such Definition, or it has no Workload.
-    """
-    loaded, _ = dataset.load_definitions()
-    definition = loaded.get(name)
-    if definition is None:
-        raise RequestError(f"no Definition {name!r}", where=str(dataset.root), todo="check the name")
-    found = dataset.load_workloads(definition.op_type, name)[:workloads]
-    if not found:
-        todo = "collect some first: a kernel that is tuned for invented sizes is of no use"
-        raise RequestError(f"{name} has no Workload", where=str(dataset.root), todo=todo)
-    return make_bundle(context, definition, found, ())
-
-
-def _measure_baseline(bench: Bench, language: Language, tell: Callable[[str], None]) -> Target:
-    """Evaluate what is to be beaten; what the dataset has evidence on is not measured again."""
-    device = bench.options.device
-    hardware, capability = find_hardware(device)
-    made = [solution for solution, _ in make_baselines(bench.bundle.definition) if solution.spec.fits(capability)]
-    baselines = made if device == "cuda" else []
-    if baselines:
-        tell(f"measuring the baseline: {', '.join(solution.name for solution in baselines)}")
-    found = bench.evaluate(baselines) if baselines else {}
-    return make_target(
-        bench.bundle, language, hardware=hardware, capability=capability, baselines=baselines, found=found
-    )
+        return _conclude(context, bench, folder, ending)
 
 
 def _show_brief(context: Context, target: Target) -> OptimizeResult:
     """Write the brief to a file, for whoever wants to draft by hand."""
     context.workspace.create()
     brief = f"{write_contract(target)}\n{write_brief(target)}"
-    path = confine(context.workspace.root, f"{_FOLDER}-brief-{check_component(target.definition.name)}.md")
+    path = confine(context.workspace.root, f"brief-{check_component(target.definition.name)}.md")
     write_atomically(path, brief.encode())
     return OptimizeResult(
         definition=target.definition.name,
@@ -213,16 +169,10 @@ def _check_hardware(plan: SearchPlan, device: str) -> None:
         raise RequestError(f"the run {plan.run} is on {plan.target.hardware}, this is {hardware}", todo=todo)
 
 
-def _conclude(context: Context, dataset: Dataset, folder: RunFolder, ending: Ending, bundle: Bundle) -> OptimizeResult:
+def _conclude(context: Context, bench: Bench, folder: RunFolder, ending: Ending) -> OptimizeResult:
     """Keep the best Solution and its Traces in the dataset, and write the card."""
     plan, best = folder.plan, find_best(folder.attempts)
-    files: tuple[str, ...] = ()
-    if best is not None and best.solution is not None:
-        workloads = {workload.uuid: workload for workload in bundle.workloads}
-        with hold(context.workspace.root / "dataset.lock", purpose="writing Traces"):
-            dataset.write_solution(plan.target.definition.op_type, best.solution)
-            evidence = folder.find_evidence(best)
-            files = write_results(dataset, evidence, lambda _, uuid: workloads[uuid]).files
+    files = keep_solution(context, bench, folder, best) if best else ()
     card = write_card(plan, folder.attempts, ending=ending.value, usd=folder.ledger.usd)
     tokens = folder.ledger.tokens
     solution = best.solution if best else None

@@ -1,0 +1,84 @@
+"""What every way to draft a kernel begins with: the Definition with its Workloads, and what there is to beat."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fib_tools.dataset.store import Dataset
+from fib_tools.draft.attempt import Attempt
+from fib_tools.draft.bench import Bench, make_target
+from fib_tools.draft.run_folder import RunFolder
+from fib_tools.draft.target import Target
+from fib_tools.errors import RequestError
+from fib_tools.evaluate.engines.items import Bundle, Options
+from fib_tools.evaluate.engines.traces import write_results
+from fib_tools.host.locks import hold
+from fib_tools.model.solution import Language
+from fib_tools.phases.baselines import make_baselines
+from fib_tools.phases.bench import find_hardware, limit_time, make_bundle
+from fib_tools.phases.context import Context
+
+__all__ = ["find_runs", "keep_solution", "make_bench", "measure_target"]
+
+_FOLDER = "optimize"
+_MOST_TOGETHER = 8
+
+
+def find_runs(context: Context) -> Path:
+    """Name the folder of all searches."""
+    return context.workspace.root / _FOLDER
+
+
+def make_bench(
+    context: Context, definition: str, *, workloads: int | None, device: str, gpus: int = 1, time_limit: float = 30.0
+) -> Bench:
+    """Load the Definition and its Workloads, and make ready to evaluate.
+
+    Raises:
+        RequestError: there is no such Definition, or it has no Workload.
+    """
+    dataset = Dataset.open(context.dataset.root)
+    options = Options.model_validate({"device": device, "limits": limit_time(time_limit, together=_MOST_TOGETHER)})
+    return Bench(
+        dataset=dataset,
+        bundle=_find_bundle(context, dataset, definition, workloads),
+        options=options,
+        gpus=0 if device == "cpu" else gpus,
+        tell=lambda text: context.progress(text, 0, 0),
+    )
+
+
+def _find_bundle(context: Context, dataset: Dataset, name: str, workloads: int | None) -> Bundle:
+    loaded, _ = dataset.load_definitions()
+    definition = loaded.get(name)
+    if definition is None:
+        raise RequestError(f"no Definition {name!r}", where=str(dataset.root), todo="check the name")
+    found = dataset.load_workloads(definition.op_type, name)[:workloads]
+    if not found:
+        todo = "collect some first: a kernel that is tuned for invented sizes is of no use"
+        raise RequestError(f"{name} has no Workload", where=str(dataset.root), todo=todo)
+    return make_bundle(context, definition, found, ())
+
+
+def measure_target(bench: Bench, language: Language, *, only_known: bool = False) -> Target:
+    """Find what is to be beaten; what the dataset has evidence on is not measured again, and with `only_known` nothing is."""
+    device = bench.options.device
+    hardware, capability = find_hardware(device)
+    made = [solution for solution, _ in make_baselines(bench.bundle.definition) if solution.spec.fits(capability)]
+    baselines = made if device == "cuda" else []
+    if baselines and not only_known:
+        bench.tell(f"measuring the baseline: {', '.join(solution.name for solution in baselines)}")
+    found = bench.recall(baselines, hardware) if only_known else bench.evaluate(baselines)
+    return make_target(
+        bench.bundle, language, hardware=hardware, capability=capability, baselines=baselines, found=found
+    )
+
+
+def keep_solution(context: Context, bench: Bench, folder: RunFolder, attempt: Attempt) -> tuple[str, ...]:
+    """Put an attempt's Solution and its Traces into the dataset; give the files of Traces that are new or changed."""
+    if attempt.solution is None:
+        return ()
+    workloads = {workload.uuid: workload for workload in bench.bundle.workloads}
+    with hold(context.workspace.root / "dataset.lock", purpose="writing Traces"):
+        bench.dataset.write_solution(bench.bundle.definition.op_type, attempt.solution)
+        return write_results(bench.dataset, folder.find_evidence(attempt), lambda _, uuid: workloads[uuid]).files

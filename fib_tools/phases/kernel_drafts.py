@@ -1,0 +1,295 @@
+"""The same search with somebody else as the searcher, a coding agent or a person: a brief, a verdict, and what was tried.
+
+Drafts of one Definition, language and device stand in one run, `<workspace>/optimize/drafts-<definition>-<language>-<device>`,
+whoever sends them: the searcher is free, the verdict is not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fib_tools.draft.attempt import Ask, AskKind, Attempt, Draft, find_best
+from fib_tools.draft.brief import write_brief, write_contract
+from fib_tools.draft.feedback import write_feedback, write_history
+from fib_tools.draft.judging import Judging
+from fib_tools.draft.memory import Memory
+from fib_tools.draft.run_folder import RunFolder, SearchPlan
+from fib_tools.draft.target import Target
+from fib_tools.errors import RequestError
+from fib_tools.host.files import read_limited
+from fib_tools.host.locks import hold
+from fib_tools.host.paths import check_component, confine
+from fib_tools.llm.prices import Price
+from fib_tools.model.solution import Language
+from fib_tools.model.summary import Result, Summary
+from fib_tools.phases.bench import find_hardware
+from fib_tools.phases.context import Context
+from fib_tools.phases.drafting import find_runs, keep_solution, make_bench, measure_target
+
+__all__ = [
+    "DraftResult",
+    "EvaluationResult",
+    "KernelBriefResult",
+    "get_evaluation",
+    "get_kernel_brief",
+    "submit_solution",
+]
+
+_LIMIT = 200_000
+_MEMORY = "memory"
+_FREE = Price(input=0, output=0, cache_write=0, cache_read=0)
+_NAME_LENGTH = 60
+_ANYBODY = "anybody"
+
+_Definition = Annotated[str, Field(description="The Definition, by name.")]
+_Language = Annotated[
+    Literal["triton", "cuda", "python", "tilelang"], Field(description="What the Solution is written in.")
+]
+_Device = Annotated[
+    Literal["cuda", "cpu"], Field(description="Where it runs; a CPU is good for learning, with the language python.")
+]
+_Workloads = Annotated[
+    int | None, Field(ge=1, description="At most so many Workloads, the first ones; all if left out.")
+]
+
+
+class KernelBriefResult(Result):
+    """Everything that a drafter must know."""
+
+    definition: str
+    hardware: str
+    contract: str
+    """What an answer is, and what is forbidden."""
+    brief: str
+    """The kernel, the device, the sizes, and what there is to beat."""
+    tried: str = ""
+    """What was tried in this workspace, a line each."""
+    failures: tuple[str, ...] = ()
+    """What went wrong in searches for it."""
+    next: str
+
+    def summary(self) -> Summary:
+        """Show it as it is."""
+        tried = (f"Tried:\n{self.tried}",) if self.tried else ()
+        return Summary(lines=(self.contract, self.brief, *tried, *self.failures, self.next))
+
+
+class DraftResult(Result):
+    """The verdict on one draft."""
+
+    definition: str
+    attempt: int
+    """Its number."""
+    technique: str
+    status: Literal["right", "wrong", "not evaluated"]
+    feedback: str
+    """What came of it, with values, times and shares of the limit."""
+    score: float | None = None
+    """How many times as fast as the baseline, or as the reference where none runs; the geometric mean."""
+    best_attempt: int | None = None
+    best_score: float | None = None
+    solution: str = ""
+    """Its name in the dataset: one that is right and the fastest so far is kept there, with its Traces."""
+    files: tuple[str, ...] = ()
+    """Of Traces, new or changed."""
+
+    def summary(self) -> Summary:
+        """Show the feedback, and the best so far."""
+        best = (
+            f"best so far: attempt {self.best_attempt}, {self.best_score:.3f} x"
+            if self.best_score
+            else "none is right yet"
+        )
+        return Summary(lines=(f"attempt {self.attempt}, {self.technique}: {self.status}", self.feedback, best))
+
+
+class EvaluationResult(Result):
+    """What was said of drafts."""
+
+    definition: str
+    attempts: int
+    tried: str = ""
+    """A line for each of the newest."""
+    best_attempt: int | None = None
+    best_score: float | None = None
+    attempt: int | None = None
+    """The one that the rest is about."""
+    feedback: str = ""
+    source: str = ""
+
+    def summary(self) -> Summary:
+        """Show what was asked for."""
+        if self.attempt is None:
+            return Summary(lines=(self.tried or "nothing was tried",))
+        return Summary(lines=(self.feedback, self.source))
+
+
+def get_kernel_brief(
+    context: Context,
+    definition: _Definition,
+    *,
+    language: _Language = "triton",
+    device: _Device = "cuda",
+    workloads: _Workloads = None,
+) -> KernelBriefResult:
+    """Brief whoever drafts a kernel: the contract, reference, sizes, limits, what there is to beat, what was tried.
+
+    Nothing is measured: a baseline's times are those that the dataset has evidence on, from fib bench.
+    """
+    bench = make_bench(context, definition, workloads=workloads, device=device)
+    target = measure_target(bench, Language(language), only_known=True)
+    path = _find_folder(context, definition, language, device)
+    attempts = RunFolder(path).attempts if path.is_dir() else []
+    measured = (
+        ""
+        if target.baseline_ms
+        else "fib_benchmark_kernels with the author `baseline` measures what there is to beat. "
+    )
+    return KernelBriefResult(
+        definition=definition,
+        hardware=target.hardware,
+        contract=write_contract(target),
+        brief=write_brief(target),
+        tried=write_history(attempts),
+        failures=tuple(_open_memory(context, definition).recall(besides="")),
+        next=f"{measured}Send the whole source to fib_submit_solution; its feedback says what to change.",
+    )
+
+
+def submit_solution(
+    context: Context,
+    definition: _Definition,
+    *,
+    source: Annotated[
+        str, Field(min_length=1, description="The whole source file as text, or the path of a file that holds it.")
+    ],
+    technique: Annotated[
+        str, Field(min_length=1, max_length=60, description="What it does differently, in two to five words.")
+    ],
+    language: _Language = "triton",
+    device: _Device = "cuda",
+    workloads: _Workloads = None,
+    gpus: Annotated[int, Field(ge=1, le=64, description="How many GPUs evaluate.")] = 1,
+    time_limit: Annotated[float, Field(ge=1, le=3600, description="Seconds for its calls on one Workload.")] = 30,
+    author: Annotated[
+        str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$", description="Who drafted it: a folder in the dataset.")
+    ] = "agent",
+) -> DraftResult:
+    """Judge one drafted Solution: rules, outputs on all Workloads, times; the fastest right one is kept in the dataset.
+
+    A draft that does the same as an earlier one is not evaluated again.
+    """
+    bench = make_bench(context, definition, workloads=workloads, device=device, gpus=gpus, time_limit=time_limit)
+    text = _read_source(context, source)
+    folder = _open_folder(context, definition, language, device, lambda: measure_target(bench, Language(language)))
+    with hold(folder.path / "lock", purpose=f"a draft of {definition}"):
+        folder = RunFolder(folder.path)
+        before = find_best(folder.attempts)
+        judging = Judging(
+            folder=folder, evaluate=bench.evaluate, memory=_open_memory(context, definition), tell=bench.tell
+        )
+        judging.judge(folder.waiting)
+        draft = Draft(
+            number=len(folder.drafts),
+            ask=Ask(kind=AskKind.FIRST),
+            author=author,
+            technique=" ".join(technique.split()).casefold(),
+            source=text,
+        )
+        folder.keep_draft(draft)
+        judging.judge([draft])
+        attempt, best = folder.attempts[-1], find_best(folder.attempts)
+        is_best = (
+            best is not None and best.number == attempt.number and (before is None or best.number != before.number)
+        )
+        files = keep_solution(context, bench, folder, attempt) if is_best else ()
+    return DraftResult(
+        definition=definition,
+        attempt=attempt.number,
+        technique=attempt.technique,
+        status="right" if attempt.passed else "wrong" if attempt.results else "not evaluated",
+        feedback=write_feedback(attempt),
+        score=attempt.score or None,
+        best_attempt=best.number if best else None,
+        best_score=best.score if best else None,
+        solution=attempt.solution.name if is_best and attempt.solution else "",
+        files=files,
+    )
+
+
+def get_evaluation(
+    context: Context,
+    definition: _Definition,
+    *,
+    attempt: Annotated[
+        int | None, Field(ge=0, description="A draft's number; all, in a line each, if left out.")
+    ] = None,
+    language: _Language = "triton",
+    device: _Device = "cuda",
+) -> EvaluationResult:
+    """Show what was tried for a Definition, or one draft with its verdict and its source."""
+    path = _find_folder(context, definition, language, device)
+    attempts = RunFolder(path).attempts if path.is_dir() else []
+    best = find_best(attempts)
+    chosen: Attempt | None = None
+    if attempt is not None:
+        chosen = next((each for each in attempts if each.number == attempt), None)
+        if chosen is None:
+            raise RequestError(
+                f"no draft {attempt} of {definition}", where=str(path), todo=f"there are {len(attempts)}, from 0"
+            )
+    return EvaluationResult(
+        definition=definition,
+        attempts=len(attempts),
+        tried=write_history(attempts),
+        best_attempt=best.number if best else None,
+        best_score=best.score if best else None,
+        attempt=attempt,
+        feedback=write_feedback(chosen) if chosen else "",
+        source=chosen.solution.sources[0].content if chosen and chosen.solution else "",
+    )
+
+
+def _find_folder(context: Context, definition: str, language: str, device: str) -> Path:
+    hardware, _ = find_hardware(device)
+    where = re.sub(r"[^a-z0-9]+", "-", hardware.casefold()).strip("-") or device
+    name = f"drafts-{check_component(definition)[:_NAME_LENGTH]}-{language}-{where}"
+    return confine(find_runs(context), name)
+
+
+def _open_folder(
+    context: Context, definition: str, language: str, device: str, make_target: Callable[[], Target]
+) -> RunFolder:
+    """Open the run of all drafts, or begin it, which measures what there is to beat."""
+    path = _find_folder(context, definition, language, device)
+    context.workspace.create()
+    with hold(context.workspace.root / "drafts.lock", purpose="beginning a run of drafts"):
+        if path.is_dir():
+            return RunFolder(path)
+        target = make_target()
+        plan = SearchPlan(run=path.name, target=target, strategy="by hand", model=_ANYBODY, price=_FREE, max_tokens=0)
+        return RunFolder.create(path, plan, write_brief(target))
+
+
+def _open_memory(context: Context, definition: str) -> Memory:
+    return Memory(find_runs(context) / _MEMORY, definition)
+
+
+def _read_source(context: Context, text: str) -> str:
+    """Take the source, or read the file that the text names.
+
+    Raises:
+        RequestError: it is too long.
+        PathError: the file is not one that this caller may name.
+    """
+    if "\n" not in text:
+        path = context.check_readable(Path(text))
+        text = read_limited(path, _LIMIT).decode(errors="replace")
+    if len(text) > _LIMIT:
+        raise RequestError(f"the source has {len(text)} characters", where="source", todo="write a shorter one")
+    return text
