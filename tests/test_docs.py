@@ -96,7 +96,7 @@ def test_a_schema_is_written_for_each_kind_of_document(tmp_path: Path) -> None:
 
 def test_every_command_of_the_readme_can_be_given_as_it_stands() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    commands = [line.partition("#")[0].split()[1:] for line in text.splitlines() if line.startswith("fib ")]
+    commands = [shlex.split(line, comments=True)[1:] for line in text.splitlines() if line.startswith("fib ")]
     assert len(commands) >= 6
     for command in commands:
         build_app().parse_args(command, exit_on_error=False, print_error=False)
