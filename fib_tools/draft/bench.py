@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from fib_tools.dataset.store import Dataset
 from fib_tools.draft.target import Shape, Target
+from fib_tools.errors import RequestError
 from fib_tools.evaluate.engines.engine import Outcome
 from fib_tools.evaluate.engines.engine_local import LocalEngine
 from fib_tools.evaluate.engines.items import BlobHasher, Bundle, Options, Plan, plan_items
@@ -28,6 +29,19 @@ class Bench:
     options: Options
     gpus: int
     tell: Callable[[str], None]
+
+    def narrow(self, uuids: Collection[str]) -> Bench:
+        """Take these Workloads only.
+
+        Raises:
+            RequestError: one of them is not in the dataset any more.
+        """
+        kept = tuple(workload for workload in self.bundle.workloads if workload.uuid in uuids)
+        if len(kept) < len(uuids):
+            missing = sorted(set(uuids) - {workload.uuid for workload in kept})
+            what = f"the Workload {missing[0]} of {self.bundle.definition.name} is not there any more"
+            raise RequestError(what, where=str(self.dataset.root), todo="begin a new run; what this one made is kept")
+        return replace(self, bundle=self.bundle.model_copy(update={"workloads": kept}))
 
     def evaluate(self, solutions: Sequence[Solution]) -> dict[str, list[Evidence]]:
         """Evaluate Solutions on all Workloads; evidence by the Solution's hash, in the order of the Workloads.

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -40,6 +41,7 @@ class SearchPlan(Model):
     target: Target
     strategy: str
     seed: int = 0
+    provider: str = "anthropic"
     model: str
     price: Price
     max_tokens: int
@@ -51,6 +53,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._billing = threading.Lock()
         self.plan = self._read_plan()
         self.drafts = self._read("drafts.jsonl", Draft)
         self.attempts = self._read("attempts.jsonl", Attempt)
@@ -78,13 +81,16 @@ class RunFolder:
 
     def charge(self, draft: Draft) -> None:
         """Write down what an answer cost, before anything follows from it."""
-        self.ledger = self.ledger.charge(draft.number + 1, draft.tokens)
-        save_ledger(self.path / "ledger.json", self.ledger)
+        self._charge(draft.number + 1, draft.tokens, is_discarded=False)
 
     def discard(self, tokens: Usage) -> None:
-        """Write down what an answer cost that broke off."""
-        self.ledger = self.ledger.charge(len(self.drafts) + 1, tokens, is_discarded=True)
-        save_ledger(self.path / "ledger.json", self.ledger)
+        """Write down what an answer cost that broke off; from any thread."""
+        self._charge(len(self.drafts) + 1, tokens, is_discarded=True)
+
+    def _charge(self, turn: int, tokens: Usage, *, is_discarded: bool) -> None:
+        with self._billing:
+            self.ledger = self.ledger.charge(turn, tokens, is_discarded=is_discarded)
+            save_ledger(self.path / "ledger.json", self.ledger)
 
     def keep_draft(self, draft: Draft) -> None:
         """Keep an answer."""

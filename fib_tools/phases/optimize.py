@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import secrets
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fib_tools.draft.anthropic_drafter import AnthropicDrafter
 from fib_tools.draft.attempt import Attempt, find_best
 from fib_tools.draft.bench import Bench
 from fib_tools.draft.brief import write_brief, write_contract
 from fib_tools.draft.card import write_card
+from fib_tools.draft.drafter import ModelDrafter
 from fib_tools.draft.judging import Judging
 from fib_tools.draft.memory import Memory
+from fib_tools.draft.providers import open_provider
 from fib_tools.draft.run_folder import RunFolder, SearchPlan
 from fib_tools.draft.search import Ending, Limits, Search
 from fib_tools.draft.strategies import Beam, Evolve, Refine, Strategy
@@ -25,7 +27,6 @@ from fib_tools.host.files import write_atomically
 from fib_tools.host.locks import hold
 from fib_tools.host.paths import check_component, confine
 from fib_tools.llm.prices import DEFAULT_MODEL, get_price, parse_price
-from fib_tools.llm.service import open_client
 from fib_tools.model.solution import Language
 from fib_tools.phases.bench import find_hardware
 from fib_tools.phases.context import Context
@@ -37,6 +38,7 @@ __all__ = ["optimize_kernel"]
 _MEMORY = "memory"
 _MAX_TOKENS = 16_000
 _LATEST = "latest"
+_ANTHROPIC = "anthropic"
 _NAME_LENGTH = 60
 
 
@@ -56,6 +58,10 @@ def optimize_kernel(
             description="refine: one after the other; beam: several, then from the best; evolve: islands of techniques."
         ),
     ] = "refine",
+    provider: Annotated[
+        Literal["anthropic", "openai"],
+        Field(description="Who drafts; openai: any service that speaks chat completions, by OPENAI_BASE_URL."),
+    ] = "anthropic",
     max_usd: Annotated[float, Field(gt=0, le=1000, description="What the run may cost in all, in USD.")] = 1.0,
     max_evals: Annotated[int, Field(ge=1, le=10_000, description="How many drafts it may have in all.")] = 40,
     model: Annotated[str | None, Field(description=f"The model that drafts; {DEFAULT_MODEL} if left out.")] = None,
@@ -74,7 +80,7 @@ def optimize_kernel(
     resume: Annotated[str | None, Field(description='Go on with a run, by its name, or "latest".')] = None,
     dry_run: Annotated[bool, Field(description="Write the brief, and ask nobody.")] = False,
 ) -> OptimizeResult:
-    """Search for a faster Solution: a model drafts, the evaluator judges; needs ANTHROPIC_API_KEY.
+    """Search for a faster Solution: a model drafts, the evaluator judges; needs ANTHROPIC_API_KEY, or OPENAI_API_KEY.
 
     Every draft, verdict and token is kept in the run's folder; a killed run goes on with --resume.
 
@@ -82,36 +88,49 @@ def optimize_kernel(
     """
     runs = find_runs(context)
     bench = make_bench(context, definition, workloads=workloads, device=device, gpus=gpus, time_limit=time_limit)
-    if resume is not None:
-        folder = _find_run(runs, definition, resume)
-        _check_hardware(folder.plan, device)
-    else:
-        target = measure_target(bench, Language(language))
-        if dry_run:
-            return _show_brief(context, target)
-        plan = SearchPlan(
-            run=f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{definition[:_NAME_LENGTH]}-{secrets.token_hex(2)}",
-            target=target,
-            strategy=strategy,
-            seed=seed,
-            model=model or DEFAULT_MODEL,
-            price=parse_price(usd_per_mtok) if usd_per_mtok else get_price(model or DEFAULT_MODEL),
-            max_tokens=_MAX_TOKENS,
-        )
-        folder = RunFolder.create(confine(runs, check_component(plan.run)), plan, write_brief(target))
-    with hold(folder.path / "lock", purpose=f"the search {folder.plan.run}"), open_client("fib optimize") as client:
-        system = (write_contract(folder.plan.target), write_brief(folder.plan.target))
+    if dry_run:
+        return _show_brief(context, measure_target(bench, Language(language)))
+    with ExitStack() as held:
+        if resume is not None:
+            folder = _find_run(runs, definition, resume)
+            _check_hardware(folder.plan, device)
+            bench = bench.narrow({shape.workload for shape in folder.plan.target.shapes})
+            ask = held.enter_context(open_provider(folder.plan.provider, tell=bench.tell))
+        else:
+            chosen = _choose_model(provider, model)
+            price = parse_price(usd_per_mtok) if usd_per_mtok else get_price(chosen)
+            ask = held.enter_context(
+                open_provider(provider, tell=bench.tell)
+            )  # who has no key is told before anything is measured
+            target = measure_target(bench, Language(language))
+            plan = SearchPlan(
+                run=f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{definition[:_NAME_LENGTH]}-{secrets.token_hex(2)}",
+                target=target,
+                strategy=strategy,
+                seed=seed,
+                provider=provider,
+                model=chosen,
+                price=price,
+                max_tokens=_MAX_TOKENS,
+            )
+            folder = RunFolder.create(confine(runs, check_component(plan.run)), plan, write_brief(target))
+        held.enter_context(hold(folder.path / "lock", purpose=f"the search {folder.plan.run}"))
+        folder = RunFolder(folder.path)
         judging = Judging(
             folder=folder,
             evaluate=bench.evaluate,
             memory=Memory(runs / _MEMORY, definition),
             tell=lambda text: context.progress(text, len(folder.attempts), max_evals),
         )
-        search = Search(
-            _make_strategy(folder.plan), drafter=AnthropicDrafter(client, system, tell=bench.tell), judging=judging
-        )
+        search = Search(_make_strategy(folder.plan), drafter=ModelDrafter(ask), judging=judging)
         ending = search.run(Limits(evaluations=max_evals, usd=max_usd))
         return _conclude(context, bench, folder, ending)
+
+
+def _choose_model(provider: str, model: str | None) -> str:
+    if model is None and provider != _ANTHROPIC:
+        raise RequestError(f"no model for the provider {provider}", where="--model", todo="name one that it serves")
+    return model or DEFAULT_MODEL
 
 
 def _show_brief(context: Context, target: Target) -> OptimizeResult:
@@ -145,7 +164,7 @@ def _find_run(runs: Path, definition: str, name: str) -> RunFolder:
         RequestError: there is none of this name, or it is about another Definition.
     """
     if name == _LATEST:
-        found = sorted(runs.glob(f"*-{definition[:_NAME_LENGTH]}-*/run.json"))
+        found = sorted(runs.glob(f"[0-9]*-{definition[:_NAME_LENGTH]}-*/run.json"))
         if not found:
             raise RequestError(
                 f"no run about {definition} can go on", where=str(runs), todo="begin one without --resume"

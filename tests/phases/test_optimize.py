@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from fib_tools.phases.context import Context, Workspace
 from fib_tools.phases.optimize import optimize_kernel
 from fib_tools.phases.optimize_result import OptimizeResult
 from scripted_anthropic import Fault, ScriptedAnthropic, Text, Turn
+from scripted_chat import serve_chat
 
 NAME = "rmsnorm_h64"
 SLOW = HONEST.replace(
@@ -125,9 +127,7 @@ def test_a_busy_service_is_asked_again_and_one_that_refuses_ends_the_run(
     optimize: Optimize, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(
-        "fib_tools.draft.anthropic_drafter.AnthropicDrafter.__init__.__kwdefaults__", {"sleep": waits.append}
-    )
+    monkeypatch.setattr("fib_tools.draft.providers.time", SimpleNamespace(sleep=waits.append))
     script = [Fault(429, headers={"retry-after": "7"}), Fault(529), answer("plain torch", HONEST)]
     assert optimize(script, max_evals=1).best
     assert waits[0] == 7.0
@@ -137,9 +137,7 @@ def test_a_busy_service_is_asked_again_and_one_that_refuses_ends_the_run(
 
 
 def test_a_run_that_lost_the_service_goes_on_where_it_was(optimize: Optimize, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "fib_tools.draft.anthropic_drafter.AnthropicDrafter.__init__.__kwdefaults__", {"sleep": lambda _: None}
-    )
+    monkeypatch.setattr("fib_tools.draft.providers.time", SimpleNamespace(sleep=lambda _: None))
     with pytest.raises(SourceError, match="529"):
         optimize([answer("plain torch", SLOW), *[Fault(529)] * 6], max_evals=2)
     result = optimize([answer("fused rms_norm", FUSED)], max_evals=2, resume="latest")
@@ -148,8 +146,10 @@ def test_a_run_that_lost_the_service_goes_on_where_it_was(optimize: Optimize, mo
 
 
 def test_drafts_that_were_paid_for_are_judged_after_a_kill(optimize: Optimize, monkeypatch: pytest.MonkeyPatch) -> None:
-    def die(*_: Any) -> None:
-        raise SystemExit(9)
+    def die(_bench: Any, solutions: Sequence[Any]) -> dict[str, Any]:
+        if solutions:
+            raise SystemExit(9)
+        return {}
 
     with monkeypatch.context() as patch:
         patch.setattr("fib_tools.draft.bench.Bench.evaluate", die)
@@ -189,3 +189,16 @@ def test_a_dry_run_writes_the_brief_and_asks_nobody(optimize: Optimize) -> None:
 def test_a_run_that_is_not_there_cannot_go_on(optimize: Optimize, options: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         optimize([], **options)
+
+
+def test_any_service_that_speaks_chat_completions_can_draft(
+    optimize: Optimize, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f"TECHNIQUE: plain torch\nWHY: it works.\n```python\n{HONEST}```\n"
+    with serve_chat([text]) as (url, asked):
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        result = optimize([], provider="openai", model="local/kernels-7b", usd_per_mtok="1,2", max_evals=1)
+    assert (result.author, result.tokens_in, result.tokens_out) == ("local-kernels-7b", 100, 20)
+    assert "Define `run(hidden_states, weight)`" in asked[0]["messages"][0]["content"]
+    with pytest.raises(RequestError, match="no model for the provider openai"):
+        optimize([], provider="openai")
