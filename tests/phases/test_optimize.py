@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -202,3 +206,38 @@ def test_any_service_that_speaks_chat_completions_can_draft(
     assert "Define `run(hidden_states, weight)`" in asked[0]["messages"][0]["content"]
     with pytest.raises(RequestError, match="no model for the provider openai"):
         optimize([], provider="openai")
+
+
+def test_a_search_that_is_killed_while_the_model_thinks_goes_on_with_what_it_has(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "dataset", {}, sizes=(3,))
+    running: list[subprocess.Popen[bytes]] = []
+    technique = iter(["plain torch", "fused rms_norm"])
+
+    def script(requests: list[dict[str, Any]]) -> Turn:
+        if len(requests) == 2:
+            running[0].kill()
+        return (
+            answer(next(technique), SLOW if len(requests) == 1 else FUSED) if len(requests) != 2 else Turn(Text("late"))
+        )
+
+    with ScriptedAnthropic(script) as server:
+        environment = {**os.environ, "ANTHROPIC_API_KEY": "sk-ant-test-0123456789", "ANTHROPIC_BASE_URL": server.url}
+        command = [sys.executable, "-m", "fib_tools", "optimize", NAME, "--device", "cpu", "--language", "python"]
+        command += ["--max-evals", "2", "--json", "--quiet", "--dataset", str(tmp_path / "dataset")]
+        command += ["--workspace", str(tmp_path / "work")]
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as killed:
+            running.append(killed)
+            killed.communicate(timeout=120)
+        assert killed.returncode == -signal.SIGKILL
+        done = subprocess.run(
+            [*command, "--resume", "latest"], env=environment, stdout=subprocess.PIPE, check=True, timeout=120
+        )
+    result = json.loads(done.stdout)
+    assert [(row["technique"], row["status"]) for row in result["attempts"]] == [
+        ("plain torch", "PASSED"),
+        ("fused rms_norm", "PASSED"),
+    ]
+    assert result["technique"] == "fused rms_norm"
+    assert len(server.requests) == 3
+    folder = Path(result["folder"])
+    assert b"sk-ant-test" not in b"".join(path.read_bytes() for path in folder.iterdir() if path.is_file())
