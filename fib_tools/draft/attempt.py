@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from enum import Enum
 
 from fib_tools.llm.prices import Usage
 from fib_tools.model.base import Model, NonNegative
-from fib_tools.model.evidence import Evidence
+from fib_tools.model.evidence import L2, Evidence, Launch
 from fib_tools.model.solution import Solution
 from fib_tools.model.trace import EvaluationStatus
 
@@ -68,8 +69,12 @@ class ShapeResult(Model):
     """Of what the device was measured to allow."""
     speedup: float | None = None
     """Over the baseline; over the reference where there is none."""
-    kernels: int = 0
-    """Launched in one call."""
+    warm_ms: float | None = None
+    """With its data in the L2, where a graph's replay was timed so."""
+    kernels: tuple[str, ...] = ()
+    """Of one call, in order, their names shortened; the first few."""
+    launches: int = 0
+    """How many there are."""
     evidence: str = ""
     """Its key."""
 
@@ -106,6 +111,27 @@ class Attempt(Model):
         return next((result for result in self.results if result.status is not EvaluationStatus.PASSED), None)
 
 
+_KERNELS, _NAME = 6, 48
+
+
+def _find_warm(evidence: Evidence) -> float | None:
+    warm = [each for each in evidence.series if each.l2 is L2.WARM and each.launch is Launch.GRAPH]
+    return warm[0].milliseconds if warm else None
+
+
+def _shorten(name: str) -> str:
+    """Give the telling part of a kernel's name: of a mangled one the last of its words that says kernel, else the longest."""
+    if not name.startswith("_Z"):
+        return name[:_NAME]
+    words = [
+        name[match.end() : match.end() + int(match[0][start:])]
+        for match in re.finditer(r"[0-9]+", name)
+        for start in range(len(match[0]))  # a word may end in digits, which stand before the length of the next
+    ]
+    telling = [word for word in words if "kernel" in word.casefold() and word[:1].isalpha() and len(word) <= _NAME]
+    return telling[-1] if telling else name[:_NAME]
+
+
 def find_best(attempts: Iterable[Attempt]) -> Attempt | None:
     """Find the fastest right attempt; the earliest of several."""
     right = [attempt for attempt in attempts if attempt.passed]
@@ -131,6 +157,8 @@ def _sum_up_one(evidence: Evidence, baseline: float | None) -> ShapeResult:
         high=figure.high if figure else None,
         percent=evidence.roofline.percent if figure and evidence.roofline else None,
         speedup=against / figure.milliseconds if figure and figure.milliseconds and against else None,
-        kernels=len(evidence.kernels),
+        warm_ms=_find_warm(evidence) if figure else None,
+        kernels=tuple(_shorten(name) for name in evidence.kernels[:_KERNELS]),
+        launches=len(evidence.kernels),
         evidence=evidence.key,
     )

@@ -51,8 +51,10 @@ def _write_row(result: ShapeResult) -> str:
         parts.append(f"{result.speedup:.3f} x")
     if result.percent is not None:
         parts.append(f"{result.percent:.0f}% of the limit")
-    if result.kernels > 1:
-        parts.append(f"{result.kernels} kernels")
+    if result.warm_ms is not None:
+        parts.append(f"{1e3 * result.warm_ms:.4g} us with a warm L2")
+    if result.launches > 1:
+        parts.append(f"{result.launches} launches: {', '.join(result.kernels)}")
     return f"{axes}: {', '.join(parts)}"
 
 

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 
 from bench_run import norm
-from fib_tools.draft.attempt import Ask, AskKind, Attempt, ShapeResult
+from fib_tools.draft.attempt import Ask, AskKind, Attempt, ShapeResult, sum_up
 from fib_tools.draft.brief import BRIEF_BYTES, write_brief, write_contract
 from fib_tools.draft.feedback import FEEDBACK_BYTES, write_feedback, write_history
 from fib_tools.draft.memory import Memory
 from fib_tools.draft.target import Shape, Target
 from fib_tools.evaluate.engines.items import Bound
+from fib_tools.model.evidence import L2, Evidence, Gpu, Launch, Series, Subject, Timer
 from fib_tools.model.solution import Language
 from fib_tools.model.trace import EvaluationStatus
 
@@ -101,3 +102,46 @@ def test_a_memory_keeps_each_failure_once_and_forgets_none(tmp_path: Path) -> No
     assert again.recall(besides="run2") == ["- plain: INCORRECT_NUMERICAL (wrong-values): off by one"]
     assert len(again.recall(besides="run3")) == 2
     assert Memory(tmp_path / "memory", "other").recall(besides="") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("kernel", "kernel"),
+        ("_ZN10flashinfer4norm13RMSNormKernelILj8E13__nv_bfloat16EEvPT0_", "RMSNormKernel"),
+        (
+            "_ZN2at6native29vectorized_elementwise_kernelILi8EZNS0_25bfloat16_copy_kernel_cudaERNS_18TensorIteratorBaseE",
+            "bfloat16_copy_kernel_cuda",
+        ),
+        ("_ZN2at23_ActivationSiluKernel_cu_751192d7_1559511silu_kernelERNS_18TensorIteratorBaseE", "silu_kernel"),
+        (f"_Z{'x' * 90}", f"_Z{'x' * 46}"),
+    ],
+)
+def test_a_drafter_sees_short_names_of_kernels(name: str, short: str) -> None:
+    series = Series(timer=Timer.GRAPH, l2=L2.COLD, milliseconds=0.1, low=0.1, high=0.1, samples=[0.1])
+    warm = Series(
+        timer=Timer.STOPWATCH, launch=Launch.GRAPH, l2=L2.WARM, milliseconds=0.05, low=0.05, high=0.05, samples=[0.05]
+    )
+    subject = Subject(
+        definition="d",
+        definition_hash="h",
+        workload="w",
+        workload_hash="h",
+        solution="s",
+        solution_hash="h",
+        author="a",
+        device="NVIDIA H200",
+    )
+    evidence = Evidence(
+        subject=subject,
+        status=EvaluationStatus.PASSED,
+        axes={"n": 1},
+        series=[series, warm],
+        kernels=[name] * 9,
+        gpu=Gpu(name="NVIDIA H200"),
+    )
+    (result,) = sum_up([evidence], {"w": 0.2})
+    assert result.kernels == (short,) * 6
+    attempt = Attempt(number=0, ask=Ask(kind=AskKind.FIRST), technique="t", digest="d", results=(result,))
+    row = f"n=1: 100 us (100 to 100), 2.000 x, 50 us with a warm L2, 9 launches: {', '.join([short] * 6)}"
+    assert row in write_feedback(attempt)
