@@ -40,6 +40,8 @@ class SearchPlan(Model):
     run: str
     target: Target
     strategy: str
+    width: int = 4
+    """Drafts of a generation, or islands."""
     seed: int = 0
     provider: str = "anthropic"
     model: str

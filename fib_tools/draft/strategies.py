@@ -82,7 +82,7 @@ class Evolve:
     """
 
     seed: int = 0
-    islands: int = 3
+    islands: int = 4
     migrate_every: int = 4
     """Generations after which islands look at the whole archive."""
 

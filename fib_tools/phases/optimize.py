@@ -58,6 +58,9 @@ def optimize_kernel(
             description="refine: one after the other; beam: several, then from the best; evolve: islands of techniques."
         ),
     ] = "refine",
+    width: Annotated[
+        int, Field(ge=2, le=64, description="How many drafts a beam asks for at once, or islands there are.")
+    ] = 4,
     provider: Annotated[
         Literal["anthropic", "openai"],
         Field(description="Who drafts; openai: any service that speaks chat completions, by OPENAI_BASE_URL."),
@@ -107,6 +110,7 @@ def optimize_kernel(
                 run=f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{definition[:_NAME_LENGTH]}-{secrets.token_hex(2)}",
                 target=target,
                 strategy=strategy,
+                width=width,
                 seed=seed,
                 provider=provider,
                 model=chosen,
@@ -151,9 +155,9 @@ def _show_brief(context: Context, target: Target) -> OptimizeResult:
 def _make_strategy(plan: SearchPlan) -> Strategy:
     match plan.strategy:
         case "beam":
-            return Beam()
+            return Beam(width=plan.width)
         case "evolve":
-            return Evolve(seed=plan.seed)
+            return Evolve(seed=plan.seed, islands=plan.width)
     return Refine()
 
 

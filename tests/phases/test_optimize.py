@@ -165,16 +165,17 @@ def test_drafts_that_were_paid_for_are_judged_after_a_kill(optimize: Optimize, m
     assert len(ledger["entries"]) == 1
 
 
-def test_a_beam_asks_for_several_at_once(optimize: Optimize) -> None:
+def test_a_wide_beam_asks_for_many_at_once(optimize: Optimize) -> None:
     sources = {0: HONEST, 1: FUSED, 2: SLOW, 3: HALF_ROW}
 
     def script(requests: list[dict[str, Any]]) -> Turn:
         number = len(requests) - 1
         return answer(f"way {number}", sources.get(number, HONEST + f"\nA = {number}\n"))
 
-    result = optimize(script, strategy="beam", max_evals=6)
-    assert [row.kind for row in result.attempts] == ["first"] * 4 + ["improve"] * 2
-    assert len(result.attempts) == 6
+    result = optimize(script, strategy="beam", width=12, max_evals=14)
+    kinds = [row.kind for row in result.attempts]
+    assert kinds == ["first"] * 12 + ["improve"] * 2
+    assert {parent for row in result.attempts[12:] for parent in row.parents} < set(range(12))
     assert result.best
 
 
