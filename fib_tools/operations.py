@@ -19,6 +19,7 @@ from fib_tools.phases.optimize import optimize_kernel
 from fib_tools.phases.reference_tests import write_or_run_tests
 from fib_tools.phases.refresh import clone_repositories
 from fib_tools.phases.status import show_status
+from fib_tools.phases.targets import list_targets
 from fib_tools.phases.validate import validate_dataset
 
 __all__ = ["JOB_TOOLS", "OPERATIONS", "get_operation"]
@@ -116,6 +117,7 @@ OPERATIONS: tuple[Operation, ...] = (
         is_long=True,
     ),
     Operation(verb="drafts", tool="fib_get_evaluation", function=get_evaluation, phase=None, effect=Effect.READ),
+    Operation(verb="targets", tool="", function=list_targets, phase=None, effect=Effect.READ),
     Operation(
         verb="optimize",
         tool="",
