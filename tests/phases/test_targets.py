@@ -49,7 +49,7 @@ def test_a_models_kernels_are_ranked_by_what_could_be_saved(context: Context) ->
     result = list_targets(context, "tiny")
     assert (result.tp, result.device) == (8, "NVIDIA H200")
     assert [row.definition for row in result.targets] == ["often", "once"]
-    assert result.targets[0].share == pytest.approx(60 / 61)
+    assert result.targets[0].share == pytest.approx(60 / 61, rel=1e-3)
     assert result.unmeasured == ("never",)
     assert "begin with: fib optimize often" in result.summary().lines
 
