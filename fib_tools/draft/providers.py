@@ -7,28 +7,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from fib_tools.draft.brief import write_brief, write_contract
-from fib_tools.draft.drafter import Provider
-from fib_tools.draft.run_folder import RunFolder, SearchPlan
-from fib_tools.llm.blocks import format_system_blocks
+from fib_tools.draft.batch_drafter import BatchDrafter
+from fib_tools.draft.drafter import ModelDrafter
+from fib_tools.draft.question import make_body, write_system
+from fib_tools.draft.run_folder import RunFolder
+from fib_tools.draft.search import Drafter
 from fib_tools.llm.budget import afford_output
 from fib_tools.llm.chat import ask_chat, open_chat_client
 from fib_tools.llm.reply import Reply
 from fib_tools.llm.service import Service, open_client
-from fib_tools.llm.transcript import text_block
 
 if TYPE_CHECKING:
     from anthropic import Anthropic
     from openai import OpenAI
 
-__all__ = ["open_provider"]
+__all__ = ["open_drafter"]
 
 _PURPOSE = "fib optimize"
 
 
 @contextmanager
-def open_provider(name: str, *, tell: Callable[[str], None]) -> Iterator[Provider]:
-    """Open `anthropic` or `openai`.
+def open_drafter(name: str, *, is_batch: bool, tell: Callable[[str], None]) -> Iterator[Drafter]:
+    """Open `anthropic`, whose drafts may come in batches, or `openai`.
 
     Raises:
         MissingDependencyError: its SDK is not installed.
@@ -36,18 +36,14 @@ def open_provider(name: str, *, tell: Callable[[str], None]) -> Iterator[Provide
     """
     if name == "openai":
         with open_chat_client(_PURPOSE) as chat:
-            yield _Chat(chat)
+            yield ModelDrafter(_Chat(chat))
     else:
         with open_client(_PURPOSE) as client:
-            yield _Messages(client, tell=tell)
-
-
-def _write_system(plan: SearchPlan) -> tuple[str, str]:
-    return write_contract(plan.target), write_brief(plan.target)
+            yield BatchDrafter(client, tell=tell) if is_batch else ModelDrafter(_Messages(client, tell=tell))
 
 
 class _Messages:
-    """The Messages API; the contract and the brief come first, so that its cache serves them after the first draft."""
+    """The Messages API."""
 
     def __init__(self, client: Anthropic, *, tell: Callable[[str], None]) -> None:
         self._client = client
@@ -62,12 +58,7 @@ class _Messages:
             discard=folder.discard,
             resume_hint=f"try again later with: fib optimize {plan.target.definition.name} --resume {plan.run}",
         )
-        body: dict[str, Any] = {
-            "model": plan.model,
-            "max_tokens": plan.max_tokens,
-            "system": format_system_blocks(_write_system(plan)),
-            "messages": [{"role": "user", "content": [text_block(question)]}],
-        }
+        body = make_body(plan, question)
         allowed = afford_output(body, plan.price, usd=usd)
         return service.ask(lambda: {**body, "max_tokens": allowed})
 
@@ -84,7 +75,7 @@ class _Chat:
             "model": plan.model,
             "max_tokens": plan.max_tokens,
             "messages": [
-                {"role": "system", "content": "\n\n".join(_write_system(plan))},
+                {"role": "system", "content": "\n\n".join(write_system(plan))},
                 {"role": "user", "content": question},
             ],
         }

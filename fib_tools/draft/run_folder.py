@@ -44,6 +44,8 @@ class SearchPlan(Model):
     """Drafts of a generation, or islands."""
     seed: int = 0
     provider: str = "anthropic"
+    is_batch: bool = False
+    """Drafts come in batches, for half the price."""
     model: str
     price: Price
     max_tokens: int

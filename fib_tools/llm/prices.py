@@ -63,6 +63,11 @@ class Price(Model):
         )
         return total * self._factor(usage.prompt) / _MILLION
 
+    def halve(self) -> Price:
+        """Give the price of answers that come in batches."""
+        halves = {name: getattr(self, name) / 2 for name in ("input", "output", "cache_write", "cache_read")}
+        return self.model_copy(update=halves)
+
     def afford_output(self, usd: float, *, prompt: int) -> int:
         """Compute how many tokens of output the money buys if the whole prompt has to be written into the cache anew."""
         left = usd - self.cost(Usage(cache_write=prompt))

@@ -16,7 +16,7 @@ from fib_tools.model.canonical import load_json
 if TYPE_CHECKING:
     from anthropic import MessageStream
 
-__all__ = ["BrokenStreamError", "Reply", "StreamReader"]
+__all__ = ["BrokenStreamError", "Reply", "StreamReader", "read_message"]
 
 _CHARACTERS_PER_TOKEN = 3
 """The estimate for an answer that broke off before it said what it used."""
@@ -120,6 +120,20 @@ class StreamReader:
             stop_reason=snapshot.stop_reason or "tool_use",
             malformed=malformed,
         )
+
+
+def read_message(message: Any) -> Reply:
+    """Read an answer that came whole, without tool calls."""
+    blocks = (_plain_block(block) for block in message.content)
+    content = tuple(block for block in blocks if block["type"] == "text" and block["text"].strip())
+    return Reply(
+        message=Message(
+            role="assistant",
+            content=content or (text_block("(nothing)"),),
+            stop_reason=message.stop_reason or "end_turn",
+        ),
+        usage=_read_usage(message.usage),
+    )
 
 
 def _plain_block(block: Any) -> dict[str, Any]:

@@ -14,10 +14,9 @@ from fib_tools.draft.attempt import Attempt, find_best
 from fib_tools.draft.bench import Bench
 from fib_tools.draft.brief import write_brief, write_contract
 from fib_tools.draft.card import write_card
-from fib_tools.draft.drafter import ModelDrafter
 from fib_tools.draft.judging import Judging
 from fib_tools.draft.memory import Memory
-from fib_tools.draft.providers import open_provider
+from fib_tools.draft.providers import open_drafter
 from fib_tools.draft.run_folder import RunFolder, SearchPlan
 from fib_tools.draft.search import Ending, Limits, Search
 from fib_tools.draft.strategies import Beam, Evolve, Refine, Strategy
@@ -65,6 +64,9 @@ def optimize_kernel(
         Literal["anthropic", "openai"],
         Field(description="Who drafts; openai: any service that speaks chat completions, by OPENAI_BASE_URL."),
     ] = "anthropic",
+    batch: Annotated[
+        bool, Field(description="Ask for whole generations as Message Batches: half the price, minutes to hours.")
+    ] = False,
     max_usd: Annotated[float, Field(gt=0, le=1000, description="What the run may cost in all, in USD.")] = 1.0,
     max_evals: Annotated[int, Field(ge=1, le=10_000, description="How many drafts it may have in all.")] = 40,
     model: Annotated[str | None, Field(description=f"The model that drafts; {DEFAULT_MODEL} if left out.")] = None,
@@ -98,13 +100,13 @@ def optimize_kernel(
             folder = _find_run(runs, definition, resume)
             _check_hardware(folder.plan, device)
             bench = bench.narrow({shape.workload for shape in folder.plan.target.shapes})
-            ask = held.enter_context(open_provider(folder.plan.provider, tell=bench.tell))
+            plan = folder.plan
+            drafter = held.enter_context(open_drafter(plan.provider, is_batch=plan.is_batch, tell=bench.tell))
         else:
-            chosen = _choose_model(provider, model)
+            chosen = _choose_model(provider, model, is_batch=batch)
             price = parse_price(usd_per_mtok) if usd_per_mtok else get_price(chosen)
-            ask = held.enter_context(
-                open_provider(provider, tell=bench.tell)
-            )  # who has no key is told before anything is measured
+            # who has no key is told before anything is measured
+            drafter = held.enter_context(open_drafter(provider, is_batch=batch, tell=bench.tell))
             target = measure_target(bench, Language(language))
             plan = SearchPlan(
                 run=f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{definition[:_NAME_LENGTH]}-{secrets.token_hex(2)}",
@@ -113,8 +115,9 @@ def optimize_kernel(
                 width=width,
                 seed=seed,
                 provider=provider,
+                is_batch=batch,
                 model=chosen,
-                price=price,
+                price=price.halve() if batch else price,
                 max_tokens=_MAX_TOKENS,
             )
             folder = RunFolder.create(confine(runs, check_component(plan.run)), plan, write_brief(target))
@@ -126,12 +129,14 @@ def optimize_kernel(
             memory=Memory(runs / _MEMORY, definition),
             tell=lambda text: context.progress(text, len(folder.attempts), max_evals),
         )
-        search = Search(_make_strategy(folder.plan), drafter=ModelDrafter(ask), judging=judging)
+        search = Search(_make_strategy(folder.plan), drafter=drafter, judging=judging)
         ending = search.run(Limits(evaluations=max_evals, usd=max_usd))
         return _conclude(context, bench, folder, ending)
 
 
-def _choose_model(provider: str, model: str | None) -> str:
+def _choose_model(provider: str, model: str | None, *, is_batch: bool) -> str:
+    if is_batch and provider != _ANTHROPIC:
+        raise RequestError(f"the provider {provider} takes no batches here", where="--batch", todo="leave it out")
     if model is None and provider != _ANTHROPIC:
         raise RequestError(f"no model for the provider {provider}", where="--model", todo="name one that it serves")
     return model or DEFAULT_MODEL

@@ -19,6 +19,7 @@ from fib_tools.phases.context import Context, Workspace
 from fib_tools.phases.optimize import optimize_kernel
 from fib_tools.phases.optimize_result import OptimizeResult
 from scripted_anthropic import Fault, ScriptedAnthropic, Text, Turn
+from scripted_batches import Batches, serve_batches
 from scripted_chat import serve_chat
 
 NAME = "rmsnorm_h64"
@@ -242,3 +243,65 @@ def test_a_search_that_is_killed_while_the_model_thinks_goes_on_with_what_it_has
     assert len(server.requests) == 3
     folder = Path(result["folder"])
     assert b"sk-ant-test" not in b"".join(path.read_bytes() for path in folder.iterdir() if path.is_file())
+
+
+def write_answer(number: int, source: str) -> str:
+    return f"TECHNIQUE: way {number}\nWHY: it may be faster.\n```python\n{source}\nA = {number}\n```\n"
+
+
+@pytest.fixture
+def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    taken: list[float] = []
+    monkeypatch.setattr("fib_tools.draft.batch_drafter.time", SimpleNamespace(sleep=taken.append))
+    return taken
+
+
+def test_a_generation_can_come_as_a_batch_for_half_the_price(
+    optimize: Optimize, monkeypatch: pytest.MonkeyPatch, naps: list[float]
+) -> None:
+    with serve_batches(lambda place, _: write_answer(place, FUSED if place == 3 else HONEST)) as batches:
+        result = search_batches(optimize, monkeypatch, batches)
+    assert [len(sent) for sent in batches.sent] == [6]
+    assert [row.technique for row in result.attempts] == [f"way {place}" for place in reversed(range(6))]
+    assert naps == [5.0, 7.5]
+    assert result.usd == pytest.approx(6 * (1000 * 2 + 200 * 10) / 2e6)
+    assert not (Path(result.folder) / "batch.json").exists()
+
+
+def search_batches(
+    optimize: Optimize, monkeypatch: pytest.MonkeyPatch, batches: Batches, **options: Any
+) -> OptimizeResult:
+    # the fixture's own server is not asked: the address names the one of the batches
+    with monkeypatch.context() as patch:
+        patch.setattr("fib_tools.llm.service.read_endpoint", lambda _name: batches.url)
+        return optimize([], **{"strategy": "beam", "width": 6, "max_evals": 6, "batch": True, **options})
+
+
+def test_a_batch_that_was_sent_before_a_kill_is_found_again(
+    optimize: Optimize, monkeypatch: pytest.MonkeyPatch, naps: list[float]
+) -> None:
+    def die(_seconds: float) -> None:
+        raise SystemExit(9)
+
+    with serve_batches(lambda place, _: write_answer(place, HONEST)) as batches:
+        with monkeypatch.context() as patch:
+            patch.setattr("fib_tools.draft.batch_drafter.time", SimpleNamespace(sleep=die))
+            with pytest.raises(SystemExit):
+                search_batches(optimize, monkeypatch, batches)
+        result = search_batches(optimize, monkeypatch, batches, resume="latest")
+    assert len(batches.sent) == 1
+    assert len(result.attempts) == 6
+    assert result.best
+    assert naps in ([], [5.0])
+
+
+def test_what_failed_in_a_batch_is_told_and_the_rest_is_kept(
+    optimize: Optimize, monkeypatch: pytest.MonkeyPatch, naps: list[float]
+) -> None:
+    with serve_batches(lambda place, _: None if place == 2 else write_answer(place, HONEST)) as batches:
+        with pytest.raises(SourceError, match="1 answers of the batch failed: errored: overloaded"):
+            search_batches(optimize, monkeypatch, batches)
+        result = search_batches(optimize, monkeypatch, batches, resume="latest", max_evals=5)
+    assert [len(sent) for sent in batches.sent] == [6]
+    assert len(result.attempts) == 5
+    assert naps
