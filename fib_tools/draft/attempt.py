@@ -78,6 +78,11 @@ class ShapeResult(Model):
     evidence: str = ""
     """Its key."""
 
+    @property
+    def verdict(self) -> str:
+        """Its status, and the rule that was broken."""
+        return f"{self.status.value} ({self.rule})" if self.rule else self.status.value
+
 
 class Attempt(Model):
     """One draft, judged."""

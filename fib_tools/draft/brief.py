@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fib_tools.draft.target import Shape, Target, list_gpu_facts
+from fib_tools.draft.target import Shape, Target, format_us, list_gpu_facts
 from fib_tools.model.definition import TensorSpec
 from fib_tools.model.solution import Language
 
@@ -133,21 +133,17 @@ _HEAD = "axes | MB moved | GFLOP | limit us, bound by | baseline us, % of limit 
 
 def _write_shape(shape: Shape) -> str:
     axes = ", ".join(f"{name}={length}" for name, length in shape.axes.items())
-    limit = f"{_us(shape.limit_ms)} {shape.bound}" if shape.limit_ms else "-"
+    limit = f"{format_us(shape.limit_ms)} {shape.bound}" if shape.limit_ms else "-"
     share = f", {100 * shape.limit_ms / shape.baseline_ms:.0f}%" if shape.limit_ms and shape.baseline_ms else ""
     cells = (
         axes,
         f"{shape.bytes / 1e6:.3g}",
         f"{shape.flops / 1e9:.3g}",
         limit,
-        f"{_us(shape.baseline_ms)}{share}",
-        _us(shape.reference_ms),
+        f"{format_us(shape.baseline_ms)}{share}",
+        format_us(shape.reference_ms),
     )
     return " | ".join(cells)
-
-
-def _us(milliseconds: float | None) -> str:
-    return "-" if milliseconds is None else f"{1e3 * milliseconds:.4g}"
 
 
 def _cut(text: str, room: int) -> str:

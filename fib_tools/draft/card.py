@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fib_tools.draft.attempt import Attempt, find_best
 from fib_tools.draft.run_folder import SearchPlan
-from fib_tools.draft.target import Target
+from fib_tools.draft.target import Target, format_us
 
 __all__ = ["write_card"]
 
@@ -52,8 +52,8 @@ def _tabulate(target: Target, best: Attempt) -> list[str]:
         share = f"{100 * shape.limit_ms / before:.1f}" if shape.limit_ms and before else "-"
         cells = (
             ", ".join(f"{name}={length}" for name, length in result.axes.items()),
-            _us(before),
-            f"{_us(result.milliseconds)} ({_us(result.low)} to {_us(result.high)})",
+            format_us(before),
+            f"{format_us(result.milliseconds)} ({format_us(result.low)} to {format_us(result.high)})",
             f"{result.speedup:.3f}" if result.speedup else "-",
             share,
             f"{result.percent:.1f}" if result.percent is not None else "-",
@@ -69,11 +69,7 @@ def _write_row(attempt: Attempt) -> str:
     elif wrong is None:
         said = attempt.problem
     else:
-        said = f"{wrong.status.value} {wrong.rule}".strip()
+        said = wrong.verdict
     parents = ", ".join(map(str, attempt.ask.parents)) or "-"
     cells = (str(attempt.number), f"{attempt.ask.kind.value} {parents}", attempt.technique, said)
     return f"| {' | '.join(cell.replace('|', '/').replace(chr(10), ' ') for cell in cells)} |"
-
-
-def _us(milliseconds: float | None) -> str:
-    return "-" if milliseconds is None else f"{1e3 * milliseconds:.4g}"

@@ -72,8 +72,7 @@ def _write_line(attempt: Attempt) -> str:
     elif wrong is None:
         said = attempt.problem
     else:
-        rule = f" ({wrong.rule})" if wrong.rule else ""
-        said = f"{wrong.status.value}{rule}: {' '.join(wrong.detail.split())}"
+        said = f"{wrong.verdict}: {' '.join(wrong.detail.split())}"
     return f"- {attempt.number}. {attempt.technique}: {_clip(said, _WORD)}"
 
 

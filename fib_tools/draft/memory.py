@@ -54,8 +54,7 @@ class Memory:
         wrong = attempt.first_wrong
         if wrong is None:
             return
-        rule = f" ({wrong.rule})" if wrong.rule else ""
-        said = f"{wrong.status.value}{rule}: {' '.join(wrong.detail.split())}"[:_LENGTH]
+        said = f"{wrong.verdict}: {' '.join(wrong.detail.split())}"[:_LENGTH]
         failure = Failure(technique=attempt.technique, said=said, run=run)
         if failure not in self._known:
             self._path.parent.mkdir(parents=True, exist_ok=True)

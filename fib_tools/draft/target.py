@@ -9,7 +9,7 @@ from fib_tools.model.base import Model
 from fib_tools.model.definition import Definition
 from fib_tools.model.solution import Language
 
-__all__ = ["Shape", "Target", "list_gpu_facts"]
+__all__ = ["Shape", "Target", "format_us", "list_gpu_facts"]
 
 
 class Shape(Model):
@@ -80,3 +80,8 @@ PTX ISA 9.0 (wgmma, tcgen05, cp.async.bulk); launch costs measured on an H200 (b
 def list_gpu_facts(capability: int) -> tuple[str, ...]:
     """List what matters on a GPU of this capability; nothing for one that is not in the table."""
     return _FACTS.get(capability, ())
+
+
+def format_us(milliseconds: float | None) -> str:
+    """Write a time in microseconds; a dash for one that is not known."""
+    return "-" if milliseconds is None else f"{1e3 * milliseconds:.4g}"

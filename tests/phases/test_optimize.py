@@ -90,7 +90,7 @@ def test_a_search_ends_with_the_good_one_and_names_the_cheat(optimize: Optimize,
     assert result.files == ("traces/claude-sonnet-5-5/rmsnorm/rmsnorm_h64.jsonl",)
     card = Path(result.card).read_text(encoding="utf-8")
     assert result.best in card
-    assert "INCORRECT_NUMERICAL wrong-values" in card
+    assert "INCORRECT_NUMERICAL (wrong-values)" in card
     assert result.tokens_out == 5 * 400 + 20
 
 
