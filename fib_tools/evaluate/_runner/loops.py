@@ -23,6 +23,10 @@ class Looper:
         self._outputs: list[Any] = []
         self._graph: Any = None
 
+    def forget(self) -> None:
+        """Give back what it keeps."""
+        self._key, self._graph, self._sets, self._outputs = None, None, [], []
+
     def loop(self, workload: OpenWorkload, seed: int, *, sets: int, count: int, graph: bool) -> None:
         """Make `count` calls, or replays of a graph of `sets` calls, and wait for the device.
 

@@ -56,6 +56,7 @@ class _Runner:
             "warm": self._warm,
             "arena": self._take_arena,
             "drop": self._drop_arena,
+            "rest": self._rest,
             "open": self._open,
             "call": self._call,
             "measure": self._measure,
@@ -158,6 +159,15 @@ class _Runner:
         self._replays = None
         self._arena = torch.empty(0, dtype=torch.uint8)
         gc.collect()
+        return {}
+
+    def _rest(self, _message: dict[str, Any]) -> dict[str, Any]:
+        """Give back the memory of calls that are over."""
+        self._replays = None
+        self._looper.forget()
+        gc.collect()
+        if self._gpu is not None:
+            torch.cuda.empty_cache()
         return {}
 
     def _open(self, message: dict[str, Any]) -> dict[str, Any]:

@@ -53,6 +53,8 @@ _LOOPED_SETS = 8
 """Sets of inputs that a loop goes through."""
 _ARENA_SHARE = 8
 """Outputs of a workload's calls take at most this part of the free memory, twice, and inputs of a graph's calls too."""
+_LARGE_BYTES = 256 << 20
+"""Of the inputs of one call; a graph keeps a dozen of them."""
 _REFERENCE_SECONDS = 4.0
 """So long the reference may compute for one workload; a slow one makes fewer calls."""
 _FIRST_CALL = 4
@@ -199,6 +201,7 @@ class _Hearing:
         answer = reference.ask(self._scene.timed.message("measure"), self._build_seconds)
         times = _numbers(answer.get("milliseconds"))
         self._reference_ms = sorted(times)[len(times) // 2] if times else None
+        self._put_to_rest(reference)
         reference.stop()
 
     def _find_work(self, inputs: Mapping[str, Any]) -> Work | None:
@@ -338,13 +341,22 @@ class _Hearing:
 
     def _fits(self, sets: int) -> bool:
         """Tell whether the inputs of so many calls fit into memory together."""
+        return self._input_bytes * sets <= self._device.free_bytes // _ARENA_SHARE
+
+    @property
+    def _input_bytes(self) -> int:
+        """Of one call."""
         lengths = {**self._task.workload.axes, **self._task.definition.const_axes}
-        size = sum(
+        return sum(
             math.prod(lengths[axis] for axis in spec.shape) * torch_dtype(spec.dtype).itemsize
             for spec in self._task.definition.inputs.values()
             if spec.shape is not None
         )
-        return size * sets <= self._device.free_bytes // _ARENA_SHARE
+
+    def _put_to_rest(self, runner: Runner) -> None:
+        """Have a runner give back what it keeps of a large workload: those after it need the memory."""
+        if self._input_bytes > _LARGE_BYTES and not runner.is_dead:
+            runner.ask({"do": "rest"}, self._seconds)
 
     def _capture(self, runner: Runner) -> bool:
         """Have a graph made on contents that are not timed."""
@@ -396,10 +408,10 @@ class _Hearing:
         """Refuse times that stay unbelievable when they are taken again."""
         fault = self._find_fault(trial, runner)
         for number in range(_DOUBTS):
-            if fault is None:
-                return
-            self._time_anew(trial, runner, number)
-            fault = self._find_fault(trial, runner)
+            if fault is not None:
+                self._time_anew(trial, runner, number)
+                fault = self._find_fault(trial, runner)
+        self._put_to_rest(runner)
         if fault is not None:
             raise RefusedError(fault.status, fault.detail, rule=fault.rule)
 
