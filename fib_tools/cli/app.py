@@ -6,8 +6,11 @@ Exit status: 0 done, 1 the data has errors, 2 the request cannot be served, 130 
 from __future__ import annotations
 
 import inspect
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +42,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CycloptsError as error:
         report_error(RequestError(str(error), todo="see fib --help"), console, as_json="--json" in given)
         return 2
-    except KeyboardInterrupt:
-        console.print("interrupted; what was finished is kept, run the same command again to go on", markup=False)
-        return 130
+    except KeyboardInterrupt as interrupt:
+        again = "the same command with --resume" if _has_resume(given) else "run the same command again"
+        console.print(f"interrupted; what was finished is kept, to go on: {again}", markup=False)
+        return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
     return status if isinstance(status, int) else 0
+
+
+def _has_resume(given: Sequence[str]) -> bool:
+    return any(operation.verb in given[:1] for operation in OPERATIONS if _takes_resume(operation))
+
+
+def _takes_resume(operation: Operation) -> bool:
+    return any(option.name == "resume" for option in operation.list_options())
+
+
+@contextmanager
+def _ending_like_an_interrupt() -> Iterator[None]:
+    """Have SIGTERM and SIGHUP end an operation as Ctrl-C does: what is finished is written down first."""
+
+    def interrupt(number: int, _frame: object) -> None:
+        raise KeyboardInterrupt(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def build_app() -> App:
@@ -89,7 +119,8 @@ def _run(operation: Operation, options: dict[str, Any], shared: dict[str, Any]) 
                 progress=progress,
                 dataset_override=shared["dataset"],
             )
-            result = operation.run(context, options)
+            with _ending_like_an_interrupt() if operation in OPERATIONS else nullcontext():
+                result = operation.run(context, options)
     except FibError as error:
         report_error(error, errors, as_json=bool(shared["json"]))
         return 2

@@ -10,7 +10,7 @@ from fib_tools.draft.target import Shape, Target
 from fib_tools.errors import RequestError
 from fib_tools.evaluate.engines.engine import Outcome
 from fib_tools.evaluate.engines.engine_local import LocalEngine
-from fib_tools.evaluate.engines.items import BlobHasher, Bundle, Options, Plan, plan_items
+from fib_tools.evaluate.engines.items import BlobHasher, Bundle, Options, Plan, hash_solution, plan_items
 from fib_tools.evaluate.engines.journal import find_reusable
 from fib_tools.model.evidence import Evidence
 from fib_tools.model.solution import Language, Solution
@@ -102,7 +102,7 @@ def make_target(
     passed = [
         (solution, evidence)
         for solution in baselines
-        for evidence in found.get(solution.hash, ())
+        for evidence in found.get(hash_solution(solution), ())
         if evidence.status is EvaluationStatus.PASSED and evidence.milliseconds
     ]
     fastest: dict[str, tuple[Solution, Evidence]] = {}

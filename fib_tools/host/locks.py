@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["hold"]
+__all__ = ["hold", "hold_dataset"]
 
 _HOLDER_BYTES = 4096
 
@@ -47,6 +47,20 @@ def hold(path: Path, *, purpose: str, wait_seconds: float = 0) -> Iterator[None]
         with suppress(OSError):
             holder.unlink(missing_ok=True)
         lock.release()
+
+
+_DATASET_SECONDS = 60.0
+"""For another process that writes to the same dataset, which takes moments."""
+
+
+def hold_dataset(root: Path, *, purpose: str) -> AbstractContextManager[None]:
+    """Hold a dataset for the block, whatever workspace is at it.
+
+    Raises:
+        LockedError: another process holds it for longer than a minute.
+        StorageError: the dataset cannot be written.
+    """
+    return hold(root / ".fib.lock", purpose=purpose, wait_seconds=_DATASET_SECONDS)
 
 
 def _record(purpose: str) -> bytes:

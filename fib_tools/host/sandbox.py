@@ -11,9 +11,9 @@ claim (bounded, and about its own job only). The scratch folder is limited per f
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import socket
-import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +23,7 @@ from fib_tools.errors import ChildCrashedError, ChildError, ChildTimeoutError, J
 from fib_tools.host._sandbox_answer import Outcome, RunningJob, read_outcome
 from fib_tools.host._sandbox_warm import Setup, Warm
 from fib_tools.host.confinement import Limits, Protections
+from fib_tools.host.sandbox_folder import make_folder, sweep_folders
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -55,6 +56,8 @@ class Sandbox:
         self._setup = Setup(preload=preload, import_paths=import_paths, readable=readable, environment=environment)
         self._limits = limits
         self._folder: Path | None = None
+        self._held = -1
+        """The folder, open and locked for as long as it is in use."""
         self._warm: Warm | None = None
         self._running: dict[int, RunningJob] = {}
         self._pids: dict[int, int] = {}
@@ -67,7 +70,8 @@ class Sandbox:
         """Of the job that started last."""
 
     def __enter__(self) -> Self:
-        self._folder = Path(tempfile.mkdtemp(prefix="fib-sandbox-")).resolve()
+        sweep_folders()
+        self._folder, self._held = make_folder()
         self._warm = Warm(self._setup, self._folder)
         return self
 
@@ -82,6 +86,7 @@ class Sandbox:
         self._running.clear()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+            os.close(self._held)
 
     def run(self, entry: str, payload: dict[str, Any], *, limits: Limits | None = None) -> dict[str, Any]:
         """Run `module:function` on the payload in a fork of its own.

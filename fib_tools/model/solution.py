@@ -11,7 +11,10 @@ from pydantic import Field, model_validator
 from fib_tools.model.base import Model, NonEmpty
 from fib_tools.model.canonical import content_hash
 
-__all__ = ["Binding", "BuildSpec", "Language", "Solution", "SourceFile"]
+__all__ = ["BASELINE", "Binding", "BuildSpec", "Language", "Solution", "SourceFile"]
+
+BASELINE = "baseline"
+"""The author of the kernels that people run: they may call the libraries whose kernels are measured."""
 
 
 class Language(str, Enum):

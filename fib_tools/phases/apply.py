@@ -163,6 +163,7 @@ def apply_solutions(
         )
         for definition in chosen
     ]
+    _check_choice(target, candidates, device, is_dry=dry_run)
     candidates = _route(candidates)
     on_gpu = has_gpu()
     _check_means(context, candidates, check=check and not dry_run, on_gpu=on_gpu)
@@ -171,6 +172,17 @@ def apply_solutions(
     entries = tuple(_report(candidate, dry_run=dry_run) for candidate in candidates)
     checked = next((each.checked.device for each in candidates if each.checked), "")
     return ApplyResult(dataset=str(dataset.root), hardware=device, folder=str(target), checked=checked, entries=entries)
+
+
+def _check_choice(target: Path, candidates: Sequence[_Candidate], device: str, *, is_dry: bool) -> None:
+    """Keep a folder that works rather than empty it.
+
+    Raises:
+        RequestError: nothing qualifies, and the folder has what did before.
+    """
+    if not is_dry and (target / _MARK).is_file() and not any(each.choice.solution for each in candidates):
+        what = f"no Solution qualifies on {device}; the folder stays as it is"
+        raise RequestError(what, where=str(target), todo="check --hardware and --least-ratio, or remove the folder")
 
 
 def _check_target(target: Path) -> None:

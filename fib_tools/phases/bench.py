@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import difflib
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from fib_tools.dataset.store import Dataset
-from fib_tools.errors import RequestError
+from fib_tools.errors import FormatError, RequestError
 from fib_tools.evaluate.calibration.calibration import find_calibration, find_tolerances
 from fib_tools.evaluate.engines.engine import Engine, Outcome
 from fib_tools.evaluate.engines.engine_local import LocalEngine
 from fib_tools.evaluate.engines.engine_ray import Cluster, RayEngine
-from fib_tools.evaluate.engines.items import BlobHasher, Bound, Bundle, Limits, Options, Plan, plan_items
+from fib_tools.evaluate.engines.items import (
+    BlobHasher,
+    Bound,
+    Bundle,
+    Limits,
+    Options,
+    Plan,
+    SolutionRef,
+    list_refs,
+    plan_items,
+)
 from fib_tools.evaluate.engines.journal import Journal, find_reusable
 from fib_tools.evaluate.engines.traces import write_results
 from fib_tools.gate.recognise import find_kernel
@@ -22,7 +33,7 @@ from fib_tools.host.cpu import read_cpu_name
 from fib_tools.host.env import read_gpu_settings
 from fib_tools.host.gpu_lock import Waiting
 from fib_tools.host.gpus import discover_gpus
-from fib_tools.host.locks import hold
+from fib_tools.host.locks import hold_dataset
 from fib_tools.model.definition import Definition
 from fib_tools.model.evidence import Evidence, Timer
 from fib_tools.model.solution import Solution
@@ -107,10 +118,13 @@ class BenchResult(Result):
         said = (
             f"{passed} of {len(self.evaluations)} evaluations passed on {self.hardware}{label} in {self.seconds:.1f} s"
         )
-        kept = (f"{self.reused} more were not run: the dataset has their evidence (--fresh runs them)",) * bool(
+        kept = (f"{self.reused} of them were not run: the dataset has their evidence (--fresh runs them)",) * bool(
             self.reused
         )
         unfit = (f"{len(self.unfit)} Solutions are for other GPUs (spec.target_hardware)",) * bool(self.unfit)
+        if not self.run:
+            said = f"{self.planned} evaluations would be made on {self.hardware}{label}; the dataset has evidence on {self.reused} more"
+            return Summary(lines=(said, *unfit))
         return Summary(tables=tables, lines=(*more, *wrong, *self.failures, *self.conflicts, said, *kept, *unfit))
 
 
@@ -176,11 +190,13 @@ def benchmark_kernels(
     plan_for = _Planner(dataset, bundles, options)
     if dry_run:
         plan = plan_for(*find_hardware(device))
+        known = 0 if fresh else sum(1 for _ in find_reusable(dataset, plan))
         return BenchResult(
             dataset=str(dataset.root),
             device=device,
             hardware=plan.hardware,
-            planned=plan.evaluations,
+            planned=plan.evaluations - known,
+            reused=known,
             unfit=tuple(plan_for.unfit),
         )
     if engine == "ray":
@@ -188,6 +204,8 @@ def benchmark_kernels(
     else:
         made = LocalEngine(load, gpus=0 if device == "cpu" else gpus or 1, report=_tell_waiting(context))
     context.workspace.create()
+    with hold_dataset(dataset.root, purpose="looking whether Traces can be written"):
+        pass  # who cannot write is told before anything is measured
     with made as running:
         plan = plan_for(running.hardware, running.capability)
         runs = context.workspace.root / _RUNS
@@ -196,8 +214,9 @@ def benchmark_kernels(
             try:
                 _run(context, running, journal, reusable)
             finally:
-                files = _write(context, dataset, bundles, [*reusable.values(), *journal.results()])
-            result = _to_result(dataset, journal, reusable, files, started)
+                found = _name_all(bundles, [*reusable.values(), *journal.results()])
+                files = _write(dataset, bundles, found)
+            result = _to_result(dataset, journal, reusable, bundles, files, started)
             return result.model_copy(update={"unfit": tuple(plan_for.unfit)})
 
 
@@ -230,7 +249,7 @@ class _Choice:
         is_named = self._solutions is None or solution.name in self._solutions
         return is_named and (self._authors is None or solution.author in self._authors)
 
-    def check(self, names: Iterable[str], found: Iterable[Solution]) -> None:
+    def check(self, names: Collection[str], found: Collection[Solution]) -> None:
         """Refuse names that choose nothing.
 
         Raises:
@@ -240,7 +259,13 @@ class _Choice:
         missing += sorted(set(self._solutions or ()) - {solution.name for solution in found})
         missing += sorted(set(self._authors or ()) - {solution.author for solution in found})
         if missing:
-            raise RequestError(f"nothing in the dataset has the name {missing[0]!r}", todo="check it with fib status")
+            what = f"no Definition, chosen Solution or author has the name {missing[0]!r}"
+            near = difflib.get_close_matches(
+                missing[0], {*names, *(each.name for each in found), *(each.author for each in found)}
+            )
+            raise RequestError(
+                what, todo=f"did you mean {near[0]}?" if near else "see the folders definitions and solutions"
+            )
 
 
 def _bundle(context: Context, dataset: Dataset, choice: _Choice) -> list[Bundle]:
@@ -250,7 +275,7 @@ def _bundle(context: Context, dataset: Dataset, choice: _Choice) -> list[Bundle]
         RequestError: nothing is.
     """
     check_op_types(choice.op_types)
-    loaded, _ = dataset.load_definitions()
+    loaded, broken = dataset.load_definitions()
     bundles: list[Bundle] = []
     seen: list[Solution] = []
     chosen = [definition for _, definition in sorted(loaded.items()) if choice.takes(definition)]
@@ -262,9 +287,11 @@ def _bundle(context: Context, dataset: Dataset, choice: _Choice) -> list[Bundle]
         workloads = dataset.load_workloads(definition.op_type, definition.name)[: choice.workloads]
         if kept and workloads:
             bundles.append(make_bundle(context, definition, workloads, kept))
+    if broken and not set(choice.definitions or ()) <= loaded.keys():
+        raise broken[0]
     choice.check(loaded, seen)
     if not bundles:
-        todo = "add Solutions (fib baselines write) and Workloads (fib collect), or choose others"
+        todo = "add Solutions (fib baselines write) and Workloads (workloads/<op_type>/<definition>.jsonl), or choose others"
         raise RequestError(
             "no Definition chosen has both a Solution and a Workload", where=str(dataset.root), todo=todo
         )
@@ -274,7 +301,12 @@ def _bundle(context: Context, dataset: Dataset, choice: _Choice) -> list[Bundle]
 def make_bundle(
     context: Context, definition: Definition, workloads: Sequence[Workload], solutions: Sequence[Solution]
 ) -> Bundle:
-    """Put a Definition together with its bounds, calibrated if they are."""
+    """Put a Definition together with its bounds, calibrated if they are.
+
+    Raises:
+        FormatError: a Workload is not one of this Definition, or two have the same uuid.
+    """
+    _check_workloads(definition, workloads)
     calibration = find_calibration(context.workspace.root, definition)
     tolerances = find_tolerances(definition, find_kernel(definition), calibration)
     return Bundle(
@@ -284,6 +316,23 @@ def make_bundle(
         solutions=tuple(solutions),
         trusted=tuple(made.hash for made, _ in make_baselines(definition)),
     )
+
+
+def _check_workloads(definition: Definition, workloads: Sequence[Workload]) -> None:
+    todo = "fib validate tells all that is wrong with them"
+    seen: set[str] = set()
+    for workload in workloads:
+        where = f"Workload {workload.uuid} of {definition.name}"
+        if workload.uuid in seen:
+            raise FormatError("another Workload has the same uuid", where=where, todo=todo)
+        seen.add(workload.uuid)
+        for what, have, want in (
+            ("axes", set(workload.axes), set(definition.var_axes)),
+            ("inputs", set(workload.inputs), set(definition.inputs)),
+        ):
+            if have != want:
+                said = f"its {what} are {', '.join(sorted(have)) or 'none'}; the Definition has {', '.join(sorted(want)) or 'none'}"
+                raise FormatError(said, where=where, todo=todo)
 
 
 class _Planner:
@@ -335,22 +384,40 @@ def _describe(outcome: Outcome) -> str:
     return f"{outcome.solution.name} on {outcome.item.definition}: {said}"
 
 
-def _write(context: Context, dataset: Dataset, bundles: list[Bundle], results: Iterable[Evidence]) -> tuple[str, ...]:
+def _write(dataset: Dataset, bundles: list[Bundle], results: Iterable[Evidence]) -> tuple[str, ...]:
     """Write Traces and evidence of what is finished, also when the run ends early, or a merge was killed before."""
     workloads: dict[tuple[str, str], Workload] = {
         (bundle.definition.name, workload.uuid): workload for bundle in bundles for workload in bundle.workloads
     }
-    with hold(context.workspace.root / "dataset.lock", purpose="writing Traces"):
+    with hold_dataset(dataset.root, purpose="writing Traces"):
         return write_results(dataset, results, lambda name, uuid: workloads[name, uuid]).files
 
 
-def _to_result(
-    dataset: Dataset, journal: Journal, reusable: dict[str, Evidence], files: tuple[str, ...], started: datetime
+def _name_all(bundles: Iterable[Bundle], results: Iterable[Evidence]) -> Iterator[Evidence]:
+    """Give evidence to every Solution that it is about: they may be renamed, or say the same under two names."""
+    names: dict[tuple[str, str], list[SolutionRef]] = {}
+    for bundle in bundles:
+        for ref in list_refs(bundle.solutions):
+            names.setdefault((bundle.definition.name, ref.hash), []).append(ref)
+    for evidence in results:
+        subject = evidence.subject
+        for ref in names.get((subject.definition, subject.solution_hash), ()):
+            own = subject.model_copy(update={"solution": ref.name, "author": ref.author})
+            yield evidence.model_copy(update={"subject": own})
+
+
+def _to_result(  # what a run is made of
+    dataset: Dataset,
+    journal: Journal,
+    reusable: dict[str, Evidence],
+    bundles: Sequence[Bundle],
+    files: tuple[str, ...],
+    started: datetime,
 ) -> BenchResult:
     results = {evidence.key: evidence for evidence in journal.results()}
     reused = [key for key in journal.plan.keys if key in reusable and key not in results]
     results |= {key: reusable[key] for key in reused}
-    ordered = [results[key] for key in journal.plan.keys if key in results]
+    ordered = list(_name_all(bundles, (results[key] for key in journal.plan.keys if key in results)))
     return BenchResult(
         run=str(journal.folder),
         dataset=str(dataset.root),

@@ -12,7 +12,7 @@ from fib_tools.draft.target import Target
 from fib_tools.errors import RequestError
 from fib_tools.evaluate.engines.items import Bundle, Options
 from fib_tools.evaluate.engines.traces import write_results
-from fib_tools.host.locks import hold
+from fib_tools.host.locks import hold_dataset
 from fib_tools.model.solution import Language
 from fib_tools.phases.baselines import make_baselines
 from fib_tools.phases.bench import find_hardware, limit_time, make_bundle
@@ -74,11 +74,11 @@ def measure_target(bench: Bench, language: Language, *, only_known: bool = False
     )
 
 
-def keep_solution(context: Context, bench: Bench, folder: RunFolder, attempt: Attempt) -> tuple[str, ...]:
+def keep_solution(bench: Bench, folder: RunFolder, attempt: Attempt) -> tuple[str, ...]:
     """Put an attempt's Solution and its Traces into the dataset; give the files of Traces that are new or changed."""
     if attempt.solution is None:
         return ()
     workloads = {workload.uuid: workload for workload in bench.bundle.workloads}
-    with hold(context.workspace.root / "dataset.lock", purpose="writing Traces"):
+    with hold_dataset(bench.dataset.root, purpose="writing Traces"):
         bench.dataset.write_solution(bench.bundle.definition.op_type, attempt.solution)
         return write_results(bench.dataset, folder.find_evidence(attempt), lambda _, uuid: workloads[uuid]).files

@@ -207,7 +207,7 @@ def submit_solution(
         is_best = (
             best is not None and best.number == attempt.number and (before is None or best.number != before.number)
         )
-        files = keep_solution(context, bench, folder, attempt) if is_best else ()
+        files = keep_solution(bench, folder, attempt) if is_best else ()
     return DraftResult(
         definition=definition,
         attempt=attempt.number,

@@ -131,7 +131,7 @@ def optimize_kernel(
         )
         search = Search(_make_strategy(folder.plan), drafter=drafter, judging=judging)
         ending = search.run(Limits(evaluations=max_evals, usd=max_usd))
-        return _conclude(context, bench, folder, ending)
+        return _conclude(bench, folder, ending)
 
 
 def _choose_model(provider: str, model: str | None, *, is_batch: bool) -> str:
@@ -197,10 +197,10 @@ def _check_hardware(plan: SearchPlan, device: str) -> None:
         raise RequestError(f"the run {plan.run} is on {plan.target.hardware}, this is {hardware}", todo=todo)
 
 
-def _conclude(context: Context, bench: Bench, folder: RunFolder, ending: Ending) -> OptimizeResult:
+def _conclude(bench: Bench, folder: RunFolder, ending: Ending) -> OptimizeResult:
     """Keep the best Solution and its Traces in the dataset, and write the card."""
     plan, best = folder.plan, find_best(folder.attempts)
-    files = keep_solution(context, bench, folder, best) if best else ()
+    files = keep_solution(bench, folder, best) if best else ()
     card = write_card(plan, folder.attempts, ending=ending.value, usd=folder.ledger.usd)
     tokens = folder.ledger.tokens
     solution = best.solution if best else None

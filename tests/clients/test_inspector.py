@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from bench_dataset import Case, write_cases
+from bench_run import write_dataset
 from fib_tools.operation import Effect
 from fib_tools.phases.context import Context, Workspace
 from fib_tools.skills import list_skills
@@ -20,7 +22,12 @@ Inspect = Callable[..., "subprocess.CompletedProcess[str]"]
 
 TOOL_REPORTED_AN_ERROR = 5
 """Exit status of the inspector when the answer has isError."""
-NEEDED: dict[str, dict[str, Any]] = {"fib_get_manual_brief": {"model": "kimi-k2", "wait_seconds": 50}}
+DRAFT = {"definition": "rmsnorm_h64", "device": "cpu", "language": "python"}
+NEEDED: dict[str, dict[str, Any]] = {
+    "fib_get_manual_brief": {"model": "kimi-k2", "wait_seconds": 50},
+    "fib_get_kernel_brief": DRAFT,
+    "fib_get_evaluation": DRAFT,
+}
 """Arguments of read-only tools that cannot do without."""
 
 
@@ -61,7 +68,12 @@ def test_every_schema_is_portable(inspect: Inspect, toolbox: Toolbox) -> None:
         assert offered[tool.name]["outputSchema"] == tool.output_schema
 
 
-def test_every_read_only_tool_answers_as_its_schema_says(inspect: Inspect, toolbox: Toolbox) -> None:
+def test_every_read_only_tool_answers_as_its_schema_says(inspect: Inspect, toolbox: Toolbox, workspace: Path) -> None:
+    dataset = write_dataset(workspace / "flashinfer-trace", {}, sizes=(3,))
+    case = Case(
+        definition=DRAFT["definition"], op_type="rmsnorm", author="someone", solution="s", axes={"batch_size": 3}
+    )
+    write_cases(dataset.root, [case])
     read_only = [tool.name for tool in toolbox.tools if tool.effect is Effect.READ]
     assert read_only
     for name in read_only:

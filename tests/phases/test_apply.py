@@ -225,6 +225,14 @@ def test_a_second_run_replaces_the_whole_folder(shelf: Shelf, norm: Definition) 
     assert [path.stem for path in folder.glob("solutions/**/*.json")] == ["faster"]
 
 
+def test_a_folder_that_works_is_not_emptied(shelf: Shelf, norm: Definition) -> None:
+    shelf.add(norm, _solution(norm, "fast"), (0.005, 0.010))
+    folder = Path(shelf.apply(check=False).folder)
+    with pytest.raises(RequestError, match="no Solution qualifies on NVIDIA B200; the folder stays as it is"):
+        shelf.apply(check=False, hardware="NVIDIA B200")
+    assert [path.stem for path in folder.glob("solutions/**/*.json")] == ["fast"]
+
+
 @pytest.mark.parametrize(
     ("name", "times", "options", "word"),
     [

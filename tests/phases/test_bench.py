@@ -9,7 +9,9 @@ import pytest
 from bench_run import DESTINATION, HALF_ROW, HONEST, REMEMBERS, norm, workload, write_dataset
 from fib_tools.cli.app import main
 from fib_tools.dataset.store import Dataset
-from fib_tools.errors import RequestError
+from fib_tools.errors import FormatError, RequestError
+from fib_tools.evaluate.engines.items import hash_solution
+from fib_tools.phases.baselines import make_baselines
 from fib_tools.phases.bench import BenchResult, benchmark_kernels
 from fib_tools.phases.context import Context, Workspace
 
@@ -177,3 +179,61 @@ def test_a_solution_whose_first_call_fails_is_no_solution(tmp_path: Path) -> Non
     (row,) = benchmark_kernels(context(tmp_path), device="cpu", time_limit=30).evaluations
     assert row.status == "RUNTIME_ERROR"
     assert "ValueError: too early" in row.detail
+
+
+def test_a_workload_that_is_not_the_definitions_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "dataset", {"honest": HONEST})
+    path = tmp_path / "dataset" / "workloads" / "rmsnorm" / f"{norm().name}.jsonl"
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines[1]["workload"]["uuid"] = lines[0]["workload"]["uuid"]
+    path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    with pytest.raises(FormatError, match="another Workload has the same uuid"):
+        benchmark_kernels(context(tmp_path), device="cpu")
+    lines[1]["workload"] = {**lines[1]["workload"], "uuid": "other", "axes": {}}
+    path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    with pytest.raises(FormatError, match="its axes are none; the Definition has batch_size"):
+        benchmark_kernels(context(tmp_path), device="cpu")
+    assert dataset.root.is_dir()
+
+
+def test_solutions_that_run_the_same_are_measured_once_and_named_all(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "dataset", {"one": HONEST, "two": HONEST}, sizes=(3,))
+    result = benchmark_kernels(context(tmp_path), device="cpu", time_limit=30)
+    assert result.planned == 1
+    assert [(row.solution, row.status) for row in result.evaluations] == [("one", "PASSED"), ("two", "PASSED")]
+    assert len({row.milliseconds for row in result.evaluations}) == 1
+    lines = dataset.read_lines("traces/someone/rmsnorm/rmsnorm_h64.jsonl")
+    assert [json.loads(line)["solution"] for line in lines] == ["one", "two"]
+    for path in (tmp_path / "dataset").glob("solutions/**/two.json"):
+        path.write_text(path.read_text(encoding="utf-8").replace('"two"', '"three"'), encoding="utf-8")
+        path.rename(path.with_name("three.json"))
+    again = benchmark_kernels(context(tmp_path), device="cpu", time_limit=30)
+    assert again.reused == 1
+    assert [row.solution for row in again.evaluations] == ["one", "three"]
+
+
+def test_a_copy_of_a_baseline_is_another_solution() -> None:
+    (made, _), *_ = make_baselines(norm())
+    copy = made.model_copy(update={"author": "someone"})
+    assert copy.hash == made.hash
+    assert hash_solution(copy) != hash_solution(made)
+
+
+def test_a_dry_run_says_how_many_evaluations_there_are(root: Path, result: BenchResult) -> None:
+    assert result.run
+    known = benchmark_kernels(context(root), device="cpu", time_limit=30, dry_run=True)
+    assert known.planned == 0
+    fresh = benchmark_kernels(context(root), device="cpu", fresh=True, dry_run=True)
+    assert fresh.summary().lines[0].startswith("12 evaluations would be made on ")
+
+
+def test_a_function_that_cannot_be_called_as_its_style_says_is_told_of_the_field(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "dataset", {"honest": HONEST}, sizes=(3,))
+    for path in (tmp_path / "dataset").glob("solutions/**/honest.json"):
+        text = path.read_text(encoding="utf-8")
+        path.write_text(
+            text.replace('"destination_passing_style": false', '"destination_passing_style": true'), encoding="utf-8"
+        )
+    (row,) = benchmark_kernels(context(tmp_path), device="cpu", time_limit=30).evaluations
+    assert row.status == "COMPILE_ERROR"
+    assert "is called with (hidden_states, weight, output): spec.destination_passing_style is true" in row.detail

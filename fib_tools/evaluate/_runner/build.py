@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -39,8 +40,8 @@ def build_reference(source: str, name: str, folder: Path) -> Built:
     return Built(run=module.run)
 
 
-def build_solution(solution: Solution, folder: Path) -> Built:
-    """Write a Solution's sources into a folder and build what its entry point names.
+def build_solution(solution: Solution, folder: Path, arguments: Sequence[str]) -> Built:
+    """Write a Solution's sources into a folder and build what its entry point names; `arguments` are those of a call.
 
     Raises:
         MissingDependencyError: its compiler is not installed.
@@ -58,8 +59,31 @@ def build_solution(solution: Solution, folder: Path) -> Built:
     run = getattr(module, symbol, None)
     if not callable(run):
         raise RequestError(f"{file} has no function {symbol!r}", todo="name the function in spec.entry_point")
+    _check_arity(run, solution, arguments)
     setup = getattr(module, "setup", None)
     return Built(run=run, setup=setup if callable(setup) else None)
+
+
+def _check_arity(run: Callable[..., Any], solution: Solution, arguments: Sequence[str]) -> None:
+    """Refuse a function that cannot be called as its style says; one that does not tell its parameters is tried.
+
+    Raises:
+        RequestError: naming the field that says how it is called.
+    """
+    try:
+        signature = inspect.signature(run)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        writes = solution.spec.destination_passing_style
+        style = "outputs are the last arguments" if writes else "outputs are returned"
+        raise RequestError(
+            f"{solution.spec.entry_point} is {signature}, and is called with ({', '.join(arguments)}):"
+            f" spec.destination_passing_style is {str(writes).lower()}, so {style}",
+            todo="change the one or the other",
+        ) from None
 
 
 def _check_symbols(output: Path) -> None:

@@ -109,7 +109,8 @@ class _Runner:
         if self._solution is None:
             built = build_reference(self._definition.reference, self._definition.name, folder)
         else:
-            built = build_solution(self._solution, folder)
+            outputs = self._definition.outputs if self._solution.spec.destination_passing_style else ()
+            built = build_solution(self._solution, folder, [*self._definition.inputs, *outputs])
         passes = self._solution is not None and self._solution.spec.destination_passing_style
         self._caller = Caller(self._definition, built, destination_passing=passes, device=self._device)
         self._looper = Looper(self._caller, self._gpu)

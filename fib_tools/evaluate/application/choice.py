@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from fib_tools.evaluate.engines.items import hash_solution
 from fib_tools.evaluate.report.report_reading import OWN_TOOL
 from fib_tools.evaluate.report.report_schema import BASELINE, Measurement
 from fib_tools.model.evidence import Evidence
@@ -101,7 +102,7 @@ def _find_passed(
 
 def _is_of(solution: Solution, measurement: Measurement, evidence: Mapping[str, Evidence]) -> bool:
     seen = evidence.get(measurement.evidence or "")
-    return seen is None or seen.subject.solution_hash == solution.hash
+    return seen is None or seen.subject.solution_hash == hash_solution(solution)
 
 
 def _find_fastest(measurements: Sequence[Measurement], workloads: Sequence[str]) -> _Times:

@@ -21,7 +21,7 @@ from fib_tools.model.base import Model, NonEmpty, to_document
 from fib_tools.model.canonical import content_hash
 from fib_tools.model.definition import Definition
 from fib_tools.model.evidence import EVALUATOR_VERSION, Subject, Timer, evidence_key
-from fib_tools.model.solution import Solution
+from fib_tools.model.solution import BASELINE, Solution
 from fib_tools.model.workload import SafetensorsInput, Workload, workload_content
 from fib_tools.op_types.tolerance import Tolerance
 
@@ -37,7 +37,9 @@ __all__ = [
     "Task",
     "find_task",
     "hash_definition",
+    "hash_solution",
     "hash_workload",
+    "list_refs",
     "plan_items",
 ]
 
@@ -204,7 +206,7 @@ class Task(Model):
 
 def find_task(item: Item, bundle: Bundle) -> Task:
     """Put an item and its documents together."""
-    solutions = {solution.hash: solution for solution in bundle.solutions}
+    solutions = {hash_solution(solution): solution for solution in reversed(bundle.solutions)}
     workload = next(workload for workload in bundle.workloads if workload.uuid == item.workload)
     chosen = tuple(solutions[ref.hash] for ref in item.solutions)
     return Task(
@@ -217,11 +219,24 @@ def find_task(item: Item, bundle: Bundle) -> Task:
     )
 
 
+def hash_solution(solution: Solution) -> str:
+    """Hash what runs, and whether it is a baseline, for which other rules hold; names do not count."""
+    return content_hash([BASELINE, solution.hash]) if solution.author == BASELINE else solution.hash
+
+
+def list_refs(solutions: Iterable[Solution]) -> tuple[SolutionRef, ...]:
+    """Name Solutions as plans do."""
+    return tuple(SolutionRef(name=each.name, author=each.author, hash=hash_solution(each)) for each in solutions)
+
+
 def plan_items(bundles: Iterable[Bundle], *, hash_blob: Callable[[str], str]) -> tuple[Item, ...]:
-    """List the work of some Definitions: for each heat of Solutions an item for each Workload."""
+    """List the work of some Definitions: for each heat of Solutions an item for each Workload.
+
+    Of Solutions that run the same the first is evaluated, for all of them.
+    """
     items: list[Item] = []
     for bundle in bundles:
-        refs = tuple(SolutionRef(name=each.name, author=each.author, hash=each.hash) for each in bundle.solutions)
+        refs = tuple({ref.hash: ref for ref in reversed(list_refs(bundle.solutions))}.values())[::-1]
         digest = content_hash([hash_definition(bundle.definition), bundle.bounds])
         digests = {workload.uuid: hash_workload(workload, hash_blob) for workload in bundle.workloads}
         items += [

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fib_tools.errors import FormatError
-from fib_tools.evaluate.engines.items import Limits, Options, Task
+from fib_tools.evaluate.engines.items import Limits, Options, Task, hash_solution
 from fib_tools.evaluate.judge.arena import Arena
 from fib_tools.evaluate.judge.refusal import Refusal, RefusedError
 from fib_tools.evaluate.judge.runner import Runner
@@ -16,7 +16,7 @@ from fib_tools.evaluate.judge.scene import describe_first_call
 from fib_tools.evaluate.rules.source_rules import check_sources
 from fib_tools.host.cpu import read_memory_bytes
 from fib_tools.host.sandbox import Sandbox
-from fib_tools.model.solution import Solution
+from fib_tools.model.solution import BASELINE, Solution
 from fib_tools.model.trace import EvaluationStatus
 
 __all__ = ["Contest", "Entrant", "RunnerMaker"]
@@ -47,7 +47,7 @@ class RunnerMaker:
             memory_bytes=min(_MEMORY_BYTES, int(read_memory_bytes() * _MEMORY_SHARE)),
             lifetime=_LIFETIME_SECONDS,
             first_call=describe_first_call(task.workload) if solution else None,
-            is_trusted=solution is not None and solution.hash in task.trusted,
+            is_trusted=solution is not None and solution.author == BASELINE and solution.hash in task.trusted,
         )
         runner.begin_build(self.options.timer.value)
         return runner
@@ -73,7 +73,7 @@ class Contest:
         self._maker = maker
         self._task = task
         self.reference = maker.make(task, None)
-        self.entrants = {solution.hash: self._enter(solution) for solution in task.solutions}
+        self.entrants = {hash_solution(solution): self._enter(solution) for solution in task.solutions}
 
     @property
     def limits(self) -> Limits:
@@ -101,9 +101,10 @@ class Contest:
 
     def admit(self, solution: Solution) -> Entrant:
         """Give the entrant of a Solution, entered now if it was not before."""
-        if solution.hash not in self.entrants:
-            self.entrants[solution.hash] = self._enter(solution)
-        return self.entrants[solution.hash]
+        key = hash_solution(solution)
+        if key not in self.entrants:
+            self.entrants[key] = self._enter(solution)
+        return self.entrants[key]
 
     def advance(self) -> None:
         """Have every runner go on that has built; wait for none."""

@@ -25,6 +25,7 @@ from fib_tools.evaluate.judge.runner import Runner
 from fib_tools.evaluate.judge.scene import Batch, Scene, derive_seed, stage
 from fib_tools.evaluate.judge.stopwatch import time_loops
 from fib_tools.evaluate.judge.trial import Trial
+from fib_tools.model.solution import BASELINE
 from fib_tools.model.trace import EvaluationStatus
 from fib_tools.op_types.distribution import Distribution
 from fib_tools.op_types.input_request import torch_dtype
@@ -249,9 +250,16 @@ class _Hearing:
             self._open(runner, batch)
             seconds = self._seconds if number else _FIRST_CALL * self._seconds
             runner.ask(batch.message("call", checks_inputs=number == 0), seconds)
-            rule = None if number == 0 else "wrong-distribution"
-            self._compare(trial, batch, self._want, self._got, poison=poison, rule=rule)
-            trial.distributions.append(str(batch.staging.message["distribution"]))
+            name = str(batch.staging.message["distribution"])
+            try:
+                rule = None if number == 0 else "wrong-distribution"
+                self._compare(trial, batch, self._want, self._got, poison=poison, rule=rule)
+            except RefusedError as error:
+                if number == 0:
+                    raise
+                refusal = error.refusal
+                raise RefusedError(refusal.status, f"on {name} inputs: {refusal.detail}", rule=refusal.rule) from error
+            trial.distributions.append(name)
         if self._draws is not None:
             self._draws.judge(self._contest.reference, runner, self._want, self._got)
         self._check_held_out(trial, runner)
@@ -396,7 +404,7 @@ class _Hearing:
 
     def _check_kernels(self, trial: Trial) -> None:
         """Find a library's kernels by their names, however they were called."""
-        if trial.entrant.solution.author == "baseline":
+        if trial.entrant.solution.author == BASELINE:
             return
         for name in trial.kernels:
             library = next((each for each in _LIBRARY_KERNELS if each in name), None)

@@ -7,7 +7,13 @@ from fib_tools.evaluate.engines.schedule import Schedule
 
 
 def schedule(root: Path, sizes: dict[str, int], workloads: int) -> Schedule:
-    return Schedule(World.make(root, {name: ["x"] * count for name, count in sizes.items()}, workloads=workloads).items)
+    return Schedule(
+        World.make(
+            root,
+            {name: [f"x{number}" for number in range(count)] for name, count in sizes.items()},
+            workloads=workloads,
+        ).items
+    )
 
 
 def taken(work: Schedule, worker: str) -> str | None:
