@@ -163,6 +163,12 @@ def benchmark_kernels(
             ge=1, le=3600, description="Seconds for a Solution's calls on one Workload; four times that for the first."
         ),
     ] = 120,
+    build_limit: Annotated[
+        float,
+        Field(
+            ge=1, le=7200, description="Seconds for building a Solution; what hangs at import holds others up so long."
+        ),
+    ] = 600,
     resume: Annotated[bool, Field(description="Go on with the last run of the same plan, killed or ended.")] = False,
     fresh: Annotated[bool, Field(description="Measure also what the dataset already has evidence on.")] = False,
     dry_run: Annotated[bool, Field(description="Say what would be evaluated, and do nothing.")] = False,
@@ -185,7 +191,7 @@ def benchmark_kernels(
         device=device,
         timer=Timer(timer),
         seed=seed,
-        limits=limit_time(time_limit, together=max(len(bundle.solutions) for bundle in bundles)),
+        limits=limit_time(time_limit, build_limit, together=max(len(bundle.solutions) for bundle in bundles)),
     )
     plan_for = _Planner(dataset, bundles, options)
     if dry_run:
@@ -220,9 +226,9 @@ def benchmark_kernels(
             return result.model_copy(update={"unfit": tuple(plan_for.unfit)})
 
 
-def limit_time(time_limit: float, *, together: int) -> Limits:
+def limit_time(time_limit: float, build_limit: float = 600, *, together: int) -> Limits:
     """Give a worker, which tells of a Workload's Solutions together, as long as all of them may take."""
-    limits = Limits(evaluation_seconds=time_limit)
+    limits = Limits(evaluation_seconds=time_limit, build_seconds=build_limit)
     silence = together * (limits.build_seconds + _MESSAGES * time_limit)
     return limits.model_copy(update={"silence_seconds": max(limits.silence_seconds, silence)})
 
