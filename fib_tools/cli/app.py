@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from cyclopts import App, CycloptsError
-from rich.console import Console
 
 from fib_tools import __version__
 from fib_tools.cli.agent import AGENT
 from fib_tools.cli.gpu_lock import gpu_lock
 from fib_tools.cli.mcp import MCP
-from fib_tools.cli.output import print_result, report_error
+from fib_tools.cli.output import ErrorOutput, print_result, report_error
 from fib_tools.cli.parameters import SHARED, make_parameter
 from fib_tools.errors import FibError, RequestError
 from fib_tools.host.env import read_settings
@@ -35,7 +34,7 @@ __all__ = ["build_app", "main"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    console = Console(stderr=True)
+    console = ErrorOutput()
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         status = build_app()(given, exit_on_error=False, print_error=False)
@@ -109,7 +108,7 @@ def _command(operation: Operation) -> Callable[..., int]:
 
 def _run(operation: Operation, options: dict[str, Any], shared: dict[str, Any]) -> int:
     settings = read_settings()
-    errors = Console(stderr=True, no_color=settings.no_color or None)
+    errors = ErrorOutput(no_color=settings.no_color or None)
     root = shared["workspace"] or settings.workspace or Path("tmp")
     try:
         with show_progress(errors, quiet=bool(shared["quiet"])) as progress:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from typing import TextIO
 
 from rich.console import Console
 
@@ -16,7 +17,7 @@ from fib_tools.model.summary import Result
 from fib_tools.render import print_error, print_summary
 from fib_tools.tools.job import Failure
 
-__all__ = ["print_result", "report_error"]
+__all__ = ["ErrorOutput", "print_result", "report_error"]
 
 _PIPED_WIDTH = 180
 """Columns of a table that does not go to a terminal: nothing is folded that a search could look for."""
@@ -29,7 +30,7 @@ def print_result(result: Result, errors: Console, *, as_json: bool) -> int:
     except OSError as error:
         refused = StorageError(f"the result cannot be written: {error.strerror}", todo="free some space, or use a pipe")
         report_error(refused, errors, as_json=False)
-        _drop_stdout()
+        _drop(sys.stdout)
         return 2
     return 1 if result.has_errors else 0
 
@@ -51,12 +52,23 @@ def report_error(error: FibError, console: Console, *, as_json: bool) -> None:
         print_error(FibError(redact(error.what), **parts), console)
 
 
+class ErrorOutput(Console):
+    """Stderr; whoever reads it may go, which ends nothing."""
+
+    def __init__(self, *, no_color: bool | None = None) -> None:
+        super().__init__(stderr=True, no_color=no_color)
+
+    def on_broken_pipe(self) -> None:
+        """Go on without a word."""
+        _drop(sys.stderr)
+
+
 class _Output(Console):
     """Stdout as a terminal or a pipe."""
 
     def on_broken_pipe(self) -> None:
         """Stop without a word: a reader such as `head` has what it wanted."""
-        _drop_stdout()
+        _drop(sys.stdout)
 
 
 def _write(text: str) -> None:
@@ -64,11 +76,11 @@ def _write(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
-        _drop_stdout()
+        _drop(sys.stdout)
 
 
-def _drop_stdout() -> None:
+def _drop(stream: TextIO) -> None:
     """Let what is still buffered go nowhere, so that its flush at the interpreter's end does not fail again."""
     descriptor = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(descriptor, sys.stdout.fileno())
+    os.dup2(descriptor, stream.fileno())
     os.close(descriptor)

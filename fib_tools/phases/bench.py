@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fib_tools.dataset.store import Dataset
-from fib_tools.errors import FormatError, RequestError
+from fib_tools.errors import FibError, FormatError, RequestError
 from fib_tools.evaluate.calibration.calibration import find_calibration, find_tolerances
 from fib_tools.evaluate.engines.engine import Engine, Outcome
 from fib_tools.evaluate.engines.engine_local import LocalEngine
@@ -185,7 +185,7 @@ def benchmark_kernels(
     """
     dataset = Dataset.open(context.dataset.root)
     started = datetime.now().astimezone()
-    bundles = _bundle(context, dataset, _Choice(definitions, op_types, solutions, authors, workloads))
+    bundles, unread = _bundle(context, dataset, _Choice(definitions, op_types, solutions, authors, workloads))
     load = {bundle.definition.name: bundle for bundle in bundles}.__getitem__
     options = Options(
         device=device,
@@ -216,6 +216,8 @@ def benchmark_kernels(
         plan = plan_for(running.hardware, running.capability)
         runs = context.workspace.root / _RUNS
         with Journal.prepare(runs, plan, resume=resume, now=started) as journal:
+            if resume and not journal.goes_on:
+                context.progress("no run of this very plan is there to go on with: a new one begins", 0, 0)
             reusable = {} if fresh else {evidence.key: evidence for evidence in find_reusable(dataset, plan)}
             try:
                 _run(context, running, journal, reusable)
@@ -223,7 +225,8 @@ def benchmark_kernels(
                 found = _name_all(bundles, [*reusable.values(), *journal.results()])
                 files = _write(dataset, bundles, found)
             result = _to_result(dataset, journal, reusable, bundles, files, started)
-            return result.model_copy(update={"unfit": tuple(plan_for.unfit)})
+            failures = (*(f"not read: {error}" for error in unread), *result.failures)
+            return result.model_copy(update={"unfit": tuple(plan_for.unfit), "failures": failures})
 
 
 def limit_time(time_limit: float, build_limit: float = 600, *, together: int) -> Limits:
@@ -255,6 +258,16 @@ class _Choice:
         is_named = self._solutions is None or solution.name in self._solutions
         return is_named and (self._authors is None or solution.author in self._authors)
 
+    @property
+    def is_by_name(self) -> bool:
+        """Tell whether Solutions or authors were named."""
+        return self._solutions is not None or self._authors is not None
+
+    def is_met(self, found: Collection[Solution]) -> bool:
+        """Tell whether every Solution and author that was named is there."""
+        names, authors = {each.name for each in found}, {each.author for each in found}
+        return set(self._solutions or ()) <= names and set(self._authors or ()) <= authors
+
     def check(self, names: Collection[str], found: Collection[Solution]) -> None:
         """Refuse names that choose nothing.
 
@@ -274,8 +287,8 @@ class _Choice:
             )
 
 
-def _bundle(context: Context, dataset: Dataset, choice: _Choice) -> list[Bundle]:
-    """Load what is to be evaluated.
+def _bundle(context: Context, dataset: Dataset, choice: _Choice) -> tuple[list[Bundle], list[FibError]]:
+    """Load what is to be evaluated, and what is wrong with Solutions that nobody chose by name.
 
     Raises:
         RequestError: nothing is.
@@ -284,10 +297,12 @@ def _bundle(context: Context, dataset: Dataset, choice: _Choice) -> list[Bundle]
     loaded, broken = dataset.load_definitions()
     bundles: list[Bundle] = []
     seen: list[Solution] = []
+    unread: list[FibError] = []
     chosen = [definition for _, definition in sorted(loaded.items()) if choice.takes(definition)]
     for done, definition in enumerate(chosen):
         context.progress("reading Solutions and Workloads", done, len(chosen))
-        found = dataset.load_solutions(definition.op_type, definition.name)
+        found, wrong = dataset.read_solutions(definition.op_type, definition.name)
+        unread += wrong
         seen += found
         kept = tuple(solution for solution in found if choice.takes_solution(solution))
         workloads = dataset.load_workloads(definition.op_type, definition.name)[: choice.workloads]
@@ -295,13 +310,17 @@ def _bundle(context: Context, dataset: Dataset, choice: _Choice) -> list[Bundle]
             bundles.append(make_bundle(context, definition, workloads, kept))
     if broken and not set(choice.definitions or ()) <= loaded.keys():
         raise broken[0]
+    if choice.is_by_name and unread and not choice.is_met(seen):
+        raise unread[0]
     choice.check(loaded, seen)
+    if not bundles and unread:
+        raise unread[0]
     if not bundles:
         todo = "add Solutions (fib baselines write) and Workloads (workloads/<op_type>/<definition>.jsonl), or choose others"
         raise RequestError(
             "no Definition chosen has both a Solution and a Workload", where=str(dataset.root), todo=todo
         )
-    return bundles
+    return bundles, [] if choice.is_by_name else unread
 
 
 def make_bundle(

@@ -237,3 +237,21 @@ def test_a_function_that_cannot_be_called_as_its_style_says_is_told_of_the_field
     (row,) = benchmark_kernels(context(tmp_path), device="cpu", time_limit=30).evaluations
     assert row.status == "COMPILE_ERROR"
     assert "is called with (hidden_states, weight, output): spec.destination_passing_style is true" in row.detail
+
+
+def test_a_solution_that_cannot_be_read_is_told_of_and_the_others_are_measured(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "dataset", {"honest": HONEST, "moved": HONEST + "\n"}, sizes=(3,))
+    (path,) = (tmp_path / "dataset").glob("solutions/**/moved.json")
+    path.write_text(path.read_text(encoding="utf-8").replace('"rmsnorm_h64"', '"rmsnorm_h65"'), encoding="utf-8")
+    path.with_name("broken.json").write_text("{", encoding="utf-8")
+    result = benchmark_kernels(context(tmp_path), device="cpu", time_limit=30)
+    assert [(row.solution, row.status) for row in result.evaluations] == [("honest", "PASSED")]
+    assert result.has_errors
+    assert len(result.failures) == 2
+    assert "broken.json" in result.failures[0]
+    assert "it says that it is of the Definition rmsnorm_h65" in result.failures[1]
+    named = benchmark_kernels(context(tmp_path), device="cpu", solutions=("honest",), time_limit=30)
+    assert not named.has_errors
+    with pytest.raises(FormatError, match="not JSON"):
+        benchmark_kernels(context(tmp_path), device="cpu", solutions=("broken",))
+    assert dataset.root.is_dir()

@@ -80,6 +80,8 @@ class Journal:
     def __init__(self, folder: Path, plan: Plan) -> None:
         self.folder = folder
         self.plan = plan
+        self.goes_on = False
+        """It was there before."""
         self.conflicts: list[Conflict] = []
         self._places: dict[str, tuple[int, int]] = {}
         """Where each finished evaluation stands: the first byte and the length of its line."""
@@ -101,7 +103,9 @@ class Journal:
             runs.mkdir(parents=True, exist_ok=True)
         sweep_temporaries(runs)
         standing = _find_run(runs, plan) if resume else None
-        return cls(standing or _make_run(runs, plan, now), plan)
+        journal = cls(standing or _make_run(runs, plan, now), plan)
+        journal.goes_on = standing is not None
+        return journal
 
     def __enter__(self) -> Self:
         """Hold the run, and read what is finished.
