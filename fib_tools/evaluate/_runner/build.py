@@ -8,7 +8,7 @@ import inspect
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -59,12 +59,14 @@ def build_solution(solution: Solution, folder: Path, arguments: Sequence[str]) -
     run = getattr(module, symbol, None)
     if not callable(run):
         raise RequestError(f"{file} has no function {symbol!r}", todo="name the function in spec.entry_point")
-    _check_arity(run, solution, arguments)
     setup = getattr(module, "setup", None)
+    _check_arity(run, solution, arguments, state={"state": None} if callable(setup) else {})
     return Built(run=run, setup=setup if callable(setup) else None)
 
 
-def _check_arity(run: Callable[..., Any], solution: Solution, arguments: Sequence[str]) -> None:
+def _check_arity(
+    run: Callable[..., Any], solution: Solution, arguments: Sequence[str], *, state: Mapping[str, None]
+) -> None:
     """Refuse a function that cannot be called as its style says; one that does not tell its parameters is tried.
 
     Raises:
@@ -75,12 +77,12 @@ def _check_arity(run: Callable[..., Any], solution: Solution, arguments: Sequenc
     except (TypeError, ValueError):
         return
     try:
-        signature.bind(*arguments)
+        signature.bind(*arguments, **state)
     except TypeError:
         writes = solution.spec.destination_passing_style
         style = "outputs are the last arguments" if writes else "outputs are returned"
         raise RequestError(
-            f"{solution.spec.entry_point} is {signature}, and is called with ({', '.join(arguments)}):"
+            f"{solution.spec.entry_point} is {signature}, and is called with ({', '.join([*arguments, *state])}):"
             f" spec.destination_passing_style is {str(writes).lower()}, so {style}",
             todo="change the one or the other",
         ) from None
