@@ -8,6 +8,7 @@ from fib_tools.checks.rules import Family, error, warning
 from fib_tools.checks.view import DatasetView
 from fib_tools.dataset.layout import Kind, Location
 from fib_tools.model.report import Finding
+from fib_tools.model.solution import BASELINE
 from fib_tools.model.trace import EvaluationStatus, Trace
 from fib_tools.model.workload import workload_content
 
@@ -26,8 +27,6 @@ _NO_BASELINE = warning(
 _NO_TRACE = warning("baseline.trace_missing", "a baseline without results", "measure it")
 _FAILING = warning("baseline.not_passing", "a baseline that did not pass", "correct the baseline or the reference")
 _FOREIGN = error("baseline.foreign_solution", "a baseline result of a Solution that is no baseline", "move it")
-
-_BASELINE = "baseline"
 
 
 def _check(view: DatasetView) -> Iterator[Finding]:
@@ -67,7 +66,7 @@ def _check_line(
         yield _BARE.at(where, "it has no solution or no evaluation", definition=name)
     elif (name, trace.solution) not in authors:
         yield _SOLUTION.at(where, f"there is no Solution {trace.solution!r}", definition=name)
-    elif location.author == _BASELINE and authors[name, trace.solution] != _BASELINE:
+    elif location.author == BASELINE and authors[name, trace.solution] != BASELINE:
         yield _FOREIGN.at(where, f"{trace.solution} is by {authors[name, trace.solution]}", definition=name)
     workload = trace.workload
     if workload.uuid not in uuids:
@@ -77,10 +76,10 @@ def _check_line(
 
 
 def _check_baselines(view: DatasetView) -> Iterator[Finding]:
-    with_baseline = {solution.definition for _, _, solution in view.solutions if solution.author == _BASELINE}
+    with_baseline = {solution.definition for _, _, solution in view.solutions if solution.author == BASELINE}
     traced: set[str] = set()
     for path, location in view.of_kind(Kind.TRACES):
-        if location.author != _BASELINE:
+        if location.author != BASELINE:
             continue
         traced.add(location.definition)
         failed = [line.where for line in view.lines(path) if line.trace is not None and not _passed(line.trace)]

@@ -49,11 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _has_resume(given: Sequence[str]) -> bool:
-    return any(operation.verb in given[:1] for operation in OPERATIONS if _takes_resume(operation))
-
-
-def _takes_resume(operation: Operation) -> bool:
-    return any(option.name == "resume" for option in operation.list_options())
+    asked = (operation for operation in OPERATIONS if operation.verb in given[:1])
+    return any(option.name == "resume" for operation in asked for option in operation.list_options())
 
 
 @contextmanager

@@ -51,7 +51,6 @@ class Draft(Model):
     problem: str = ""
     """Why there is nothing to run."""
     tokens: Usage = Usage()
-    usd: float = 0.0
 
 
 class ShapeResult(Model):

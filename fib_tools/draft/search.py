@@ -114,9 +114,8 @@ class Search:
 
     def _keep(self, ask: Ask, reply: Reply) -> None:
         number = len(self._folder.drafts)
-        usd = self._folder.plan.price.cost(reply.usage)
         text = reply.message.text
-        draft = Draft(number=number, ask=ask, technique=extract_technique(text), tokens=reply.usage, usd=usd)
+        draft = Draft(number=number, ask=ask, technique=extract_technique(text), tokens=reply.usage)
         self._folder.charge(draft)
         try:
             draft = draft.model_copy(update={"source": extract_source(text)})

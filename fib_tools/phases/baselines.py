@@ -16,17 +16,15 @@ from pydantic import Field
 from fib_tools.dataset.store import Dataset, Written
 from fib_tools.errors import FormatError, PathError, RequestError
 from fib_tools.model.definition import Definition
-from fib_tools.model.solution import BuildSpec, Language, Solution, SourceFile
+from fib_tools.model.solution import BASELINE, BuildSpec, Language, Solution, SourceFile
 from fib_tools.model.summary import Result, Summary, Table
 from fib_tools.op_types.ground_truth import GroundTruth, Wrapper
 from fib_tools.phases.context import Context
 from fib_tools.phases.reference_test_file import find_ground_truth
 from fib_tools.phases.request import check_op_types
 
-__all__ = ["BASELINE", "BaselineEntry", "BaselinesResult", "make_baselines", "write_baselines"]
+__all__ = ["BaselineEntry", "BaselinesResult", "make_baselines", "write_baselines"]
 
-BASELINE = "baseline"
-"""The author of baselines, in this dataset's layout."""
 _FILE = "main.py"
 _HASH_LENGTH = 6
 _SHOWN = 30

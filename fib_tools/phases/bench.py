@@ -263,10 +263,10 @@ class _Choice:
         """Tell whether Solutions or authors were named."""
         return self._solutions is not None or self._authors is not None
 
-    def is_met(self, found: Collection[Solution]) -> bool:
-        """Tell whether every Solution and author that was named is there."""
+    def find_missing(self, found: Collection[Solution]) -> list[str]:
+        """Find the Solutions, then the authors, that were named and are not there."""
         names, authors = {each.name for each in found}, {each.author for each in found}
-        return set(self._solutions or ()) <= names and set(self._authors or ()) <= authors
+        return [*sorted(set(self._solutions or ()) - names), *sorted(set(self._authors or ()) - authors)]
 
     def check(self, names: Collection[str], found: Collection[Solution]) -> None:
         """Refuse names that choose nothing.
@@ -274,9 +274,7 @@ class _Choice:
         Raises:
             RequestError: naming the first.
         """
-        missing = sorted(set(self.definitions or ()) - set(names))
-        missing += sorted(set(self._solutions or ()) - {solution.name for solution in found})
-        missing += sorted(set(self._authors or ()) - {solution.author for solution in found})
+        missing = [*sorted(set(self.definitions or ()) - set(names)), *self.find_missing(found)]
         if missing:
             what = f"no Definition, chosen Solution or author has the name {missing[0]!r}"
             near = difflib.get_close_matches(
@@ -310,7 +308,7 @@ def _bundle(context: Context, dataset: Dataset, choice: _Choice) -> tuple[list[B
             bundles.append(make_bundle(context, definition, workloads, kept))
     if broken and not set(choice.definitions or ()) <= loaded.keys():
         raise broken[0]
-    if choice.is_by_name and unread and not choice.is_met(seen):
+    if unread and choice.find_missing(seen):
         raise unread[0]
     choice.check(loaded, seen)
     if not bundles and unread:

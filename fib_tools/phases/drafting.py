@@ -7,6 +7,7 @@ from pathlib import Path
 from fib_tools.dataset.store import Dataset
 from fib_tools.draft.attempt import Attempt
 from fib_tools.draft.bench import Bench, make_target
+from fib_tools.draft.memory import Memory
 from fib_tools.draft.run_folder import RunFolder
 from fib_tools.draft.target import Target
 from fib_tools.errors import RequestError
@@ -18,15 +19,22 @@ from fib_tools.phases.baselines import make_baselines
 from fib_tools.phases.bench import find_hardware, limit_time, make_bundle
 from fib_tools.phases.context import Context
 
-__all__ = ["find_runs", "keep_solution", "make_bench", "measure_target"]
+__all__ = ["NAME_LENGTH", "find_runs", "keep_solution", "make_bench", "measure_target", "open_memory"]
 
 _FOLDER = "optimize"
 _MOST_TOGETHER = 8
+NAME_LENGTH = 60
+"""Of the part of a Definition's name that stands in a run's."""
 
 
 def find_runs(context: Context) -> Path:
     """Name the folder of all searches."""
     return context.workspace.root / _FOLDER
+
+
+def open_memory(context: Context, definition: str) -> Memory:
+    """Open what is remembered of a Definition's failures."""
+    return Memory(find_runs(context) / "memory", definition)
 
 
 def make_bench(

@@ -17,7 +17,6 @@ from fib_tools.draft.attempt import Ask, AskKind, Attempt, Draft, find_best
 from fib_tools.draft.brief import write_brief, write_contract
 from fib_tools.draft.feedback import write_feedback, write_history
 from fib_tools.draft.judging import Judging
-from fib_tools.draft.memory import Memory
 from fib_tools.draft.run_folder import RunFolder, SearchPlan
 from fib_tools.draft.target import Target
 from fib_tools.errors import RequestError
@@ -29,7 +28,7 @@ from fib_tools.model.solution import Language
 from fib_tools.model.summary import Result, Summary
 from fib_tools.phases.bench import find_hardware
 from fib_tools.phases.context import Context
-from fib_tools.phases.drafting import find_runs, keep_solution, make_bench, measure_target
+from fib_tools.phases.drafting import NAME_LENGTH, find_runs, keep_solution, make_bench, measure_target, open_memory
 
 __all__ = [
     "DraftResult",
@@ -41,9 +40,7 @@ __all__ = [
 ]
 
 _LIMIT = 200_000
-_MEMORY = "memory"
 _FREE = Price(input=0, output=0, cache_write=0, cache_read=0)
-_NAME_LENGTH = 60
 _ANYBODY = "anybody"
 
 _Definition = Annotated[str, Field(description="The Definition, by name.")]
@@ -156,7 +153,7 @@ def get_kernel_brief(
         contract=write_contract(target),
         brief=write_brief(target),
         tried=write_history(attempts),
-        failures=tuple(_open_memory(context, definition).recall(besides="")),
+        failures=tuple(open_memory(context, definition).recall(besides="")),
         next=f"{measured}Send the whole source to fib_submit_solution; its feedback says what to change.",
     )
 
@@ -191,7 +188,7 @@ def submit_solution(
         folder = RunFolder(folder.path)
         before = find_best(folder.attempts)
         judging = Judging(
-            folder=folder, evaluate=bench.evaluate, memory=_open_memory(context, definition), tell=bench.tell
+            folder=folder, evaluate=bench.evaluate, memory=open_memory(context, definition), tell=bench.tell
         )
         judging.judge(folder.waiting)
         draft = Draft(
@@ -258,7 +255,7 @@ def get_evaluation(
 def _find_folder(context: Context, definition: str, language: str, device: str) -> Path:
     hardware, _ = find_hardware(device)
     where = re.sub(r"[^a-z0-9]+", "-", hardware.casefold()).strip("-") or device
-    name = f"drafts-{check_component(definition)[:_NAME_LENGTH]}-{language}-{where}"
+    name = f"drafts-{check_component(definition)[:NAME_LENGTH]}-{language}-{where}"
     return confine(find_runs(context), name)
 
 
@@ -274,10 +271,6 @@ def _open_folder(
         target = make_target()
         plan = SearchPlan(run=path.name, target=target, strategy="by hand", model=_ANYBODY, price=_FREE, max_tokens=0)
         return RunFolder.create(path, plan, write_brief(target))
-
-
-def _open_memory(context: Context, definition: str) -> Memory:
-    return Memory(find_runs(context) / _MEMORY, definition)
 
 
 def _read_source(context: Context, text: str) -> str:

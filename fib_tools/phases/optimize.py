@@ -15,7 +15,6 @@ from fib_tools.draft.bench import Bench
 from fib_tools.draft.brief import write_brief, write_contract
 from fib_tools.draft.card import write_card
 from fib_tools.draft.judging import Judging
-from fib_tools.draft.memory import Memory
 from fib_tools.draft.providers import open_drafter
 from fib_tools.draft.run_folder import RunFolder, SearchPlan
 from fib_tools.draft.search import Ending, Limits, Search
@@ -29,16 +28,14 @@ from fib_tools.llm.prices import DEFAULT_MODEL, get_price, parse_price
 from fib_tools.model.solution import Language
 from fib_tools.phases.bench import find_hardware
 from fib_tools.phases.context import Context
-from fib_tools.phases.drafting import find_runs, keep_solution, make_bench, measure_target
+from fib_tools.phases.drafting import NAME_LENGTH, find_runs, keep_solution, make_bench, measure_target, open_memory
 from fib_tools.phases.optimize_result import OptimizeResult, OptimizeRow
 
 __all__ = ["optimize_kernel"]
 
-_MEMORY = "memory"
 _MAX_TOKENS = 16_000
 _LATEST = "latest"
 _ANTHROPIC = "anthropic"
-_NAME_LENGTH = 60
 
 
 def optimize_kernel(
@@ -109,7 +106,7 @@ def optimize_kernel(
             drafter = held.enter_context(open_drafter(provider, is_batch=batch, tell=bench.tell))
             target = measure_target(bench, Language(language))
             plan = SearchPlan(
-                run=f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{definition[:_NAME_LENGTH]}-{secrets.token_hex(2)}",
+                run=f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{definition[:NAME_LENGTH]}-{secrets.token_hex(2)}",
                 target=target,
                 strategy=strategy,
                 width=width,
@@ -126,7 +123,7 @@ def optimize_kernel(
         judging = Judging(
             folder=folder,
             evaluate=bench.evaluate,
-            memory=Memory(runs / _MEMORY, definition),
+            memory=open_memory(context, definition),
             tell=lambda text: context.progress(text, len(folder.attempts), max_evals),
         )
         search = Search(_make_strategy(folder.plan), drafter=drafter, judging=judging)
@@ -173,7 +170,7 @@ def _find_run(runs: Path, definition: str, name: str) -> RunFolder:
         RequestError: there is none of this name, or it is about another Definition.
     """
     if name == _LATEST:
-        found = sorted(runs.glob(f"[0-9]*-{definition[:_NAME_LENGTH]}-*/run.json"))
+        found = sorted(runs.glob(f"[0-9]*-{definition[:NAME_LENGTH]}-*/run.json"))
         if not found:
             raise RequestError(
                 f"no run about {definition} can go on", where=str(runs), todo="begin one without --resume"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from fib_tools.evaluate.report.report_schema import BASELINE, DefinitionReport, Measurement, SolutionReport
+from fib_tools.evaluate.report.report_schema import DefinitionReport, Measurement, SolutionReport
+from fib_tools.model.solution import BASELINE
 from fib_tools.publish.markup import Html, breakable, join, tag
 from fib_tools.publish.report_cells import Cell, draw_bar, factor_cell, make_table
 from fib_tools.publish.report_marks import Marks

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from fib_tools.evaluate.report.report_reading import OWN_TOOL
-from fib_tools.evaluate.report.report_schema import BASELINE, DefinitionReport, DeviceReport, Measurement, Report
+from fib_tools.evaluate.report.report_schema import DefinitionReport, DeviceReport, Measurement, Report
 from fib_tools.model.evidence import Evidence
+from fib_tools.model.solution import BASELINE
 from fib_tools.publish.markup import Html, breakable, tag
 from fib_tools.publish.report_cells import draw_bar, factor_cell, make_card, make_table
 from fib_tools.publish.report_definitions import Rows, find_best, show_definitions

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from fib_tools.evaluate.report.report_schema import BASELINE, DefinitionReport, DeviceReport
+from fib_tools.evaluate.report.report_schema import DefinitionReport, DeviceReport
+from fib_tools.model.solution import BASELINE
 from fib_tools.publish.markup import Html, breakable, join, tag
 
 __all__ = ["Marks", "define_shapes", "legend"]

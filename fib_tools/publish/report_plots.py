@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
-from fib_tools.evaluate.report.report_schema import BASELINE, DefinitionReport, FastCurve, Measurement
+from fib_tools.evaluate.report.report_schema import DefinitionReport, FastCurve, Measurement
 from fib_tools.model.evidence import Evidence, Roofline
+from fib_tools.model.solution import BASELINE
 from fib_tools.publish.markup import Html, join, tag
 from fib_tools.publish.report_marks import Marks, legend
 from fib_tools.publish.report_scales import (

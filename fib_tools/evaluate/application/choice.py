@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from fib_tools.evaluate.engines.items import hash_solution
 from fib_tools.evaluate.report.report_reading import OWN_TOOL
-from fib_tools.evaluate.report.report_schema import BASELINE, Measurement
+from fib_tools.evaluate.report.report_schema import Measurement
 from fib_tools.model.evidence import Evidence
-from fib_tools.model.solution import Solution
+from fib_tools.model.solution import BASELINE, Solution
 
 __all__ = ["Choice", "Subject", "choose_best"]
 

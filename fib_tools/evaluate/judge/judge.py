@@ -251,14 +251,13 @@ class _Hearing:
             seconds = self._seconds if number else _FIRST_CALL * self._seconds
             runner.ask(batch.message("call", checks_inputs=number == 0), seconds)
             name = str(batch.staging.message["distribution"])
+            rule = "wrong-distribution" if number else "wrong-values"
             try:
-                rule = None if number == 0 else "wrong-distribution"
                 self._compare(trial, batch, self._want, self._got, poison=poison, rule=rule)
             except RefusedError as error:
                 if number == 0:
                     raise
-                refusal = error.refusal
-                raise RefusedError(refusal.status, f"on {name} inputs: {refusal.detail}", rule=refusal.rule) from error
+                raise error.at(f"on {name} inputs") from error
             trial.distributions.append(name)
         if self._draws is not None:
             self._draws.judge(self._contest.reference, runner, self._want, self._got)
@@ -291,12 +290,11 @@ class _Hearing:
                 self._compare(trial, batch, want, self._got, poison=poison, rule="wrong-distribution")
             except RefusedError as error:
                 axes = ", ".join(f"{name}={length}" for name, length in batch.staging.message["axes"].items())
-                detail = f"with {axes}: {error.refusal.detail}"
-                raise RefusedError(error.refusal.status, detail, rule="wrong-distribution") from error
+                raise error.at(f"with {axes}", rule="wrong-distribution") from error
             trial.distributions.append(batch.staging.name.rpartition("/")[2])
 
     def _compare(
-        self, trial: Trial, batch: Batch, want: Arena | _Copy, got: Arena, *, poison: int, rule: str | None = None
+        self, trial: Trial, batch: Batch, want: Arena | _Copy, got: Arena, *, poison: int, rule: str = "wrong-values"
     ) -> None:
         """Compare the outputs of a batch.
 
@@ -315,7 +313,7 @@ class _Hearing:
             missing = find_unwritten(ours[name], theirs[name], bytes([poison]))
             if missing is not None:
                 raise RefusedError(EvaluationStatus.INCORRECT_NUMERICAL, f"{name}: {missing}", rule="unwritten")
-        raise RefusedError(EvaluationStatus.INCORRECT_NUMERICAL, verdict.detail, rule=rule or "wrong-values")
+        raise RefusedError(EvaluationStatus.INCORRECT_NUMERICAL, verdict.detail, rule=rule)
 
     def _measure(self) -> None:
         """Time in rounds, in which every Solution has its turn, until the figures are sure or the budget is spent."""

@@ -25,3 +25,8 @@ class RefusedError(Exception):
     def __init__(self, status: EvaluationStatus, detail: str, *, rule: str | None = None) -> None:
         self.refusal = Refusal(status=status, detail=detail, rule=rule)
         super().__init__(detail)
+
+    def at(self, place: str, *, rule: str | None = None) -> RefusedError:
+        """Say the same, where it was, and that it breaks another rule if one is given."""
+        found = self.refusal
+        return RefusedError(found.status, f"{place}: {found.detail}", rule=rule or found.rule)

@@ -13,7 +13,6 @@ from fib_tools.model.base import Model, NonEmpty
 from fib_tools.model.trace import EvaluationStatus
 
 __all__ = [
-    "BASELINE",
     "MARKS",
     "ComparedPair",
     "Comparison",
@@ -29,8 +28,6 @@ __all__ = [
     "WorkloadReport",
 ]
 
-BASELINE = "baseline"
-"""The author whose Solutions are the yardstick."""
 
 MARKS = (0.5, 0.8, 1.0, 1.5, 2.0, 4.0)
 """The speed-ups at which fast_p is told in words."""

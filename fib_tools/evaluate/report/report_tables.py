@@ -8,7 +8,6 @@ from typing import TypeVar
 
 from fib_tools.evaluate.report.report_reading import OWN_TOOL, Reading
 from fib_tools.evaluate.report.report_schema import (
-    BASELINE,
     MARKS,
     DefinitionReport,
     DeviceReport,
@@ -21,6 +20,7 @@ from fib_tools.evaluate.report.report_schema import (
     WorkloadReport,
 )
 from fib_tools.model.evidence import Evidence
+from fib_tools.model.solution import BASELINE
 
 __all__ = ["build_report", "geometric_mean", "label_workloads"]
 

@@ -13,12 +13,10 @@ from fib_tools.evaluate.rules.rules import RULES, Violation
 from fib_tools.evaluate.rules.source_native import check_native
 from fib_tools.evaluate.rules.source_python import check_python
 from fib_tools.evaluate.rules.source_tables import ALLOWED_ROOTS, HARNESS_ROOTS, LIBRARY_ROOTS
-from fib_tools.model.solution import Solution
+from fib_tools.model.solution import BASELINE, Solution
 
-__all__ = ["BASELINE_AUTHOR", "check_sources"]
+__all__ = ["check_sources"]
 
-BASELINE_AUTHOR = "baseline"
-"""May import the libraries under test; every other rule holds for it too."""
 
 _PROSE = (".md", ".txt", ".rst")
 _AT_START = frozenset({"sitecustomize", "usercustomize", "conftest"})
@@ -38,7 +36,7 @@ def check_sources(solution: Solution) -> list[Violation]:
                 source.path,
                 source.content,
                 own_modules=own_modules,
-                may_use_library=solution.author == BASELINE_AUTHOR,
+                may_use_library=solution.author == BASELINE,
             )
         elif not source.path.lower().endswith(_PROSE):
             violations += check_native(source.path, source.content)
