@@ -2,14 +2,16 @@
 
 python benchmarks/bench_phases.py --out FOLDER [--device cuda|cpu] [--workloads 8]
 
-Takes the dataset of side_by_side.py. A step's time is the judge's: that of a command includes asking and answering.
-Steps hold others (`turn:measure` holds `ask:replay`), so that only those of one kind add up.
+Takes the dataset of side_by_side.py. A step's time is the judge's: that of a command includes asking and answering;
+`in:` are steps of the runners, by their own clock. Steps hold others (`turn:_time` holds `ask:replay`, and that
+`in:replay`), so that only those of one kind add up.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import os
 import shutil
 import sys
 import time
@@ -27,12 +29,14 @@ from fib_tools.evaluate.calibration.calibration import find_tolerances  # noqa: 
 from fib_tools.evaluate.engines.engine import Place  # noqa: E402
 from fib_tools.evaluate.engines.items import BlobHasher, Bound, Bundle, Options, Plan, find_task, plan_items  # noqa: E402
 from fib_tools.evaluate.judge import judge  # noqa: E402
+from fib_tools.evaluate.judge import runner as runners  # noqa: E402
 from fib_tools.evaluate.judge.arena import Arena  # noqa: E402
 from fib_tools.evaluate.judge.device import Device  # noqa: E402
 from fib_tools.evaluate.judge.runner import Runner  # noqa: E402
 from fib_tools.evaluate.judge.worker import Worker  # noqa: E402
 from fib_tools.gate.recognise import find_kernel  # noqa: E402
 
+runners.ENTRY = "bench_phases_runner:serve"
 _HEARING = judge._Hearing  # noqa: SLF001  # its steps are what this measures
 SPENT: dict[str, list[float]] = collections.defaultdict(list)
 
@@ -66,7 +70,21 @@ def watch_all() -> None:
     watch(_HEARING, "_turn", lambda _hearing, _trial, step: f"turn:{step.__name__}")
     watch(_HEARING, "hold", lambda *_: "hold")
     watch(Arena, "poison", lambda *_: "arena:poison")
+    watch_answers()
     watch(Device, "clocks", lambda *_: "device:clocks")
+
+
+def watch_answers() -> None:
+    """Take what the runners say of their own steps."""
+    receive = Runner._receive  # noqa: SLF001  # all answers come through it
+
+    def taking(self: Any, *arguments: Any, **more: Any) -> Any:
+        answer = receive(self, *arguments, **more)
+        for label, seconds in answer.pop("spent", ()):
+            SPENT[f"in:{label}"].append(seconds)
+        return answer
+
+    Runner._receive = taking  # noqa: SLF001  # type: ignore[method-assign]
 
 
 def is_reference(runner: Runner) -> bool:
@@ -145,6 +163,7 @@ def find_place(device: str) -> Place:
     from fib_tools.host.gpus import discover_gpus
 
     gpu = discover_gpus(read_gpu_settings()).visible[0]
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpu.uuid
     return Place(name="gpu0", device="cuda:0", hardware=gpu.name, uuid=gpu.uuid, capability=gpu.capability)
 
 

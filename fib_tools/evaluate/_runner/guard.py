@@ -7,11 +7,12 @@ the judge at once, so that it cannot be unsaid.
 
 from __future__ import annotations
 
+import operator
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType, ModuleType
@@ -69,8 +70,10 @@ _WATCHED_MODULES = (
     "random",
 )
 _WATCHED_CLASSES = (("torch.cuda", "Event"), ("torch.cuda", "Stream"), ("torch", "Tensor"), ("torch", "Generator"))
-_REPLACED_BY_COMPILER = "torch.manual_seed"
+_REPLACED_BY_COMPILER = ("torch", "manual_seed")
 """Importing torch's compiler wraps it; the harness calls the one in `torch.random`."""
+_Space = tuple[str, str]
+"""A module, and a class of it or nothing."""
 _TICKS = 0.02
 """Seconds of wall time that are needed to tell: the kernel counts in ticks of 10 ms."""
 _BUSY_SHARE = 0.5
@@ -82,17 +85,32 @@ class Guard:
 
     def __init__(self, own: Path, tell: int) -> None:
         """Watch code whose files lie in `own`; `tell` is the open pipe to the judge."""
-        self._snapshot: dict[str, int] = {}
+        self._relied_on: dict[_Space, dict[str, object]] = {}
+        """What timing and checking call, by where its name is looked up; held, so that nothing else gets its identity."""
+        self._seen: dict[_Space, dict[str, object]] = {}
+        """All names there when they were last looked at one by one, which takes milliseconds."""
         sys.addaudithook(_make_hook(str(own) + os.sep, tell))
 
     def remember(self) -> None:
         """Remember what the functions are that timing and checking rely on."""
-        self._snapshot = _identify()
+        harness = [(name, "") for name in sys.modules if name.startswith("fib_tools.")]
+        for space in (*((name, "") for name in _WATCHED_MODULES), *_WATCHED_CLASSES, *harness):
+            names = dict(_names_in(space))
+            self._seen[space] = names
+            self._relied_on[space] = {key: value for key, value in names.items() if _is_relied_on(space, key, value)}
 
     def find_patched(self) -> list[str]:
         """Name those that are something else by now."""
-        now = _identify()
-        return sorted(name for name, identity in self._snapshot.items() if now.get(name) != identity)
+        patched: list[str] = []
+        for space, before in self._relied_on.items():
+            names = _names_in(space)
+            if _are_same(self._seen[space], names):
+                continue
+            changed = [name for name, value in before.items() if names.get(name) is not value]
+            if not changed:
+                self._seen[space] = dict(names)
+            patched += [".".join(filter(None, (*space, name))) for name in changed]
+        return sorted(patched)
 
     def count_tasks(self) -> tuple[int, int]:
         """Count the threads and the children of this process."""
@@ -161,22 +179,26 @@ def _make_hook(own: str, tell: int) -> Callable[[str, tuple[Any, ...]], None]:
     return hook
 
 
-def _identify() -> dict[str, int]:
-    """Give the identity of every function of the watched modules and classes, and of the harness itself."""
-    found: dict[str, int] = {}
-    harness = [name for name in sys.modules if name.startswith("fib_tools.")]
-    for name in (*_WATCHED_MODULES, *harness):
-        module = sys.modules.get(name)
-        if isinstance(module, ModuleType):
-            found |= {f"{name}.{key}": id(value) for key, value in vars(module).items() if callable(value)}
-    for module_name, class_name in _WATCHED_CLASSES:
-        kind = getattr(sys.modules.get(module_name), class_name, None)
-        if isinstance(kind, type):
-            found |= {
-                f"{module_name}.{class_name}.{key}": id(value) for key, value in vars(kind).items() if callable(value)
-            }
-    found.pop(_REPLACED_BY_COMPILER, None)
-    return {name: identity for name, identity in found.items() if not name.startswith("torch._")}
+def _names_in(space: _Space) -> Mapping[str, object]:
+    """Give the names of a module, or of a class of it, and what they stand for."""
+    module_name, class_name = space
+    module = sys.modules.get(module_name)
+    owner = getattr(module, class_name, None) if class_name else module
+    return vars(owner) if isinstance(owner, (ModuleType, type)) else {}
+
+
+def _is_relied_on(space: _Space, name: str, value: object) -> bool:
+    is_private = space == ("torch", "") and name.startswith("_")
+    return callable(value) and not is_private and (space[0], name) != _REPLACED_BY_COMPILER
+
+
+def _are_same(before: Mapping[str, object], names: Mapping[str, object]) -> bool:
+    """Tell whether the same names, in the same order, stand for the same objects."""
+    return (
+        len(before) == len(names)
+        and all(map(operator.is_, before.values(), names.values()))
+        and list(before) == list(names)
+    )
 
 
 def _count_tasks() -> tuple[int, int]:

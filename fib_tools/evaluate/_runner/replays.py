@@ -1,6 +1,7 @@
-"""Calls in a CUDA graph: captured once, replayed on inputs that change between replays, a flush of the L2 before each.
+"""Calls in a CUDA graph: captured once, replayed on inputs that change between replays, with an L2 that holds none of them.
 
-A second graph holds the flushes alone: the difference of both is the calls' time, between events, without a host.
+Each call has inputs of its own, so that after one flush of the L2 a few small ones are cold in turn. A second graph holds
+the flushes alone: the difference of both is the calls' time, between events, without a host.
 CUPTI is off meanwhile: with its records of a graph's nodes on, replays failed at random on one H200 that several
 processes shared (CUDA 13.0, driver 580.159.04).
 """
@@ -23,8 +24,11 @@ __all__ = ["NotCapturedError", "Replays"]
 _POISON = 0x7F
 _AHEAD_US = 300.0
 """The device is kept busy while the host launches the first graphs, so that it never waits for one."""
-_FLUSHES_EVERY = 4
+_FLUSHES_EVERY = 2
 """Replays of the calls for each of the flushes, which take the same time always."""
+_L2_SHARE = 4
+"""Calls behind one flush touch at most this part of the L2: more would push out what the flush left to be written, whose
+writing belongs to a cold call."""
 
 
 class NotCapturedError(Exception):
@@ -42,6 +46,11 @@ class _Set:
     state: dict[str, Any]
     result: Any = None
 
+    @property
+    def bytes(self) -> int:
+        """How much a call may read and write, besides what it makes for itself."""
+        return sum(value.nbytes for value in (*self.inputs.values(), *self.places.values()) if _is_tensor(value))
+
 
 class Replays:
     """The graphs of one workload."""
@@ -52,6 +61,8 @@ class Replays:
         self._calls: Any = None
         self._flushes: Any = None
         self._elapsed = torch.cuda.Event.elapsed_time
+        self.flushes = 0
+        """In each replay."""
 
     def capture(self, arena: torch.Tensor, seeds: list[int], slots: list[int]) -> None:
         """Capture a call for each slot, and replay once, since the first launch of a graph is slow.
@@ -67,15 +78,18 @@ class Replays:
             self._sets.append(_Set(inputs=inputs, outputs=outputs, places=places, state=state))
         self._gpu.synchronize()
         self._calls, self._flushes = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        together = max(1, self._gpu.l2_bytes // _L2_SHARE // max(1, self._sets[0].bytes))
         try:
             with torch.cuda.graph(self._calls):
-                for each in self._sets:
-                    self._gpu.write_over_cache()
+                for number, each in enumerate(self._sets):
+                    if number % together == 0:
+                        self._gpu.write_over_cache()
                     each.result = self._caller.call(each.inputs, each.outputs, each.state)
         except RuntimeError as error:
             raise NotCapturedError(str(error)) from error
+        self.flushes = -(-len(self._sets) // together)
         with torch.cuda.graph(self._flushes):
-            for _ in self._sets:
+            for _ in range(self.flushes):
                 self._gpu.write_over_cache()
         self._calls.replay()
         self._flushes.replay()
@@ -123,4 +137,8 @@ class Replays:
 
 def _tensors(result: Any) -> list[torch.Tensor]:
     values = result.values() if isinstance(result, dict) else result if isinstance(result, (tuple, list)) else [result]
-    return [value for value in values if isinstance(value, torch.Tensor) and value.is_contiguous()]
+    return [value for value in values if _is_tensor(value) and value.is_contiguous()]
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)

@@ -230,7 +230,7 @@ class _Runner:
         except NotCapturedError as error:
             return {"captured": False, "reason": str(error)[:_TRACE_LENGTH]}
         self._replays = replays
-        return {"captured": True}
+        return {"captured": True, "flushes": replays.flushes}
 
     def _replay(self, message: dict[str, Any]) -> dict[str, Any]:
         """Replay the graph, on new contents where seeds are given."""

@@ -16,8 +16,8 @@ from fib_tools.evaluate.engines.items import Item
 __all__ = ["Job", "Schedule"]
 
 _Group = tuple[str, int]
-_PREPARE_AT = 6
-"""With so few items of its group left, a worker hears of its next one."""
+_PREPARED = 2
+"""Groups that a worker hears of before it opens them: to start and to build may take longer than to measure."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,8 +40,8 @@ class Schedule:
         self._queues: dict[_Group, deque[Job]] = {}
         self._open: dict[str, _Group] = {}
         """What each worker has open."""
-        self._next: dict[str, _Group] = {}
-        """The one that it was told to prepare."""
+        self._next: dict[str, deque[_Group]] = {}
+        """Those that it was told to prepare."""
         for item in items:
             self._queue(item.group).append(Job(item=item, origin=item))
 
@@ -53,8 +53,7 @@ class Schedule:
     def take(self, worker: str) -> Job | None:
         """Give a worker its next item; None when nothing waits."""
         if not self._has_work(self._open.get(worker)):
-            following = self._next.pop(worker, None)
-            chosen = following if self._has_work(following) else self._find_unopened() or self._find_largest()
+            chosen = self._take_prepared(worker) or self._find_unopened() or self._find_largest()
             self._open.pop(worker, None)
             if chosen is None:
                 return None
@@ -67,19 +66,20 @@ class Schedule:
             self._queue(job.item.group).appendleft(job)
 
     def find_next(self, worker: str) -> Job | None:
-        """Reserve what a worker will open after its own group, and give an item of it; once for each."""
-        current = self._open.get(worker)
-        if current is None or worker in self._next or len(self._queues[current]) > _PREPARE_AT:
+        """Reserve one more group that a worker will open after its own, and give an item of it; None: it has enough."""
+        reserved = self._next.setdefault(worker, deque())
+        if worker not in self._open or len(reserved) >= _PREPARED:
             return None
         chosen = self._find_unopened()
         if chosen is None:
             return None
-        self._next[worker] = chosen
+        reserved.append(chosen)
         return self._queues[chosen][0]
 
     def is_wanted(self, worker: str, definition: str) -> bool:
         """Tell whether a worker may still get items of a definition without having stolen them."""
-        return any(group and group[0] == definition for group in (self._open.get(worker), self._next.get(worker)))
+        groups = (self._open.get(worker), *self._next.get(worker, ()))
+        return any(group and group[0] == definition for group in groups)
 
     def dismiss(self, worker: str) -> None:
         """Give up what a worker had open."""
@@ -89,11 +89,20 @@ class Schedule:
     def _queue(self, group: _Group) -> deque[Job]:
         return self._queues.setdefault(group, deque())
 
+    def _take_prepared(self, worker: str) -> _Group | None:
+        """Take the first group that was prepared and of which others have left something."""
+        reserved = self._next.get(worker, deque())
+        while reserved:
+            group = reserved.popleft()
+            if self._has_work(group):
+                return group
+        return None
+
     def _has_work(self, group: _Group | None) -> bool:
         return group is not None and bool(self._queues[group])
 
     def _find_unopened(self) -> _Group | None:
-        taken = {*self._open.values(), *self._next.values()}
+        taken = {*self._open.values(), *(group for reserved in self._next.values() for group in reserved)}
         return self._find_largest(group for group in self._queues if group not in taken)
 
     def _find_largest(self, groups: Iterable[_Group] | None = None) -> _Group | None:

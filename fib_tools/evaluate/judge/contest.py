@@ -99,6 +99,11 @@ class Contest:
             return Entrant(solution=solution, refusal=refusal)
         return Entrant(solution=solution, runner=self._maker.make(self._task, solution))
 
+    @property
+    def size(self) -> int:
+        """How many runners there are, or may be."""
+        return 1 + len(self.entrants)
+
     def admit(self, solution: Solution) -> Entrant:
         """Give the entrant of a Solution, entered now if it was not before."""
         key = hash_solution(solution)

@@ -33,6 +33,8 @@ class Trial:
     """Microseconds until each eager call had returned."""
     is_captured: bool | None = None
     """A CUDA graph can hold the call; None: not tried."""
+    flushes: int = 1
+    """Of the L2 in a replay of the graph, as the runner says."""
     others: list[Series] = field(default_factory=list)
     kernels: list[str] = field(default_factory=list)
     first_call_seconds: float = 0.0

@@ -25,8 +25,8 @@ from fib_tools.model.trace import EvaluationStatus
 
 __all__ = ["Worker"]
 
-_CONTESTS = 2
-"""Groups with runners alive: the one that is measured, and the one that builds meanwhile."""
+_MOST_RUNNERS = 30
+"""Processes, each with a context on the device: no more groups are prepared beyond so many."""
 _FASTER_THAN_LIMIT = 1.5
 """A copy's rate is no strict bound: reads alone are faster than reads and writes in turn."""
 
@@ -58,8 +58,9 @@ class Worker:
             )
 
     def prepare(self, task: Task) -> None:
-        """Fork and build a Definition's runners while another is measured."""
-        if len(self._contests) < _CONTESTS:
+        """Fork and build a Definition's runners while another is measured, unless there are many already."""
+        runners = sum(contest.size for contest in self._contests.values())
+        if len(self._contests) < 2 or runners + len(task.solutions) < _MOST_RUNNERS:
             self._open(task)
 
     def _open(self, task: Task) -> Contest:
@@ -71,7 +72,7 @@ class Worker:
     def evaluate(self, task: Task) -> Iterator[Evidence | None]:
         """Judge a task's Solutions side by side."""
         contest = self._open(task)
-        self._close_others()
+        self._close_before(task)
         begun = time.perf_counter()
         options = self._plan.options
         tolerances = {name: bound.to_tolerance() for name, bound in task.bounds.items()}
@@ -93,10 +94,10 @@ class Worker:
         for contest in self._contests.values():
             contest.advance()
 
-    def _close_others(self) -> None:
-        """End the runners of Definitions that are done."""
-        while len(self._contests) > _CONTESTS:
-            self._contests.pop(next(iter(self._contests))).close()
+    def _close_before(self, task: Task) -> None:
+        """End the runners of groups that were opened before this one: they are done."""
+        while (first := next(iter(self._contests))) != _name(task):
+            self._contests.pop(first).close()
 
     def _drop(self, task: Task) -> None:
         contest = self._contests.pop(_name(task), None)

@@ -33,18 +33,25 @@ def test_two_workers_open_two_definitions_and_then_share_the_last(tmp_path: Path
     assert [taken(work, "one"), taken(work, "one")] == ["aw2", None]
 
 
-def test_a_worker_hears_of_its_next_definition_once_and_nobody_else_opens_it(tmp_path: Path) -> None:
-    work = schedule(tmp_path, {"a": 3, "b": 2, "c": 1}, workloads=3)
+def test_a_worker_hears_of_its_next_two_definitions_and_nobody_else_opens_them(tmp_path: Path) -> None:
+    work = schedule(tmp_path, {"a": 4, "b": 3, "c": 2, "d": 1}, workloads=3)
     assert work.find_next("one") is None
     taken(work, "one")
-    upcoming = work.find_next("one")
-    assert upcoming is not None
-    assert upcoming.item.definition == "b"
-    assert work.find_next("one") is None
-    assert taken(work, "two") == "cw0"
+    upcoming = [work.find_next("one") for _ in range(3)]
+    assert [job and job.item.definition for job in upcoming] == ["b", "c", None]
+    assert taken(work, "two") == "dw0"
     assert [taken(work, "one") for _ in range(3)] == ["aw1", "aw2", "bw0"]
     assert work.is_wanted("one", "b")
+    assert work.is_wanted("one", "c")
     assert not work.is_wanted("one", "a")
+
+
+def test_what_others_took_of_a_prepared_definition_is_not_waited_for(tmp_path: Path) -> None:
+    work = schedule(tmp_path, {"a": 3, "b": 1, "c": 1}, workloads=2)
+    taken(work, "one")
+    assert [bool(work.find_next("one")) for _ in range(2)] == [True, True]
+    assert [taken(work, "two") for _ in range(3)] == ["aw1", "bw0", "bw1"]
+    assert taken(work, "one") == "cw0"
 
 
 def test_a_worker_ends_a_heat_before_it_opens_the_next_and_hears_of_it(tmp_path: Path) -> None:
