@@ -65,10 +65,19 @@ def watch_all() -> None:
     watch(Runner, "time", lambda _runner, message, *_: f"time:{message['do']}")
     for name in ("take", "resume", "finish_build", "finish_first_call"):
         watch(Runner, name, lambda _runner, *_, name=name: f"runner:{name}")
-    for name in ("_compare", "_make_inputs", "_stage", "_hold_out", "_ask_reference", "_find_fault", "_capture"):
-        watch(_HEARING, name, lambda *_, name=name: f"hearing:{name}")
-    watch(_HEARING, "_turn", lambda _hearing, _trial, step: f"turn:{step.__name__}")
-    watch(_HEARING, "hold", lambda *_: "hold")
+    for name in (
+        "_compare",
+        "_make_inputs",
+        "_stage",
+        "_hold_out",
+        "_ask_reference",
+        "_compare_timed",
+        "_find_fault",
+        "_capture",
+    ):
+        watch(_HEARING, name, lambda hearing, *_, name=name: f"hearing:{name}:{size_of(hearing)}")
+    watch(_HEARING, "_turn", lambda hearing, _trial, step: f"turn:{step.__name__}:{size_of(hearing)}")
+    watch(_HEARING, "hold", lambda hearing: f"hold:{size_of(hearing)}")
     watch(Arena, "poison", lambda *_: "arena:poison")
     watch_answers()
     watch(Device, "clocks", lambda *_: "device:clocks")
@@ -85,6 +94,11 @@ def watch_answers() -> None:
         return answer
 
     Runner._receive = taking  # noqa: SLF001  # type: ignore[method-assign]
+
+
+def size_of(hearing: Any) -> str:
+    """Tell large workloads from small ones by the bytes of a call's inputs."""
+    return "large" if hearing._input_bytes > 1 << 24 else "small"  # noqa: SLF001
 
 
 def is_reference(runner: Runner) -> bool:
@@ -118,8 +132,8 @@ def main() -> int:
     tasks = [find_task(item, loaded[item.definition]) for item in plan.items]
     ends: collections.Counter[str] = collections.Counter()
     for number, task in enumerate(tasks):
-        following = tasks[min(number + options.workloads, len(tasks) - 1)]
-        worker.prepare(following)
+        for ahead in (1, 2):
+            worker.prepare(tasks[min(number + ahead * options.workloads, len(tasks) - 1)])
         ends.update(evidence.status.value for evidence in worker.evaluate(task) if evidence is not None)
     worker.close()
     count = sum(ends.values())

@@ -28,6 +28,7 @@ _STEPS: tuple[tuple[Any, str], ...] = (
     (loops.Looper, "_capture"),
     (loops.Looper, "loop"),
     (workload.OpenWorkload, "make"),
+    (session._Runner, "_start_device"),  # noqa: SLF001
     (session._Step, "before"),  # noqa: SLF001  # its parts are what this measures
     (session._Step, "call"),  # noqa: SLF001
     (session._Step, "after"),  # noqa: SLF001
@@ -39,6 +40,8 @@ def serve(payload: dict[str, Any], connection: Any) -> dict[str, Any]:
     """Obey the judge, and time every step."""
     for owner, name in _STEPS:
         setattr(owner, name, _timed(getattr(owner, name), f"{owner.__name__}.{name}"))
+    for name in ("build_solution", "build_reference"):
+        setattr(session, name, _timed(getattr(session, name), name))
     answer = session._Runner._answer  # noqa: SLF001
 
     def telling(self: Any, message: dict[str, Any]) -> dict[str, Any]:

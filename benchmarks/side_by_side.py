@@ -2,6 +2,9 @@
 
 python benchmarks/side_by_side.py --out DIR [--repeats 5] [--peer cupti events] [--peer-repeats 5]
 
+The released flashinfer-bench 0.1.2 times with events alone (`events`). `cupti` is the same release with its timing done
+by FlashInfer's bench_gpu_time_with_cupti, 10 calls before and 50 timed, their median, as its main branch does.
+
 The yardstick is a third measurement, written here for this purpose alone: replays of a CUDA graph of calls with a cold
 L2, less replays of the flushes alone, in a process that has nothing else to do.
 """
@@ -30,6 +33,17 @@ from side_by_side_dataset import TWIN, write_dataset
 ROOT = Path(__file__).resolve().parents[1]
 PEER = "from flashinfer_bench.cli.main import cli; cli()"
 VERSIONS = ("torch", "triton", "flashinfer-bench", "flashinfer-python", "cupti-python")
+CUPTI_TIMING = """
+
+def time_runnable(fn, args, warmup, iters, device):
+    from flashinfer.testing import bench_gpu_time_with_cupti
+
+    with _device_lock(device):
+        times = bench_gpu_time_with_cupti(
+            lambda *each: fn(*each), dry_run_iters=warmup, repeat_iters=iters, input_args=tuple(_clone_args(args))
+        )
+        return statistics.median(times)
+"""
 Times = dict[tuple[str, str], float]
 """Milliseconds by Solution and Workload."""
 
@@ -112,8 +126,8 @@ def repeat(family: str, options: argparse.Namespace, count: int) -> dict[str, An
             command = [sys.executable, "-c", PEER, "run", "--local", str(root)]
             environment["FIB_CACHE_PATH"] = str(options.out / f"cache-{family}{number}")
             environment["TRITON_CACHE_DIR"] = str(options.out / f"triton-{family}{number}")
-        if family == "events":
-            environment["PYTHONPATH"] = os.pathsep.join([str(hide_cupti(options.out)), environment["PYTHONPATH"]])
+        if family == "cupti":
+            environment["PYTHONPATH"] = os.pathsep.join([str(give_cupti(options.out)), environment["PYTHONPATH"]])
         wall, share = run(command, options.out / f"{family}{number}.log", environment)
         times, ends = read_traces(root)
         print(f"{family} {number}: {wall:.1f} s, GPU busy {share:.0%}, {ends}", flush=True)
@@ -123,11 +137,16 @@ def repeat(family: str, options: argparse.Namespace, count: int) -> dict[str, An
     return {"walls": walls, "shares": shares, "runs": runs, "ends": ends}
 
 
-def hide_cupti(out: Path) -> Path:
-    """Make a folder whose `cupti` cannot be imported, so that the peer falls back to events."""
-    folder = out / "no_cupti"
-    folder.mkdir(exist_ok=True)
-    (folder / "cupti.py").write_text("raise ImportError('hidden, to have the peer use events')\n")
+def give_cupti(out: Path) -> Path:
+    """Copy the installed flashinfer-bench to a folder, and give the copy another way to time."""
+    found = importlib.util.find_spec("flashinfer_bench")
+    if found is None or found.origin is None:
+        raise SystemExit("flashinfer-bench is not installed: pip install flashinfer-bench==0.1.2")
+    folder = out / "with_cupti"
+    if not folder.exists():
+        shutil.copytree(Path(found.origin).parent, folder / "flashinfer_bench")
+        with (folder / "flashinfer_bench" / "bench" / "timing.py").open("a") as stream:
+            stream.write(CUPTI_TIMING)
     return folder
 
 
@@ -219,6 +238,22 @@ def medians(runs: list[Times]) -> Times:
     return {key: statistics.median(each[key] for each in runs) for key in keys}
 
 
+def write_figures(path: Path, yardstick: Times, found: dict[str, Any]) -> None:
+    """Write every figure of every run, in microseconds."""
+    keys = sorted(yardstick)
+    table = {
+        f"{solution} {uuid[:8]}": {
+            "yardstick": round(1e3 * yardstick[solution, uuid], 3),
+            **{
+                family: [round(1e3 * each[solution, uuid], 3) for each in runs["runs"] if (solution, uuid) in each]
+                for family, runs in found.items()
+            },
+        }
+        for solution, uuid in keys
+    }
+    path.write_text(json.dumps(table, indent=0))
+
+
 def say(values: list[float], unit: str = "%") -> str:
     if not values:
         return "-"
@@ -279,11 +314,12 @@ def main() -> int:
     torch.cuda.empty_cache()
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in VERSIONS)
     lines = [f"{torch.cuda.get_device_name()}, {versions}; {evaluations} evaluations"]
-    found = {}
+    found: dict[str, Any] = {}
     for family, count in counts.items():
         found[family] = repeat(family, options, count)
         lines += describe(family, found[family], yardstick, evaluations)
         (options.out / "side_by_side.txt").write_text("\n".join(lines) + "\n")
+        write_figures(options.out / "side_by_side.json", yardstick, found)
     base = statistics.median(found["fib"]["walls"])
     for family in options.peer:
         lines.append(f"fib bench is {statistics.median(found[family]['walls']) / base:.2f} times as fast as {family}")
