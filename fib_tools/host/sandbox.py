@@ -65,6 +65,8 @@ class Sandbox:
         self._channels: dict[int, socket.socket] = {}
         """Our ends, of sessions that nobody has closed."""
         self._finished: dict[int, Outcome] = {}
+        self._forgotten: set[int] = set()
+        """Sessions that were told to end and whose outcome nobody asks for."""
         self._jobs = 0
         self.protections: Protections | None = None
         """Of the job that started last."""
@@ -160,6 +162,17 @@ class Sandbox:
         self._channels.pop(number).close()
         return self._finished.pop(number)
 
+    def forget_session(self, number: int) -> None:
+        """End a session, and wait for nothing: a process with much memory of a GPU takes half a second to go."""
+        job = self._running.get(number)
+        self._channels.pop(number).close()
+        if job is None or self._warm is None:
+            self._finished.pop(number, None)
+            return
+        self._forgotten.add(number)
+        job.deadline = math.inf
+        self._warm.send({"kill": number})
+
     def _start(
         self,
         entry: str,
@@ -226,7 +239,10 @@ class Sandbox:
     def _finish(self, number: int, outcome: Outcome) -> None:
         self._running.pop(number).close()
         self._pids.pop(number, None)
-        self._finished[number] = outcome
+        if number in self._forgotten:
+            self._forgotten.discard(number)
+        else:
+            self._finished[number] = outcome
 
     def _lose_all(self, error: ChildError) -> None:
         self._drop_warm()
@@ -260,6 +276,7 @@ class Session:
         self._sandbox = sandbox
         self._number = number
         self._outcome: Outcome | None = None
+        self._is_forgotten = False
         self.channel = channel
 
     @property
@@ -278,6 +295,12 @@ class Session:
             self.channel.close()
             self._outcome = self._sandbox.close_session(self._number)
         return self._outcome
+
+    def forget(self) -> None:
+        """Kill it, unless it has ended; nothing of it is asked for any more."""
+        if self._outcome is None and not self._is_forgotten:
+            self._is_forgotten = True
+            self._sandbox.forget_session(self._number)
 
 
 def run_once(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
 
 import pytest
@@ -7,12 +8,18 @@ import pytest
 from fib_tools.host.sandbox import Limits, Sandbox, Session
 
 JOBS = """
-import ctypes, os
+import ctypes, fcntl, os
 
 def echo(payload, channel):
     while data := channel.recv(100):
         channel.sendall(payload["word"].encode() + data[::-1])
     return {"said": "goodbye"}
+
+def hold(payload, channel):
+    file = open(payload["file"], "w")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    channel.sendall(b"h")
+    channel.recv(1)
 
 def crash(payload, channel):
     channel.recv(1)
@@ -82,6 +89,19 @@ def test_the_end_of_a_session_says_which_signal_ended_it(folder: Path) -> None:
         outcome = session.close()
         assert "SIGSEGV" in str(outcome.error)
         assert session.close() is outcome
+
+
+def test_a_forgotten_session_ends_by_itself_while_others_go_on(folder: Path) -> None:
+    payload = {"file": str(folder / "held")}
+    with Sandbox(import_paths=(folder,)) as sandbox:
+        forgotten = sandbox.open_session("sessionjobs:hold", payload, limits=Limits(writable=(str(folder),)))
+        other = sandbox.open_session("sessionjobs:echo", {"word": "so "})
+        assert ask(forgotten, b"", 1) == b"h"
+        forgotten.forget()
+        forgotten.forget()
+        with (folder / "held").open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # waits for the end of whoever holds it
+        assert ask(other, b"abc", 6) == b"so cba"
 
 
 def test_a_session_writes_only_where_it_is_let(folder: Path) -> None:

@@ -24,7 +24,7 @@ __all__ = ["NotCapturedError", "Replays"]
 _POISON = 0x7F
 _AHEAD_US = 300.0
 """The device is kept busy while the host launches the first graphs, so that it never waits for one."""
-_FLUSHES_EVERY = 2
+_FLUSHES_EVERY = 4
 """Replays of the calls for each of the flushes, which take the same time always."""
 _L2_SHARE = 4
 """Calls behind one flush touch at most this part of the L2: more would push out what the flush left to be written, whose

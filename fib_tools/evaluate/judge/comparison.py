@@ -25,6 +25,7 @@ __all__ = [
     "Verdict",
     "compare_call_outputs",
     "compare_outputs",
+    "compare_parts",
     "find_unwritten",
     "limit_bias",
     "limit_misses",
@@ -113,10 +114,31 @@ def compare_outputs(
 
     Draws (`samples`) are left out: two right kernels draw differently, and `sampling` judges them.
     """
+    calls = next((len(value) for value in want.values()), 0)
+    return compare_parts(got, want, tolerances, [calls])[0]
+
+
+def compare_parts(
+    got: Mapping[str, torch.Tensor],
+    want: Mapping[str, torch.Tensor],
+    tolerances: Mapping[str, Tolerance],
+    parts: Sequence[int],
+) -> list[Verdict]:
+    """Compare the same for several parts at once, each of so many calls, with a verdict for each."""
     ours = dict(got)
     ours.update(_align_choices(got, want, tolerances))
     names = [name for name in want if tolerances[name].how != "samples"]
-    return Verdict(outputs={name: compare_call_outputs(ours[name], want[name], tolerances[name]) for name in names})
+    measures = {name: measure_calls(ours[name], want[name], tolerances[name]) for name in names}
+    verdicts, start = [], 0
+    for part in parts:
+        calls = slice(start, start + part)
+        outputs = {
+            name: _weigh(ours[name][calls], want[name][calls], tolerances[name], measures[name][calls])
+            for name in names
+        }
+        verdicts.append(Verdict(outputs=outputs))
+        start += part
+    return verdicts
 
 
 def compare_call_outputs(got: torch.Tensor, want: torch.Tensor, tolerance: Tolerance) -> OutputVerdict:
@@ -125,7 +147,10 @@ def compare_call_outputs(got: torch.Tensor, want: torch.Tensor, tolerance: Toler
     A call is right if its share of hits, its worst row and its bias are within bounds, and so must all calls be
     together. Integers are the same or not; an infinity or NaN is right where the reference has the same.
     """
-    calls = measure_calls(got, want, tolerance)
+    return _weigh(got, want, tolerance, measure_calls(got, want, tolerance))
+
+
+def _weigh(got: torch.Tensor, want: torch.Tensor, tolerance: Tolerance, calls: Sequence[Measure]) -> OutputVerdict:
     width = got.shape[-1] if got.dim() > 1 else 1
     wrong = {call: _judge(measure, width, tolerance) for call, measure in enumerate(calls)}
     wrong = {call: reasons for call, reasons in wrong.items() if reasons}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fib_tools.evaluate.engines.items import Task
 from fib_tools.evaluate.judge.arena import Arena
-from fib_tools.evaluate.judge.comparison import compare_outputs, find_unwritten
+from fib_tools.evaluate.judge.comparison import Verdict, compare_outputs, compare_parts, find_unwritten
 from fib_tools.evaluate.judge.contest import Contest
 from fib_tools.evaluate.judge.device import Device
 from fib_tools.evaluate.judge.draws import DRAW_BYTES, Draws
@@ -44,10 +44,10 @@ _FEW_CALLS = 4
 _EAGER_CALLS = 8
 """Eager calls that are timed where a graph gives the figure: they show what the graph hides."""
 _FEWEST_REPLAYS, _MOST_REPLAYS = 4, 64
-_REPLAY_MS = 5.0
+_REPLAY_MS = 4.0
 """Of one round of replays, flushes included."""
-_FLUSH_MS = 0.06
-"""Of one flush, and of every second one that is timed by itself."""
+_FLUSH_MS = 0.05
+"""Of one flush, and of every fourth one that is timed by itself."""
 _DOUBTS = 2
 """So many times a Solution whose times are unbelievable is timed anew: something else may have used the device."""
 _ROUNDS_ANEW = 2
@@ -256,18 +256,27 @@ class _Hearing:
             self._open(runner, batch)
             seconds = self._seconds if number else _FIRST_CALL * self._seconds
             runner.ask(batch.message("call", checks_inputs=number == 0), seconds)
+        self._compare_checks(trial, poison=poison)
+        if self._draws is not None:
+            self._draws.judge(self._contest.reference, runner, self._want, self._got)
+        self._check_held_out(trial, runner)
+
+    def _compare_checks(self, trial: Trial, *, poison: int) -> None:
+        """Compare all of them at once: launching the kernels that measure errors takes longer than they do."""
+        checks = self._scene.checks
+        counts = [len(batch.slots) for batch in checks]
+        ours, theirs = (_slots(checks[0], arena, 0, sum(counts)) for arena in (self._got, self._want))
+        verdicts = compare_parts(ours, theirs, self._tolerances, counts)
+        for number, (batch, verdict) in enumerate(zip(checks, verdicts, strict=True)):
             name = str(batch.staging.message["distribution"])
             rule = "wrong-distribution" if number else "wrong-values"
             try:
-                self._compare(trial, batch, self._want, self._got, poison=poison, rule=rule)
+                self._take_verdict(trial, batch, verdict, self._want, poison=poison, rule=rule)
             except RefusedError as error:
                 if number == 0:
                     raise
                 raise error.at(f"on {name} inputs") from error
             trial.distributions.append(name)
-        if self._draws is not None:
-            self._draws.judge(self._contest.reference, runner, self._want, self._got)
-        self._check_held_out(trial, runner)
 
     def _hold_out(self, reference: Runner) -> list[tuple[Batch, _Copy]]:
         """Have the reference compute lengths that no Workload has; those that it cannot do are left out."""
@@ -293,14 +302,14 @@ class _Hearing:
             try:
                 self._open(runner, batch)
                 runner.ask(batch.message("call"), self._seconds)
-                self._compare(trial, batch, want, self._got, poison=poison, rule="wrong-distribution")
+                self._compare(trial, batch, want, poison=poison, rule="wrong-distribution")
             except RefusedError as error:
                 axes = ", ".join(f"{name}={length}" for name, length in batch.staging.message["axes"].items())
                 raise error.at(f"with {axes}", rule="wrong-distribution") from error
             trial.distributions.append(batch.staging.name.rpartition("/")[2])
 
     def _compare(
-        self, trial: Trial, batch: Batch, want: Arena | _Copy, got: Arena, *, poison: int, rule: str = "wrong-values"
+        self, trial: Trial, batch: Batch, want: Arena | _Copy, *, poison: int, rule: str = "wrong-values"
     ) -> None:
         """Compare the outputs of a batch.
 
@@ -308,13 +317,25 @@ class _Hearing:
             RefusedError: one is wrong, or was not written.
         """
         first, count = batch.slots[0], len(batch.slots)
-        ours = _slots(batch, got, first, count)
-        theirs = _slots(batch, want, first, count)
-        trial.calls += count
-        verdict = compare_outputs(ours, theirs, self._tolerances)
+        verdict = compare_outputs(
+            _slots(batch, self._got, first, count), _slots(batch, want, first, count), self._tolerances
+        )
+        self._take_verdict(trial, batch, verdict, want, poison=poison, rule=rule)
+
+    def _take_verdict(
+        self, trial: Trial, batch: Batch, verdict: Verdict, want: Arena | _Copy, *, poison: int, rule: str
+    ) -> None:
+        """Note the errors of a batch.
+
+        Raises:
+            RefusedError: an output is wrong, or was not written.
+        """
+        trial.calls += len(batch.slots)
         trial.take_errors(verdict.errors)
         if verdict.is_right:
             return
+        first, count = batch.slots[0], len(batch.slots)
+        ours, theirs = _slots(batch, self._got, first, count), _slots(batch, want, first, count)
         for name in ours:
             missing = find_unwritten(ours[name], theirs[name], bytes([poison]))
             if missing is not None:
@@ -331,7 +352,7 @@ class _Hearing:
         trial.calls += same
         if same == len(batch.slots):
             return
-        self._compare(trial, batch.part(same, len(batch.slots)), self._want, self._got, poison=poison)
+        self._compare(trial, batch.part(same, len(batch.slots)), self._want, poison=poison)
         if sum(value.nbytes for value in got.values()) <= self._judge.arena_limit:
             self._right[id(trial)] = {name: value.clone() for name, value in got.items()}
 

@@ -10,7 +10,7 @@ from fib_tools.model.trace import EvaluationStatus
 
 __all__ = ["as_series", "find_fault", "has_enough"]
 
-_TIGHT = 0.004
+_TIGHT = 0.005
 """Half the 95% interval as a share of the figure."""
 _LONG_SECONDS = 1.0
 """Of timed calls; a Solution that has had so much is not asked for more rounds."""

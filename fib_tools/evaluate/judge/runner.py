@@ -229,8 +229,8 @@ class Runner:
         return read_cpu_seconds(pid) if self._is_visible and pid is not None else 0.0
 
     def close(self) -> None:
-        """End it."""
-        self._session.close()
+        """End it; its process may go while others are measured."""
+        self._session.forget()
         with suppress(OSError):
             os.close(self._told)
 

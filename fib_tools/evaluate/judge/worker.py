@@ -49,6 +49,8 @@ class Worker:
         self._sandbox.__enter__()
         self._maker = RunnerMaker(sandbox=self._sandbox, device=self._kind, dataset=plan.dataset, options=plan.options)
         self._contests: dict[tuple[str, int], Contest] = {}
+        self._last = ("", 0)
+        """The group that was measured last."""
         self._device = Device(self._kind)
         self._judge = Judge(self._device, between=self._advance)
         if self._device.gpu.name != plan.hardware:
@@ -72,7 +74,7 @@ class Worker:
     def evaluate(self, task: Task) -> Iterator[Evidence | None]:
         """Judge a task's Solutions side by side."""
         contest = self._open(task)
-        self._close_before(task)
+        self._close_last(task)
         begun = time.perf_counter()
         options = self._plan.options
         tolerances = {name: bound.to_tolerance() for name, bound in task.bounds.items()}
@@ -94,10 +96,11 @@ class Worker:
         for contest in self._contests.values():
             contest.advance()
 
-    def _close_before(self, task: Task) -> None:
-        """End the runners of groups that were opened before this one: they are done."""
-        while (first := next(iter(self._contests))) != _name(task):
-            self._contests.pop(first).close()
+    def _close_last(self, task: Task) -> None:
+        """End the runners of the group before: it is done."""
+        if self._last != _name(task) and (done := self._contests.pop(self._last, None)) is not None:
+            done.close()
+        self._last = _name(task)
 
     def _drop(self, task: Task) -> None:
         contest = self._contests.pop(_name(task), None)
