@@ -15,7 +15,10 @@ _STEPS: tuple[tuple[Any, str], ...] = (
     (guard.Guard, "find_patched"),
     (guard.Guard, "count_tasks"),
     (guard.Guard, "describe_threads"),
+    (gpu.Gpu, "__init__"),
     (gpu.Gpu, "synchronize"),
+    (timing.ActivityTimer, "__init__"),
+    (session._Runner, "_rehearse"),  # noqa: SLF001
     (gpu.Gpu, "persisting_l2_bytes"),
     (cupti.Cupti, "switch"),
     (cupti.Cupti, "collect"),

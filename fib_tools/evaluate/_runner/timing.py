@@ -22,6 +22,7 @@ from fib_tools.evaluate._runner.refusals import RuleError
 __all__ = ["ActivityTimer", "EventTimer", "HostTimer", "Job", "Timed", "Timer"]
 
 _LONGEST_SPIN_US = 3000.0
+_FIRST_SPIN_US = 300.0
 _SHORTEST_SPIN_US = 12.0
 _SPIN_MARGIN = 1.4
 """The host is sometimes slower than last time."""
@@ -75,7 +76,7 @@ class _Spin:
 
     @property
     def microseconds(self) -> float:
-        typical = statistics.median(self._last) if self._last else _LONGEST_SPIN_US / 3
+        typical = statistics.median(self._last) if self._last else _FIRST_SPIN_US
         return min(_LONGEST_SPIN_US, max(_SHORTEST_SPIN_US, _SPIN_MARGIN * typical + 5.0))
 
 

@@ -46,7 +46,7 @@ class RunnerMaker:
             dataset=self.dataset,
             memory_bytes=min(_MEMORY_BYTES, int(read_memory_bytes() * _MEMORY_SHARE)),
             lifetime=_LIFETIME_SECONDS,
-            first_call=describe_first_call(task.workload) if solution else None,
+            first_call=describe_first_call(task.workload),
             is_trusted=solution is not None and solution.author == BASELINE and solution.hash in task.trusted,
         )
         runner.begin_build(self.options.timer.value)

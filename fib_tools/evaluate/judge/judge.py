@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -52,7 +53,8 @@ _DOUBTS = 2
 """So many times a Solution whose times are unbelievable is timed anew: something else may have used the device."""
 _ROUNDS_ANEW = 2
 _LOOPED_SETS = 8
-"""Sets of inputs that a loop goes through."""
+"""Sets of inputs that a loop goes through, if one round through them takes no longer than `_LOOPED_MS`."""
+_LOOPED_MS = 1.0
 _ARENA_SHARE = 8
 """Outputs of a workload's calls take at most this part of the free memory, twice, and inputs of a graph's calls too."""
 _LARGE_BYTES = 256 << 20
@@ -161,6 +163,7 @@ class _Hearing:
     def hold(self) -> Judgement:
         reference = self._contest.reference
         reference.finish_build(self._build_seconds)
+        reference.finish_first_call(self._build_seconds)
         self._scene = self._stage(reference)
         size = self._scene.slots * self._slot_bytes
         self._want, self._got = self._judge.arenas(self._contest, max(size, DRAW_BYTES) if self._samples else size)
@@ -467,7 +470,8 @@ class _Hearing:
 
     def _find_fault(self, trial: Trial, runner: Runner) -> Refusal | None:
         """Time loops by the judge's own clock, and weigh all figures."""
-        sets = _LOOPED_SETS if self._fits(_LOOPED_SETS) else 1
+        affordable = max(2, min(_LOOPED_SETS, round(_LOOPED_MS / max(statistics.median(trial.cold), 1e-6))))
+        sets = affordable if self._fits(affordable) else 1
         try:
             trial.others = time_loops(runner, self._scene.typical, trial, sets=sets, has_graphs=not self._is_cpu)
         except RefusedError as error:

@@ -54,13 +54,13 @@ class Runner:
         dataset: str,
         memory_bytes: int,
         lifetime: float,
-        first_call: Mapping[str, Any] | None = None,
+        first_call: Mapping[str, Any],
         is_trusted: bool = False,
     ) -> None:
         """Fork it; a Solution of None is the Definition's reference. A trusted one keeps what FlashInfer compiles.
 
-        `first_call` says of what workload a call is made as soon as it is built, so that what compiles at the first
-        call does so while others are measured.
+        `first_call` says of what workload a Solution makes a call as soon as it is built, so that what compiles at the
+        first call does so while others are measured; what the harness does around calls is rehearsed then too.
         """
         base, compiled = flashinfer_cache()
         if is_trusted:
@@ -140,9 +140,8 @@ class Runner:
         self.libs = _read_libs(answer.get("libs"))
         protections = self._session.protections
         self.protections = {name: bool(getattr(protections, name)) for name in _PROTECTIONS} if protections else {}
-        if self._first_call is not None:
-            self._send({"do": "warm", **self._first_call})
-            self._owes = "warm"
+        self._send({"do": "warm", **self._first_call})
+        self._owes = "warm"
 
     def finish_first_call(self, seconds: float) -> None:
         """Wait for the end of the first call, whose outputs nobody compares.
