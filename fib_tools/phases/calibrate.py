@@ -6,6 +6,7 @@ On a CPU no real kernel runs: the bounds stay the op_type's, and the faults are 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -49,8 +50,8 @@ _MEMORY = {"cpu": 12 << 30, "cuda": 96 << 30}
 _PROCESSES = 512
 """On a GPU kernels are compiled in the child."""
 _FILE_BYTES = 1 << 30
-_JOBS = {"cpu": 2, "cuda": 3}
-"""At once; nothing is timed, so that they may share a GPU."""
+_JOBS = {"cpu": 2, "cuda": max(3, min(8, (os.cpu_count() or 1) // 3))}
+"""At once; nothing is timed, so that they may share a GPU. Most of their time is importing on a few cores."""
 _SHOWN = 40
 
 

@@ -181,6 +181,14 @@ def test_a_solution_whose_first_call_fails_is_no_solution(tmp_path: Path) -> Non
     assert "ValueError: too early" in row.detail
 
 
+def test_a_solution_that_hangs_is_given_up_after_two_workloads(tmp_path: Path) -> None:
+    source = HONEST.replace("weight):\n", "weight):\n    while True:\n        pass\n", 1)
+    write_dataset(tmp_path / "dataset", {"stuck": source}, sizes=(3, 5, 8))
+    rows = benchmark_kernels(context(tmp_path), device="cpu", time_limit=0.5).evaluations
+    assert [row.status for row in rows] == ["TIMEOUT"] * 3
+    assert sum("not tried again" in row.detail for row in rows) == 1
+
+
 def test_a_workload_that_is_not_the_definitions_is_refused_before_anything_runs(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "dataset", {"honest": HONEST})
     path = tmp_path / "dataset" / "workloads" / "rmsnorm" / f"{norm().name}.jsonl"

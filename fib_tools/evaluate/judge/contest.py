@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fib_tools.errors import FormatError
@@ -22,6 +22,7 @@ from fib_tools.model.trace import EvaluationStatus
 __all__ = ["Contest", "Entrant", "RunnerMaker"]
 
 _LIFETIME_SECONDS = 24 * 3600.0
+_MOST_TIMEOUTS = 2
 _MEMORY_BYTES = 32 << 30
 _MEMORY_SHARE = 0.75
 """Of the machine's memory one runner may take at most."""
@@ -60,10 +61,19 @@ class Entrant:
     solution: Solution
     runner: Runner | None = None
     refusal: Refusal | None = None
-    """What holds for every Workload: a broken source rule, a failed build."""
+    """What holds for every Workload: a broken source rule, a failed build, first calls that never end."""
+    timeouts: int = 0
+    """Of first calls, one after another."""
     build_seconds: float = 0.0
     libs: dict[str, str] = field(default_factory=dict)
     protections: dict[str, bool] = field(default_factory=dict)
+
+    def note_first_call(self, refusal: Refusal) -> None:
+        """Give up on a Solution that hung at the first call twice: a long compilation would have ended by then."""
+        self.timeouts = self.timeouts + 1 if refusal.rule == "timeout" else 0
+        if self.timeouts >= _MOST_TIMEOUTS:
+            detail = f"{refusal.detail}, at its first call, {self.timeouts} times: it was not tried again"
+            self.refusal = replace(refusal, detail=detail)
 
 
 class Contest:
@@ -139,7 +149,11 @@ class Contest:
             raise
         entrant.protections = entrant.runner.protections
         entrant.build_seconds, entrant.libs = entrant.runner.build_seconds, entrant.runner.libs
-        entrant.runner.finish_first_call(first_call)
+        try:
+            entrant.runner.finish_first_call(first_call)
+        except RefusedError as error:
+            entrant.note_first_call(error.refusal)
+            raise
         return entrant.runner
 
     def stop_all(self) -> None:
