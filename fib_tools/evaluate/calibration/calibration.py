@@ -22,6 +22,7 @@ from pydantic import Field
 
 from fib_tools.evaluate.calibration.faults import REQUIRED
 from fib_tools.evaluate.calibration.profiles import HIT_RATIOS, LEAST_ATOL, UNBOUNDED, ErrorProfile, list_rtols, unit_of
+from fib_tools.evaluate.judge.comparison import limit_bias
 from fib_tools.host.files import read_limited, storage_errors, write_atomically
 from fib_tools.host.paths import confine
 from fib_tools.model.base import Model, read_strict
@@ -286,9 +287,16 @@ def _fit(dtype: DType, ratio: float, trusted: Sequence[ErrorProfile], margin: fl
         for rtol, atol in zip(rtols, worst, strict=True)
         if ratio < 1 or rtol >= 2 * unit_of(dtype)
     ]
-    rtol, atol = min(options, key=sum)
+    unbiased = [option for option in options if _allows_bias(option[0], ratio, trusted, margin)]
+    rtol, atol = min(unbiased or options[-1:], key=sum)
     source = f"{margin:g} times the worst error of trusted kernels against float64, beyond the format's own rounding"
     return Tolerance(rtol=rtol, atol=atol, hit_ratio=ratio, source=source)
+
+
+def _allows_bias(rtol: float, ratio: float, trusted: Sequence[ErrorProfile], margin: float) -> bool:
+    """Tell whether trusted biases use one part in `margin`: of approximate functions and of reciprocals all errors agree."""
+    bounds = Tolerance(rtol=rtol, atol=0.0, hit_ratio=ratio)
+    return all(margin * abs(profile.bias) <= limit_bias(bounds, profile.effective) for profile in trusted)
 
 
 def _power_of_two(value: float) -> float:

@@ -127,6 +127,29 @@ def test_bounds_are_no_wider_than_four_times_the_worst_trusted_error() -> None:
     assert 0.2 < output.trusted["kernel"] < 0.6
 
 
+def test_a_float32_kernel_whose_errors_all_agree_gets_bounds_that_it_keeps() -> None:
+    definition = _norm()
+    want = torch.randn(64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64).float()
+    got = want.double() * (1 + 2**-18)  # an approximate function: its errors do not cancel
+    profiles = {"output": measure_profile(got.float(), want, DType.FLOAT32)}
+    halved = {"output": measure_profile(want * 0.98, want, DType.FLOAT32)}
+    case = Case(
+        axes={},
+        seed=0,
+        distribution="typical",
+        trusted={"kernel": profiles},
+        agreement={"kernel": profiles},
+        faults={"scaled:output": halved},
+    )
+    single = definition.model_copy(
+        update={"outputs": {"output": definition.outputs["output"].model_copy(update={"dtype": DType.FLOAT32})}}
+    )
+    calibration = calibrate(single, {"output": summed(DType.FLOAT32)}, [case], device="cuda")
+    assert calibration.refused == []
+    assert calibration.outputs["output"].rtol >= 2**-15
+    assert _faults(calibration)["scaled"].state == "caught"
+
+
 def test_without_a_real_kernel_the_policy_stays_and_faults_are_judged_by_it(norm_cases: list[Case]) -> None:
     calibration = _calibrate(norm_cases, device="cpu")
     policy = rounded(DType.BFLOAT16)
