@@ -1,4 +1,4 @@
-"""The dataset of side_by_side.py: six Definitions with float inputs, eight Workloads and four Solutions each.
+"""The dataset of side_by_side.py: six Definitions with float inputs, a dozen Workloads and four Solutions each.
 
 Of each Definition there are two Solutions of several torch kernels, one Triton kernel, and its twin: the same kernel
 under another name, which must take the same time.
@@ -15,7 +15,7 @@ from fib_tools.model.trace import Trace
 from fib_tools.model.workload import RandomInput, Workload, workload_uuid
 from fib_tools.op_types.registry import get_kernel_type
 
-ROWS = (1, 4, 16, 64, 256, 1024, 4096, 8192)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096, 8192)
 KERNELS = (
     ("rmsnorm", {"hidden_size": 7168}),
     ("rmsnorm", {"hidden_size": 128}),

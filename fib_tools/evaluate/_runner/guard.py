@@ -193,11 +193,11 @@ def _is_relied_on(space: _Space, name: str, value: object) -> bool:
 
 
 def _are_same(before: Mapping[str, object], names: Mapping[str, object]) -> bool:
-    """Tell whether the same names, in the same order, stand for the same objects."""
+    """Tell whether the same names, in the same order, stand for the same objects; copied names are the same strings."""
     return (
         len(before) == len(names)
         and all(map(operator.is_, before.values(), names.values()))
-        and list(before) == list(names)
+        and all(map(operator.is_, before, names))
     )
 
 

@@ -197,24 +197,22 @@ class _Runner:
         return {}
 
     def _open(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Plan a workload's inputs: its structure once, its values at each call."""
-        name = message["name"]
-        if name not in self._workloads:
-            root = Path(self._payload["dataset"])
-            self._workloads[name] = open_workload(self._definition, message, device=self._device, root=root)
+        """Plan the inputs of workloads: their structure once, their values at each call."""
+        root = Path(self._payload["dataset"])
+        for each in message["workloads"]:
+            self._workloads[each["name"]] = open_workload(self._definition, each, device=self._device, root=root)
         return {}
 
     def _call(self, message: dict[str, Any]) -> dict[str, Any]:
         """Make calls that nobody times."""
-        workload = self._workloads[message["name"]]
-        for seed, slot in zip(message["seeds"], message["slots"], strict=True):
-            step = _Step(self._caller, workload, self._arena, seed=seed, slot=slot, keeps_inputs=True)
-            step.before()
-            step.call()
-            step.after()
-            self._synchronize()
-        if message.get("checks_inputs"):
-            step.check_inputs()
+        for number, batch in enumerate(message["batches"]):
+            workload = self._workloads[batch["name"]]
+            for seed, slot in zip(batch["seeds"], batch["slots"], strict=True):
+                step = _Step(self._caller, workload, self._arena, seed=seed, slot=slot, keeps_inputs=True)
+                step.make_once()
+                self._synchronize()
+            if message["checks_inputs"] and number == 0:
+                step.check_inputs()
         self._check_patched()
         return {}
 

@@ -20,10 +20,10 @@ from fib_tools.evaluate.judge.contest import Contest
 from fib_tools.evaluate.judge.device import Device
 from fib_tools.evaluate.judge.draws import DRAW_BYTES, Draws
 from fib_tools.evaluate.judge.given import load_given_inputs
-from fib_tools.evaluate.judge.measurement import find_fault, has_enough
+from fib_tools.evaluate.judge.measurement import count_missing, find_fault, has_enough
 from fib_tools.evaluate.judge.refusal import Refusal, RefusedError
 from fib_tools.evaluate.judge.runner import Runner
-from fib_tools.evaluate.judge.scene import Batch, Scene, derive_seed, stage
+from fib_tools.evaluate.judge.scene import Batch, Scene, call, derive_seed, stage
 from fib_tools.evaluate.judge.stopwatch import time_loops
 from fib_tools.evaluate.judge.trial import Trial
 from fib_tools.model.solution import BASELINE
@@ -44,9 +44,9 @@ _CALLS = 12
 _FEW_CALLS = 4
 _EAGER_CALLS = 8
 """Eager calls that are timed where a graph gives the figure: they show what the graph hides."""
-_FEWEST_REPLAYS, _MOST_REPLAYS = 4, 64
-_REPLAY_MS = 4.0
-"""Of one round of replays, flushes included."""
+_FEWEST_REPLAYS, _MOST_REPLAYS = 4, 128
+_REPLAY_MS = 2.0
+"""Of the first round of replays, flushes included; later rounds have as many as are missing."""
 _FLUSH_MS = 0.05
 """Of one flush, and of every fourth one that is timed by itself."""
 _DOUBTS = 2
@@ -192,23 +192,21 @@ class _Hearing:
         most = self._judge.arena_limit // scene.typical.layout.slot_bytes - scene.slots
         want, _ = self._judge.arenas(self._contest, scene.slots * scene.typical.layout.slot_bytes)
         reference.take(want)
-        for batch in scene.checks:
-            self._open(reference, batch)
-        _, seconds = reference.time(scene.checks[0].message("call"), self._build_seconds)
+        self._open(reference, *scene.checks)
+        _, seconds = reference.time(call(scene.checks[0]), self._build_seconds)
         affordable = int(_REFERENCE_SECONDS * len(scene.checks[0].slots) / seconds)
         telling = _OUTPUT_BYTES // scene.typical.layout.slot_bytes
         calls = max(_FEW_CALLS, min(_CALLS, affordable, telling, most))
         return stage(definition, workload, master=self._seed, calls=calls)
 
-    def _open(self, runner: Runner, batch: Batch) -> None:
-        runner.open(batch.staging.name, dict(batch.staging.message), self._build_seconds)
+    def _open(self, runner: Runner, *batches: Batch) -> None:
+        runner.open({batch.staging.name: batch.staging.message for batch in batches}, self._build_seconds)
 
     def _ask_reference(self, reference: Runner) -> None:
         """Have the reference compute what all calls are compared with; its own times are a by-product."""
-        for batch in self._scene.checks:
-            self._open(reference, batch)
-            reference.ask(batch.message("call"), self._build_seconds)
-        answer = reference.ask(self._scene.timed.message("measure"), self._build_seconds)
+        self._open(reference, *self._scene.checks)
+        reference.ask(call(*self._scene.checks), self._build_seconds)
+        answer = reference.ask(self._scene.timed.measure(), self._build_seconds)
         times = _numbers(answer.get("milliseconds"))
         self._reference_ms = sorted(times)[len(times) // 2] if times else None
         self._put_to_rest(reference)
@@ -255,10 +253,9 @@ class _Hearing:
     def _check(self, trial: Trial, runner: Runner) -> None:
         """Make the calls that nobody times, and compare them: typical values, other distributions, other lengths."""
         poison = self._got.poison(self._scene.slots * self._slot_bytes)
-        for number, batch in enumerate(self._scene.checks):
-            self._open(runner, batch)
-            seconds = self._seconds if number else _FIRST_CALL * self._seconds
-            runner.ask(batch.message("call", checks_inputs=number == 0), seconds)
+        checks = self._scene.checks
+        self._open(runner, *checks)
+        runner.ask(call(*checks, checks_inputs=True), (_FIRST_CALL + len(checks) - 1) * self._seconds)
         self._compare_checks(trial, poison=poison)
         if self._draws is not None:
             self._draws.judge(self._contest.reference, runner, self._want, self._got)
@@ -290,7 +287,7 @@ class _Hearing:
                 continue
             try:
                 self._open(reference, batch)
-                reference.ask(batch.message("call"), self._seconds)
+                reference.ask(call(batch), self._seconds)
             except RefusedError:
                 if reference.is_dead:
                     raise
@@ -304,7 +301,7 @@ class _Hearing:
             poison = self._got.poison(batch.staging.layout.slot_bytes)
             try:
                 self._open(runner, batch)
-                runner.ask(batch.message("call"), self._seconds)
+                runner.ask(call(batch), self._seconds)
                 self._compare(trial, batch, want, poison=poison, rule="wrong-distribution")
             except RefusedError as error:
                 axes = ", ".join(f"{name}={length}" for name, length in batch.staging.message["axes"].items())
@@ -425,7 +422,8 @@ class _Hearing:
         if not trial.fresh:
             trial.fresh = self._replay_once(trial, runner, batch, batch.seeds, 1)
         replay_ms = trial.fresh[0] * len(batch.slots) + _FLUSH_MS * trial.flushes
-        times = max(_FEWEST_REPLAYS, min(_MOST_REPLAYS, round(_REPLAY_MS / replay_ms)))
+        wanted = count_missing(trial) if trial.again else round(_REPLAY_MS / replay_ms)
+        times = max(_FEWEST_REPLAYS, min(_MOST_REPLAYS, wanted))
         trial.again += self._replay_once(trial, runner, batch, (), times)
 
     def _replay_once(self, trial: Trial, runner: Runner, batch: Batch, seeds: Sequence[int], times: int) -> list[float]:
@@ -437,7 +435,7 @@ class _Hearing:
 
     def _time_eager(self, trial: Trial, runner: Runner, batch: Batch) -> list[float]:
         poison = self._got.poison(self._scene.slots * self._slot_bytes)
-        answer = runner.ask(batch.message("measure"), self._seconds)
+        answer = runner.ask(batch.measure(), self._seconds)
         milliseconds = _read_times(answer, "milliseconds", len(batch.slots))
         trial.host += _read_times(answer, "host_microseconds", len(batch.slots))
         trial.busy += _numbers(answer.get("busy_milliseconds"))
@@ -484,7 +482,7 @@ class _Hearing:
         """Throw the times away, and make the calls on contents that are new again."""
         reference, batch = self._contest.reference, self._scene.timed.anew(number)
         runner.stop()
-        reference.ask(batch.message("call"), self._build_seconds)
+        reference.ask(call(batch), self._build_seconds)
         reference.stop()
         trial.forget_times()
         self._right.pop(id(trial), None)
@@ -492,7 +490,7 @@ class _Hearing:
             for _ in range(_ROUNDS_ANEW):
                 self._time_batch(trial, runner, batch)
         finally:
-            reference.ask(self._scene.timed.message("call"), self._build_seconds)
+            reference.ask(call(self._scene.timed), self._build_seconds)
             reference.stop()
 
 

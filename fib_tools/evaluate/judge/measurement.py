@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 from fib_tools.evaluate.judge.refusal import Refusal
 from fib_tools.evaluate.judge.statistics import find_drift, find_uneven, is_tight, summarise
 from fib_tools.evaluate.judge.trial import Trial
 from fib_tools.model.evidence import L2, Launch, Series, Timer
 from fib_tools.model.trace import EvaluationStatus
 
-__all__ = ["as_series", "find_fault", "has_enough"]
+__all__ = ["as_series", "count_missing", "find_fault", "has_enough"]
 
 _TIGHT = 0.005
 """Half the 95% interval as a share of the figure."""
+_RESERVE = 1.2
+"""An interval of more samples may come out wider than the square root of their number says."""
 _LONG_SECONDS = 1.0
 """Of timed calls; a Solution that has had so much is not asked for more rounds."""
 _CHANCE_MS = 0.0005
@@ -28,6 +32,13 @@ def has_enough(trial: Trial, *, is_cpu: bool) -> bool:
         return True
     figures = trial.again or trial.fresh
     return is_tight(summarise(figures), _TIGHT) and not find_drift(figures)
+
+
+def count_missing(trial: Trial) -> int:
+    """Say how many more samples would make the figure sure, by how much those that there are vary."""
+    summary = summarise(trial.again or trial.fresh)
+    wider = summary.half_width / _TIGHT
+    return math.ceil(summary.count * (_RESERVE * wider**2 - 1)) if wider > 1 else 0
 
 
 def as_series(samples: list[float], timer: Timer, launch: Launch) -> Series:

@@ -173,11 +173,12 @@ class Runner:
                 self.is_dead = True
                 raise
 
-    def open(self, name: str, message: dict[str, Any], seconds: float) -> None:
-        """Open a workload, once, under a name."""
-        if name not in self._opened:
-            self.ask({"do": "open", "name": name, **message}, seconds)
-            self._opened.add(name)
+    def open(self, workloads: Mapping[str, Mapping[str, Any]], seconds: float) -> None:
+        """Open workloads, each once, under their names."""
+        new = [{**message, "name": name} for name, message in workloads.items() if name not in self._opened]
+        if new:
+            self.ask({"do": "open", "workloads": new}, seconds)
+            self._opened.update(workloads)
 
     def ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
         """Have it do something, and wait for the answer; it must not be stopped.

@@ -16,7 +16,7 @@ from fib_tools.op_types.distribution import Distribution
 from fib_tools.op_types.held_out import choose_held_out_axes
 from fib_tools.op_types.inputs import list_distributions
 
-__all__ = ["Batch", "Scene", "Staging", "derive_seed", "describe_first_call", "stage"]
+__all__ = ["Batch", "Scene", "Staging", "call", "derive_seed", "describe_first_call", "stage"]
 
 _TYPICAL_CHECKS = 2
 """Calls before the timed ones that are compared: the first may compile, the second is as all others."""
@@ -40,9 +40,9 @@ class Batch:
     seeds: tuple[int, ...]
     slots: tuple[int, ...]
 
-    def message(self, command: str, **more: Any) -> dict[str, Any]:
-        """Write the command for a runner."""
-        return {"do": command, "name": self.staging.name, "seeds": self.seeds, "slots": self.slots, **more}
+    def measure(self) -> dict[str, Any]:
+        """Write the command to make the calls, and to time each."""
+        return {"do": "measure", "name": self.staging.name, "seeds": self.seeds, "slots": self.slots}
 
     def part(self, start: int, stop: int) -> Batch:
         """Take some of the calls."""
@@ -68,6 +68,12 @@ class Scene:
     def slots(self) -> int:
         """How many slots the checks and the timed calls need."""
         return max(self.timed.slots) + 1
+
+
+def call(*batches: Batch, checks_inputs: bool = False) -> dict[str, Any]:
+    """Write the command to make calls that nobody times, the first ones with a look at what became of their inputs."""
+    parts = [{"name": each.staging.name, "seeds": each.seeds, "slots": each.slots} for each in batches]
+    return {"do": "call", "batches": parts, "checks_inputs": checks_inputs}
 
 
 def derive_seed(master: int, *parts: object) -> int:

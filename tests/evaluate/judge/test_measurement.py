@@ -5,7 +5,7 @@ import random
 import pytest
 
 from fib_tools.evaluate.judge.contest import Entrant
-from fib_tools.evaluate.judge.measurement import as_series, find_fault, has_enough
+from fib_tools.evaluate.judge.measurement import as_series, count_missing, find_fault, has_enough
 from fib_tools.evaluate.judge.trial import Trial
 from fib_tools.model.evidence import Launch, OutputErrors, Timer
 from fib_tools.model.solution import BuildSpec, Language, Solution, SourceFile
@@ -27,6 +27,15 @@ def test_steady_times_are_enough_and_unsteady_ones_are_asked_for_again() -> None
     assert has_enough(trial(fresh=[0.01], again=noisy(0.01, 16)), is_cpu=False)
     assert not has_enough(trial(fresh=[0.01], again=noisy(0.01, 16, share=0.1)), is_cpu=False)
     assert not has_enough(trial(fresh=[0.01], again=noisy(0.01, 16) + noisy(0.02, 16)), is_cpu=False)
+
+
+def test_as_many_more_samples_are_asked_for_as_make_the_figure_sure() -> None:
+    few = trial(fresh=[0.01], again=noisy(0.01, 32, share=0.03))
+    missing = count_missing(few)
+    assert 32 < missing < 512
+    assert not has_enough(few, is_cpu=False)
+    assert has_enough(trial(fresh=[0.01], again=noisy(0.01, 32 + missing, share=0.03)), is_cpu=False)
+    assert count_missing(trial(fresh=[0.01], again=noisy(0.01, 64))) == 0
 
 
 def test_a_slow_solution_is_not_asked_for_more_than_it_has_given() -> None:
