@@ -16,6 +16,7 @@ from fib_tools.phases.inventory import take_inventory
 from fib_tools.phases.kernel_drafts import get_evaluation, get_kernel_brief, submit_solution
 from fib_tools.phases.onboard import onboard_model
 from fib_tools.phases.optimize import optimize_kernel
+from fib_tools.phases.optimize_model import optimize_model
 from fib_tools.phases.reference_tests import write_or_run_tests
 from fib_tools.phases.refresh import clone_repositories
 from fib_tools.phases.status import show_status
@@ -122,6 +123,15 @@ OPERATIONS: tuple[Operation, ...] = (
         verb="optimize",
         tool="",
         function=optimize_kernel,
+        phase=None,
+        effect=Effect.WORKSPACE,
+        is_long=True,
+        is_open_world=True,
+    ),
+    Operation(
+        verb="optimize-model",
+        tool="",
+        function=optimize_model,
         phase=None,
         effect=Effect.WORKSPACE,
         is_long=True,

@@ -6,7 +6,7 @@ import secrets
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
@@ -24,61 +24,26 @@ from fib_tools.errors import RequestError
 from fib_tools.host.files import write_atomically
 from fib_tools.host.locks import hold
 from fib_tools.host.paths import check_component, confine
-from fib_tools.llm.prices import DEFAULT_MODEL, get_price, parse_price
 from fib_tools.model.solution import Language
 from fib_tools.phases.bench import find_hardware
 from fib_tools.phases.context import Context
 from fib_tools.phases.drafting import NAME_LENGTH, find_runs, keep_solution, make_bench, measure_target, open_memory
 from fib_tools.phases.optimize_result import OptimizeResult, OptimizeRow
+from fib_tools.phases.search_options import SEARCH_DEFAULTS, SearchOptions
 
-__all__ = ["optimize_kernel"]
+__all__ = ["list_runs", "optimize_kernel"]
 
 _MAX_TOKENS = 16_000
 _LATEST = "latest"
-_ANTHROPIC = "anthropic"
 
 
 def optimize_kernel(
     context: Context,
     definition: Annotated[str, Field(description="The Definition, by name.")],
+    options: SearchOptions = SEARCH_DEFAULTS,
     *,
-    workloads: Annotated[
-        int | None, Field(ge=1, description="At most so many of its Workloads, the first ones; all if left out.")
-    ] = None,
-    language: Annotated[
-        Literal["triton", "cuda", "python", "tilelang"], Field(description="What Solutions are written in.")
-    ] = "triton",
-    strategy: Annotated[
-        Literal["refine", "beam", "evolve"],
-        Field(
-            description="refine: one after the other; beam: several, then from the best; evolve: islands of techniques."
-        ),
-    ] = "refine",
-    width: Annotated[
-        int, Field(ge=2, le=64, description="How many drafts a beam asks for at once, or islands there are.")
-    ] = 4,
-    provider: Annotated[
-        Literal["anthropic", "openai"],
-        Field(description="Who drafts; openai: any service that speaks chat completions, by OPENAI_BASE_URL."),
-    ] = "anthropic",
-    batch: Annotated[
-        bool, Field(description="Ask for whole generations as Message Batches: half the price, minutes to hours.")
-    ] = False,
     max_usd: Annotated[float, Field(gt=0, le=1000, description="What the run may cost in all, in USD.")] = 1.0,
     max_evals: Annotated[int, Field(ge=1, le=10_000, description="How many drafts it may have in all.")] = 40,
-    model: Annotated[str | None, Field(description=f"The model that drafts; {DEFAULT_MODEL} if left out.")] = None,
-    usd_per_mtok: Annotated[
-        str | None,
-        Field(description="Price of a model that is not in the table: USD for a million tokens in, out: 3,15."),
-    ] = None,
-    device: Annotated[
-        Literal["cuda", "cpu"], Field(description="Where to run; a CPU is good for learning, with --language python.")
-    ] = "cuda",
-    gpus: Annotated[int, Field(ge=1, le=64, description="How many GPUs evaluate.")] = 1,
-    time_limit: Annotated[
-        float, Field(ge=1, le=3600, description="Seconds for a Solution's calls on one Workload.")
-    ] = 30,
-    seed: Annotated[int, Field(ge=0, description="Of the strategy's own choices.")] = 0,
     resume: Annotated[str | None, Field(description='Go on with a run, by its name, or "latest".')] = None,
     dry_run: Annotated[bool, Field(description="Write the brief, and ask nobody.")] = False,
 ) -> OptimizeResult:
@@ -89,32 +54,38 @@ def optimize_kernel(
     Exit status 0: a right Solution was found; 1: none was.
     """
     runs = find_runs(context)
-    bench = make_bench(context, definition, workloads=workloads, device=device, gpus=gpus, time_limit=time_limit)
+    bench = make_bench(
+        context,
+        definition,
+        workloads=options.workloads,
+        device=options.device,
+        gpus=options.gpus,
+        time_limit=options.time_limit,
+    )
     if dry_run:
-        return _show_brief(context, measure_target(bench, Language(language)))
+        return _show_brief(context, measure_target(bench, Language(options.language)))
     with ExitStack() as held:
         if resume is not None:
             folder = _find_run(runs, definition, resume)
-            _check_hardware(folder.plan, device)
+            _check_hardware(folder.plan, options.device)
             bench = bench.narrow({shape.workload for shape in folder.plan.target.shapes})
             plan = folder.plan
             drafter = held.enter_context(open_drafter(plan.provider, is_batch=plan.is_batch, tell=bench.tell))
         else:
-            chosen = _choose_model(provider, model, is_batch=batch)
-            price = parse_price(usd_per_mtok) if usd_per_mtok else get_price(chosen)
+            price = options.find_price()
             # who has no key is told before anything is measured
-            drafter = held.enter_context(open_drafter(provider, is_batch=batch, tell=bench.tell))
-            target = measure_target(bench, Language(language))
+            drafter = held.enter_context(open_drafter(options.provider, is_batch=options.batch, tell=bench.tell))
+            target = measure_target(bench, Language(options.language))
             plan = SearchPlan(
                 run=f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{definition[:NAME_LENGTH]}-{secrets.token_hex(2)}",
                 target=target,
-                strategy=strategy,
-                width=width,
-                seed=seed,
-                provider=provider,
-                is_batch=batch,
-                model=chosen,
-                price=price.halve() if batch else price,
+                strategy=options.strategy,
+                width=options.width,
+                seed=options.seed,
+                provider=options.provider,
+                is_batch=options.batch,
+                model=options.choose_model(),
+                price=price,
                 max_tokens=_MAX_TOKENS,
             )
             folder = RunFolder.create(confine(runs, check_component(plan.run)), plan, write_brief(target))
@@ -129,14 +100,6 @@ def optimize_kernel(
         search = Search(_make_strategy(folder.plan), drafter=drafter, judging=judging)
         ending = search.run(Limits(evaluations=max_evals, usd=max_usd))
         return _conclude(bench, folder, ending)
-
-
-def _choose_model(provider: str, model: str | None, *, is_batch: bool) -> str:
-    if is_batch and provider != _ANTHROPIC:
-        raise RequestError(f"the provider {provider} takes no batches here", where="--batch", todo="leave it out")
-    if model is None and provider != _ANTHROPIC:
-        raise RequestError(f"no model for the provider {provider}", where="--model", todo="name one that it serves")
-    return model or DEFAULT_MODEL
 
 
 def _show_brief(context: Context, target: Target) -> OptimizeResult:
@@ -163,6 +126,11 @@ def _make_strategy(plan: SearchPlan) -> Strategy:
     return Refine()
 
 
+def list_runs(runs: Path, definition: str) -> list[str]:
+    """List the runs about a Definition that can go on, the newest last."""
+    return sorted(path.parent.name for path in runs.glob(f"[0-9]*-{definition[:NAME_LENGTH]}-*/run.json"))
+
+
 def _find_run(runs: Path, definition: str, name: str) -> RunFolder:
     """Find a run to go on with.
 
@@ -170,12 +138,12 @@ def _find_run(runs: Path, definition: str, name: str) -> RunFolder:
         RequestError: there is none of this name, or it is about another Definition.
     """
     if name == _LATEST:
-        found = sorted(runs.glob(f"[0-9]*-{definition[:NAME_LENGTH]}-*/run.json"))
+        found = list_runs(runs, definition)
         if not found:
             raise RequestError(
                 f"no run about {definition} can go on", where=str(runs), todo="begin one without --resume"
             )
-        folder = RunFolder(found[-1].parent)
+        folder = RunFolder(runs / found[-1])
     else:
         path = confine(runs, check_component(name))
         if not (path / "run.json").is_file():

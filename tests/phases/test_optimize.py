@@ -18,6 +18,7 @@ from fib_tools.errors import RequestError, SourceError
 from fib_tools.phases.context import Context, Workspace
 from fib_tools.phases.optimize import optimize_kernel
 from fib_tools.phases.optimize_result import OptimizeResult
+from fib_tools.phases.search_options import SearchOptions
 from scripted_anthropic import Fault, ScriptedAnthropic, Text, Turn
 from scripted_batches import Batches, serve_batches
 from scripted_chat import serve_chat
@@ -54,7 +55,9 @@ def optimize(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Optimize:
         with ScriptedAnthropic(script) as server:
             monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
             run.requests = server.requests  # type: ignore[attr-defined]
-            return optimize_kernel(context, NAME, **{"language": "python", "device": "cpu", **options})
+            own = {name: options.pop(name) for name in list(options) if name in SearchOptions.model_fields}
+            chosen = SearchOptions(**{"language": "python", "device": "cpu", **own})
+            return optimize_kernel(context, NAME, chosen, **options)
 
     return run
 
