@@ -1,0 +1,31 @@
+"""Merging two attention states: a tile of rows (query and head) a block, 16 bytes a thread and load."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _kernel(va, sa, vb, sb, vm, sm, rows, D: tl.constexpr, ROWS: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = row < rows
+    at = row[:, None] * D + tl.arange(0, D)[None, :]
+    first = tl.load(va + at, mask=inside[:, None], other=0.0).to(tl.float32)
+    second = tl.load(vb + at, mask=inside[:, None], other=0.0).to(tl.float32)
+    a = tl.load(sa + row, mask=inside, other=0.0)
+    b = tl.load(sb + row, mask=inside, other=0.0)
+    top = tl.maximum(a, b)
+    top = tl.where(top == float("-inf"), 0.0, top)
+    weight_a, weight_b = tl.exp2(a - top), tl.exp2(b - top)
+    total = weight_a + weight_b
+    share = 1.0 / tl.where(total > 0, total, 1.0)
+    merged = first * (weight_a * share)[:, None] + second * (weight_b * share)[:, None]
+    tl.store(vm + at, merged.to(vm.dtype.element_ty), mask=inside[:, None])
+    tl.store(sm + row, tl.log2(total) + top, mask=inside)
+
+
+def run(v_a, s_a, v_b, s_b, v_merged, s_merged):
+    rows, size = s_a.numel(), v_a.shape[-1]
+    tile = 4 if rows <= 4096 else 8 if rows <= 65536 else 16
+    _kernel[(triton.cdiv(rows, tile),)](
+        v_a, s_a, v_b, s_b, v_merged, s_merged, rows, size, tile, num_warps=2 if tile == 4 else 4
+    )
