@@ -139,8 +139,10 @@ class Dataset:
             FormatError: a line is no Workload.
         """
         at = str(Location(kind=Kind.WORKLOADS, op_type=op_type, definition=definition))
-        lines = enumerate(self.read_lines(at), start=1)
-        traces = [read_lenient(Trace, load_json(line, where=at), where=f"{at}:{number}") for number, line in lines]
+        traces = []
+        for number, line in self._number_lines(at):
+            document = load_json(line, where=at, first_line=number)
+            traces.append(read_lenient(Trace, document, where=f"{at}:{number}"))
         return tuple(trace.workload for trace in traces)
 
     def load_solutions(self, op_type: str, definition: str) -> tuple[Solution, ...]:
@@ -183,6 +185,10 @@ class Dataset:
             PathError: it is a link out of the root.
             DocumentTooLargeError: over 256 MiB.
         """
+        return [line for _, line in self._number_lines(relative)]
+
+    def _number_lines(self, relative: str) -> list[tuple[int, str]]:
+        """Read them with their numbers in the file, blank ones counted."""
         path = confine(self.root, *relative.split("/"))
         if not path.exists():
             return []
@@ -190,7 +196,7 @@ class Dataset:
             text = read_limited(path, TRACES_LIMIT).decode()
         except UnicodeDecodeError as error:
             raise FormatError("not UTF-8", where=relative, todo="mend or remove it") from error
-        return [line for line in text.split("\n") if line.strip()]
+        return [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
 
     def find_evidence(self, key: str) -> Evidence | None:
         """Find what was seen in an evaluation.

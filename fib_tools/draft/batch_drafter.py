@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from fib_tools.draft.question import make_body
 from fib_tools.draft.run_folder import RunFolder
-from fib_tools.errors import RequestError, SourceError
+from fib_tools.errors import SourceError
 from fib_tools.host.env import redact
 from fib_tools.host.files import read_limited, write_atomically
 from fib_tools.llm.budget import afford_output
 from fib_tools.llm.reply import Reply, read_message
+from fib_tools.llm.statuses import explain_status
 from fib_tools.model.base import Model, read_strict
 from fib_tools.model.canonical import canonical_bytes, content_hash, load_json
 
@@ -62,9 +63,7 @@ class BatchDrafter:
             batch = self._find(questions, folder) or self._send(questions, folder, usd)
             yield from self._collect(self._wait(batch), folder, todo=hint)
         except anthropic.APIStatusError as error:
-            what = f"the service answered {error.status_code}: {redact(error.message[:500])}"
-            kind = SourceError if error.status_code == 429 or error.status_code >= 500 else RequestError
-            raise kind(what, where=_WHERE, todo=hint) from error
+            raise explain_status(error.status_code, error.message, where=_WHERE, todo=hint) from error
         except anthropic.AnthropicError as error:
             raise SourceError(f"the connection broke: {redact(str(error))}", where=_WHERE, todo=hint) from error
 

@@ -10,6 +10,7 @@ from fib_tools.errors import MissingDependencyError, RequestError, SourceError
 from fib_tools.host.env import read_endpoint, read_secret, redact
 from fib_tools.llm.prices import Usage
 from fib_tools.llm.reply import Reply
+from fib_tools.llm.statuses import explain_status
 from fib_tools.llm.transcript import Message, text_block
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ _SILENCE_SECONDS = 120.0
 _BYTES_PER_TOKEN = 3
 """The estimate where a service does not say what it used."""
 _WHERE = "chat completions"
-_TOO_MANY = 429
+_LATER = "try again later with --resume"
 
 
 @contextmanager
@@ -60,13 +61,11 @@ def ask_chat(client: OpenAI, body: Mapping[str, Any]) -> Reply:
         stream = client.chat.completions.create(**body, stream=True, stream_options={"include_usage": True})
         words, reason, used = _read(stream)
     except openai.APIStatusError as error:
-        what = f"the model service answered {error.status_code}: {redact(error.message[:500])}"
-        if error.status_code == _TOO_MANY or error.status_code >= 500:
-            raise SourceError(what, where=_WHERE, todo="try again later with --resume") from error
-        raise RequestError(what, where=_WHERE, todo="check the key, --model and OPENAI_BASE_URL") from error
+        advice = "check the key, --model and OPENAI_BASE_URL"
+        raise explain_status(error.status_code, error.message, where=_WHERE, todo=_LATER, advice=advice) from error
     except openai.OpenAIError as error:
         what = f"the connection to the model broke: {redact(str(error)) or type(error).__name__}"
-        raise SourceError(what, where=_WHERE, todo="try again later with --resume") from error
+        raise SourceError(what, where=_WHERE, todo=_LATER) from error
     text = "".join(words).encode(errors="replace").decode()
     usage = _read_usage(used) or _estimate(body, text)
     return Reply(
@@ -83,7 +82,7 @@ def _read(stream: Any) -> tuple[list[str], str, Any]:
             words.append(choice.delta.content or "")
             reason = choice.finish_reason or reason
     if not reason:
-        raise SourceError("the stream ended before the message", where=_WHERE, todo="try again later with --resume")
+        raise SourceError("the stream ended before the message", where=_WHERE, todo=_LATER)
     return words, reason, used
 
 

@@ -13,6 +13,7 @@ from fib_tools.errors import FibError, MissingDependencyError, RequestError, Sou
 from fib_tools.host.env import read_endpoint, read_secret, redact
 from fib_tools.llm.prices import Usage
 from fib_tools.llm.reply import BrokenStreamError, Reply, StreamReader
+from fib_tools.llm.statuses import explain_status, is_passing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +28,7 @@ _LONGEST_WAIT_SECONDS = 60.0
 _SILENCE_SECONDS = 120.0
 """A stream that says nothing for so long is taken as broken; the service sends a ping every few seconds."""
 
-_BUSY_STATUSES = frozenset({408, 409, 429})
+_WHERE = "Messages API"
 _BUSY_TYPES = frozenset({"api_error", "overloaded_error", "rate_limit_error", "timeout_error"})
 """An error that comes inside a stream has the status 200 and one of these types."""
 
@@ -45,7 +46,7 @@ class _BusyError(SourceError):
     """The turn failed for a reason that passes."""
 
     def __init__(self, what: str, *, todo: str, retry_after: float | None = None) -> None:
-        super().__init__(what, where="Messages API", todo=todo)
+        super().__init__(what, where=_WHERE, todo=todo)
         self.retry_after = retry_after
 
 
@@ -148,16 +149,13 @@ class _Backoff:
 
 
 def _explain_status(error: APIStatusError, *, todo: str) -> FibError:
-    said = redact((error.api_message or error.message)[:500])
-    what = f"the model service answered {error.status_code} ({error.type or 'no type'}): {said}"
+    said = f"{error.type or 'no type'}: {error.api_message or error.message}"
+    advice = _ADVICE.get(error.status_code, "")
+    failure = explain_status(error.status_code, said, where=_WHERE, todo=todo, advice=advice)
     is_inside_stream = error.status_code < 400
-    if (
-        error.status_code in _BUSY_STATUSES
-        or error.status_code >= 500
-        or (is_inside_stream and error.type in _BUSY_TYPES)
-    ):
-        return _BusyError(what, todo=todo, retry_after=_read_retry_after(error))
-    return RequestError(what, where="Messages API", todo=_ADVICE.get(error.status_code, todo))
+    if is_passing(error.status_code) or (is_inside_stream and error.type in _BUSY_TYPES):
+        return _BusyError(failure.what, todo=todo, retry_after=_read_retry_after(error))
+    return failure
 
 
 def _read_retry_after(error: APIStatusError) -> float | None:

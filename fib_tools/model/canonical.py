@@ -33,8 +33,8 @@ def content_hash(document: Model | Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def load_json(text: str | bytes, *, where: str) -> Any:
-    """Parse JSON, refusing duplicate keys and nesting deeper than 64.
+def load_json(text: str | bytes, *, where: str, first_line: int = 1) -> Any:
+    """Parse JSON, refusing duplicate keys and nesting deeper than 64; `first_line` is the text's own in its file.
 
     Raises:
         FormatError: with line and column.
@@ -42,7 +42,9 @@ def load_json(text: str | bytes, *, where: str) -> Any:
     try:
         value = json.loads(text, object_pairs_hook=_unique_object)
     except json.JSONDecodeError as error:
-        raise FormatError(f"not JSON: {error.msg}", where=f"{where}:{error.lineno}:{error.colno}") from error
+        raise FormatError(
+            f"not JSON: {error.msg}", where=f"{where}:{error.lineno + first_line - 1}:{error.colno}"
+        ) from error
     except _DuplicateKeyError as error:
         raise FormatError(f"the key {error.key!r} stands twice in one object", where=where) from error
     except (UnicodeDecodeError, RecursionError, ValueError) as error:

@@ -157,6 +157,9 @@ def test_workloads_and_solutions_are_loaded_in_order_and_evidence_alone_is_no_da
     (tmp_path / f"workloads/rmsnorm/{NORM.name}.jsonl").write_bytes(b"\xff\n")
     with pytest.raises(FormatError, match="not UTF-8"):
         dataset.load_workloads("rmsnorm", NORM.name)
+    (tmp_path / f"workloads/rmsnorm/{NORM.name}.jsonl").write_bytes(b'\n\n{"definition": }\n')
+    with pytest.raises(FormatError, match=rf"{NORM.name}.jsonl:3:16"):
+        dataset.load_workloads("rmsnorm", NORM.name)
 
 
 def test_lines_end_at_newlines_only_and_blank_ones_do_not_count(tmp_path: Path) -> None:
