@@ -6,6 +6,7 @@ rules by input name, then by element type.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,14 @@ from fib_tools.op_types.input_request import BYTE_BUDGET, InputRequest, torch_dt
 from fib_tools.op_types.registry import find_op_type
 from fib_tools.op_types.rules import STOCK_RULES, Plain
 
-__all__ = ["Distribution", "InputPlan", "generate_inputs", "list_distributions", "plan_inputs"]
+__all__ = [
+    "Distribution",
+    "InputPlan",
+    "count_input_bytes",
+    "generate_inputs",
+    "list_distributions",
+    "plan_inputs",
+]
 
 _FLOATS = frozenset({DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16})
 _FP8 = frozenset({DType.FLOAT8_E4M3FN, DType.FLOAT8_E5M2})
@@ -108,6 +116,16 @@ def plan_inputs(  # noqa: PLR0913  # what a workload says, and how it is to be d
         else:
             makers[name] = copy_elsewhere(draft.made[name], device)
     return InputPlan(makers=makers, generator=generator, values=free)
+
+
+def count_input_bytes(definition: Definition, axes: Mapping[str, int]) -> int:
+    """Count the bytes of a call's tensors, where nothing shares storage; `axes` may leave out the const ones."""
+    lengths = {**axes, **definition.const_axes}
+    return sum(
+        math.prod(lengths[axis] for axis in spec.shape) * torch_dtype(spec.dtype).itemsize
+        for spec in definition.inputs.values()
+        if spec.shape is not None
+    )
 
 
 def list_distributions(definition: Definition) -> tuple[Distribution, ...]:

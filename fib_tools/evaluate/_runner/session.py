@@ -30,13 +30,13 @@ from fib_tools.evaluate._runner.workload import OpenWorkload, open_workload
 from fib_tools.evaluate.judge.channel import Channel
 from fib_tools.model.definition import Definition
 from fib_tools.model.solution import Solution
-from fib_tools.op_types.inputs import list_distributions
+from fib_tools.op_types.inputs import count_input_bytes, list_distributions
 
 __all__ = ["serve"]
 
 _TRACE_LENGTH = 4000
 _REHEARSAL_BYTES = 64 << 20
-"""Of the inputs of a call that is rehearsed."""
+"""Of the inputs of a call that is rehearsed; a larger one takes longer than loading kernels does."""
 _FOLDER = "solution"
 
 
@@ -123,10 +123,14 @@ class _Runner:
 
     def _warm(self, message: dict[str, Any]) -> dict[str, Any]:
         """Make the first call of a Solution, into memory of its own, and say how long it took; then rehearse."""
-        root = Path(self._payload["dataset"])
-        workload = open_workload(self._definition, message, device=self._device, root=root)
-        seconds = self._make_first_call(workload, message["seed"]) if self._solution is not None else 0.0
-        self._rehearse(message, root)
+        root, seconds = Path(self._payload["dataset"]), 0.0
+        try:
+            if self._solution is not None:
+                workload = open_workload(self._definition, message, device=self._device, root=root)
+                seconds = self._make_first_call(workload, message["seed"])
+            self._rehearse(message, root)
+        except torch.OutOfMemoryError:
+            self._rest({})  # others may hold the memory, who will not when it is this one's turn
         return {"seconds": seconds}
 
     def _make_first_call(self, workload: OpenWorkload, seed: int) -> float:
@@ -142,13 +146,11 @@ class _Runner:
         """Do once what the harness does around calls: a device loads its kernels when they are first used."""
         if self._gpu is None:
             return
-        for distribution in list_distributions(self._definition):
+        is_small = count_input_bytes(self._definition, message["axes"]) <= _REHEARSAL_BYTES
+        for distribution in list_distributions(self._definition) if is_small else ():
             described = {**message, "distribution": distribution.value}
             workload = open_workload(self._definition, described, device=self._device, root=root)
-            made = workload.make(message["seed"])
-            if sum(value.nbytes for value in made.values() if isinstance(value, torch.Tensor)) > _REHEARSAL_BYTES:
-                break  # so large a workload takes longer than loading does
-            _find_changed(made, workload.make(message["seed"]))
+            _find_changed(workload.make(message["seed"]), workload.make(message["seed"]))
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             self._gpu.write_over_cache()

@@ -29,8 +29,7 @@ from fib_tools.evaluate.judge.trial import Trial
 from fib_tools.model.solution import BASELINE
 from fib_tools.model.trace import EvaluationStatus
 from fib_tools.op_types.distribution import Distribution
-from fib_tools.op_types.input_request import torch_dtype
-from fib_tools.op_types.inputs import plan_inputs
+from fib_tools.op_types.inputs import count_input_bytes, plan_inputs
 from fib_tools.op_types.tolerance import Tolerance
 from fib_tools.op_types.work import Work, find_work
 
@@ -394,12 +393,7 @@ class _Hearing:
     @property
     def _input_bytes(self) -> int:
         """Of one call."""
-        lengths = {**self._task.workload.axes, **self._task.definition.const_axes}
-        return sum(
-            math.prod(lengths[axis] for axis in spec.shape) * torch_dtype(spec.dtype).itemsize
-            for spec in self._task.definition.inputs.values()
-            if spec.shape is not None
-        )
+        return count_input_bytes(self._task.definition, self._task.workload.axes)
 
     def _put_to_rest(self, runner: Runner) -> None:
         """Have a runner give back what it keeps of a large workload: those after it need the memory."""
