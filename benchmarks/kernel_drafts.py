@@ -3,7 +3,7 @@
 python benchmarks/kernel_drafts.py DEFINITIONS --out FOLDER [--only NAME ...]
 
 DEFINITIONS is a dataset folder with the Definitions of `PLAN`, as `fib onboard` writes them for kimi-k2, deepseek-v3,
-qwen3-30b-a3b and llama-3.2-3b. The drafts lie in `drafts/`. Writes to the folder `kernel_drafts.txt` and the dataset with
+qwen3-30b-a3b and llama-3.1-8b. The drafts lie in `drafts/`. Writes to the folder `kernel_drafts.txt` and the dataset with
 its Traces. FlashInfer's best kernels need nvidia-cutlass-dsl: the table says whether it was there.
 """
 
@@ -63,10 +63,11 @@ def pages() -> list[dict[str, int]]:
 
 PLAN: dict[str, tuple[str, list[dict[str, int]]]] = {
     "fused_add_rmsnorm_h7168": ("fused_add_rmsnorm", rows("batch_size")),
+    "fused_add_rmsnorm_h4096": ("fused_add_rmsnorm", rows("batch_size")),
     "fused_add_rmsnorm_h2048": ("fused_add_rmsnorm", rows("batch_size")),
     "rmsnorm_h7168": ("rmsnorm_wide", rows("batch_size")),
     "rmsnorm_h128": ("rmsnorm_narrow", rows("batch_size", 32)),
-    "silu_and_mul_i8192": ("silu_and_mul", rows("num_tokens")),
+    "silu_and_mul_i14336": ("silu_and_mul", rows("num_tokens")),
     "silu_and_mul_i2304": ("silu_and_mul", rows("num_tokens")),
     "rope_with_cos_sin_cache_neox_style_d128_rd128": ("rope_neox", turns(4096, 512)),
     "rope_with_cos_sin_cache_gptj_style_d64_rd64": ("rope_gptj", turns(1024, 64)),
@@ -74,6 +75,7 @@ PLAN: dict[str, tuple[str, list[dict[str, int]]]] = {
     "moe_routing_ds_topk8_ng1_kg1_e384": ("moe_routing_ds", rows("num_tokens")),
     "fp8_quantize_1x128_k2048": ("fp8_quantize", rows("M")),
     "gqa_paged_decode_h32_kv4_d128_ps64": ("gqa_paged_decode", pages()),
+    "gqa_paged_decode_h32_kv8_d128_ps64": ("gqa_paged_decode", pages()),
     "mla_paged_decode_h16_ckv512_kpe64_ps64": ("mla_paged_decode", pages()),
     "mla_paged_decode_h128_ckv512_kpe64_ps64": ("mla_paged_decode", pages()[:3]),
 }

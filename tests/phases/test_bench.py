@@ -181,6 +181,17 @@ def test_a_solution_whose_first_call_fails_is_no_solution(tmp_path: Path) -> Non
     assert "ValueError: too early" in row.detail
 
 
+def test_a_first_call_without_memory_is_made_again_in_its_turn(tmp_path: Path) -> None:
+    source = "CALLS = []\n" + HONEST.replace(
+        "weight):\n",
+        "weight):\n    CALLS.append(0)\n    if len(CALLS) == 1:\n        raise torch.OutOfMemoryError\n",
+        1,
+    )
+    write_dataset(tmp_path / "dataset", {"full": source}, sizes=(3,))
+    (row,) = benchmark_kernels(context(tmp_path), device="cpu", time_limit=30).evaluations
+    assert row.status == "PASSED", row.detail
+
+
 def test_a_solution_that_hangs_is_given_up_after_two_workloads(tmp_path: Path) -> None:
     source = HONEST.replace("weight):\n", "weight):\n    while True:\n        pass\n", 1)
     write_dataset(tmp_path / "dataset", {"stuck": source}, sizes=(3, 5, 8))
