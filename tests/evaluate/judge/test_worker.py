@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine_worlds import World
+from fib_tools.evaluate.engines.engine import Place
+from fib_tools.evaluate.engines.items import Task, find_task
+from fib_tools.evaluate.judge import worker as workers
+from fib_tools.evaluate.judge.judge import Judgement
+from fib_tools.evaluate.judge.worker import Worker
+from fib_tools.host.cpu import read_cpu_name
+
+said: list[str] = []
+
+
+class Contest:
+    def __init__(self, _maker: Any, task: Task) -> None:
+        self.name, self.size = task.definition.name, 1 + len(task.solutions)
+        said.append(f"open {self.name}")
+
+    def advance(self) -> None:
+        pass
+
+    def close(self) -> None:
+        said.append(f"close {self.name}")
+
+
+class Judge:
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def judge(self, contest: Contest, _task: Task, **_: Any) -> Judgement:
+        said.append(f"judge {contest.name}")
+        return Judgement(seed=1, trials=(), reference_ms=None, work=None)
+
+    def close(self) -> None:
+        pass
+
+
+def test_what_was_prepared_lives_until_it_was_judged_and_is_then_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "Contest", Contest)
+    monkeypatch.setattr(workers, "Judge", Judge)
+    world = World.make(tmp_path, {"a": ["x"], "b": ["x"], "c": ["x"]}, workloads=1)
+    items = [item.model_copy(update={"solutions": ()}) for item in world.items]
+    tasks = {item.definition: find_task(item, world.bundles[item.definition]) for item in items}
+    worker = Worker(world.plan(read_cpu_name()), Place(name="cpu", device="cpu", hardware=read_cpu_name()))
+    said.clear()
+    try:
+        worker.prepare(tasks["b"])
+        for name in "abc":
+            assert list(worker.evaluate(tasks[name])) == []
+            if name == "a":
+                worker.prepare(tasks["c"])
+    finally:
+        worker.close()
+    assert said == [
+        *("open b", "open a", "judge a", "open c"),
+        *("close a", "judge b", "close b", "judge c", "close c"),
+    ]
