@@ -75,8 +75,8 @@ def describe_inputs(definition: Definition) -> dict[str, InputSpec]:
     }
 
 
-def fib(*words: str, options: argparse.Namespace, log: str) -> dict[str, Any]:
-    """Run one of our commands; give what it prints as JSON."""
+def fib(*words: str, options: argparse.Namespace, log: str, share: float = 1.0) -> dict[str, Any]:
+    """Run one of our commands for a share of the time that is left at most; give what it prints as JSON."""
     command = [sys.executable, "-m", "fib_tools", *words, "--dataset", str(options.out / "dataset")]
     command += ["--workspace", str(options.out / "work"), "--json"]
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -85,7 +85,7 @@ def fib(*words: str, options: argparse.Namespace, log: str) -> dict[str, Any]:
             command, stdout=subprocess.PIPE, stderr=stream, env={**os.environ, "PYTHONPATH": paths}
         )
         try:
-            said, _ = process.communicate(timeout=max(1.0, options.deadline - time.perf_counter()))
+            said, _ = process.communicate(timeout=max(1.0, share * (options.deadline - time.perf_counter())))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGINT)
             said, _ = process.communicate()
@@ -112,22 +112,40 @@ def read_rows(dataset: Path) -> list[dict[str, Any]]:
 
 
 def calibrate(names: list[str], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Calibrate with one process for each GPU, which the GPU lock keeps apart; neighbours, which are alike, part ways."""
+    """Calibrate with one process for each GPU, which the GPU lock keeps apart; neighbours, which are alike, part ways.
+
+    Takes at most half of the time; what was finished is read from the files.
+    """
     parts = [",".join(names[start :: options.gpus]) for start in range(options.gpus)]
     with ThreadPoolExecutor(options.gpus) as pool:
-        results = pool.map(
-            lambda part: fib(
-                "calibrate",
-                "--definitions",
-                part[1],
-                "--device",
-                "cuda",
-                options=options,
-                log=f"calibrate{part[0]}.log",
-            ),
-            enumerate(parts),
+        list(
+            pool.map(
+                lambda part: fib(
+                    "calibrate",
+                    "--definitions",
+                    part[1],
+                    "--device",
+                    "cuda",
+                    options=options,
+                    log=f"calibrate{part[0]}.log",
+                    share=0.5,
+                ),
+                enumerate(parts),
+            )
         )
-        return [entry for result in results for entry in result.get("entries", ())]
+    return [json.loads(path.read_text()) for path in sorted((options.out / "work").glob("calibrations/*/*.json"))]
+
+
+def sum_up(calibrations: list[dict[str, Any]], count: int) -> list[str]:
+    """Say how many are calibrated, by what, and why some are not to be used."""
+    kinds: collections.Counter[str] = collections.Counter()
+    lines = []
+    for each in calibrations:
+        bases = {output["basis"] for output in each["outputs"].values()}
+        kinds["refused" if each.get("refused") else "by kernels" if "kernels" in bases else "by the policy"] += 1
+        lines += [f"  {each['definition']}: refused: {reason[:_DETAIL]}" for reason in each.get("refused", ())]
+    said = ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items()))
+    return [f"calibrated: {len(calibrations)} of {count}: {said}", *lines]
 
 
 def tabulate(rows: list[dict[str, Any]], sizes: dict[str, str], op_types: dict[str, str]) -> list[str]:
@@ -177,12 +195,7 @@ def main() -> int:
     if options.calibrate:
         begun = time.perf_counter()
         entries = calibrate(sorted(op_types), options)
-        (options.out / "calibrate.json").write_text(json.dumps(entries, indent=1))
-        counts = collections.Counter((entry["status"], entry.get("basis", "")) for entry in entries)
-        said = ", ".join(f"{count} {status} by {basis or '-'}" for (status, basis), count in counts.items())
-        lines.append(f"calibrated in {time.perf_counter() - begun:.0f} s: {said}")
-        refused = [entry for entry in entries if entry["status"] != "calibrated"]
-        lines += [f"  {entry['name']}: {entry['status']}: {entry.get('reason', '')[:_DETAIL]}" for entry in refused]
+        lines += [f"calibrated in {time.perf_counter() - begun:.0f} s", *sum_up(entries, len(op_types))]
     result = fib("bench", "--authors", "baseline", "--gpus", str(options.gpus), options=options, log="bench.log")
     rows = read_rows(options.out / "dataset")
     (options.out / "baselines.json").write_text(
