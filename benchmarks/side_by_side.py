@@ -1,6 +1,6 @@
 """`fib bench` and flashinfer-bench on the same dataset, back to back on one GPU: speed, spread, and who is right.
 
-python benchmarks/side_by_side.py --out DIR [--repeats 5] [--peer cupti events] [--peer-repeats 5]
+python benchmarks/side_by_side.py --out DIR [--repeats 5] [--peer events:5 cupti:2]
 
 The released flashinfer-bench 0.1.2 times with events alone (`events`). `cupti` is the same release with its timing done
 by FlashInfer's bench_gpu_time_with_cupti, 10 calls before and 50 timed, their median, as its main branch does.
@@ -335,17 +335,26 @@ def describe(family: str, found: dict[str, Any], yardsticks: Mapping[str, Times]
     return [*lines, f"  a kernel against itself: {say(twins)} apart"]
 
 
+def read_peer(text: str) -> tuple[str, int]:
+    """Read a way of the peer's to time, and how often."""
+    name, _, count = text.partition(":")
+    if name not in {"events", "cupti"}:
+        raise argparse.ArgumentTypeError(f"{name!r} is neither events nor cupti")
+    return name, int(count or 5)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for datasets, logs and results")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--peer", nargs="*", choices=("cupti", "events"), default=["cupti", "events"])
-    parser.add_argument("--peer-repeats", type=int, default=5)
+    parser.add_argument(
+        "--peer", nargs="*", type=read_peer, default=[("events", 5), ("cupti", 5)], help="events:5 cupti:2"
+    )
     options = parser.parse_args()
     shutil.rmtree(options.out / "dataset", ignore_errors=True)
     options.out.mkdir(parents=True, exist_ok=True)
     evaluations = write_dataset(options.out / "dataset")
-    counts = {"fib": options.repeats, **dict.fromkeys(options.peer, options.peer_repeats)}
+    counts = {"fib": options.repeats, **dict(options.peer)}
     yardsticks = {"alone": measure_yardstick(options.out / "dataset")}
     with start_neighbour() as tick:
         yardsticks["beside another"] = measure_yardstick(options.out / "dataset", tick)
@@ -361,7 +370,7 @@ def main() -> int:
         (options.out / "side_by_side.txt").write_text("\n".join(lines) + "\n")
         write_figures(options.out / "side_by_side.json", yardsticks, found)
     base = statistics.median(found["fib"]["walls"])
-    for family in options.peer:
+    for family, _ in options.peer:
         lines.append(f"fib bench is {statistics.median(found[family]['walls']) / base:.2f} times as fast as {family}")
     text = "\n".join(lines)
     (options.out / "side_by_side.txt").write_text(text + "\n")
