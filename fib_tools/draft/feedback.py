@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fib_tools.draft.attempt import Attempt, ShapeResult
+from fib_tools.draft.profile import explain_time
 from fib_tools.evaluate.rules.rules import RULES
 from fib_tools.model.trace import EvaluationStatus
 
@@ -55,7 +56,8 @@ def _write_row(result: ShapeResult) -> str:
         parts.append(f"{1e3 * result.warm_ms:.4g} us with a warm L2")
     if result.launches > 1:
         parts.append(f"{result.launches} launches: {', '.join(result.kernels)}")
-    return f"{axes}: {', '.join(parts)}"
+    said = explain_time(result)
+    return f"{axes}: {', '.join(parts)}{f'; {said}' if said else ''}"
 
 
 def write_history(attempts: Sequence[Attempt]) -> str:
