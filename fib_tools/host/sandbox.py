@@ -173,6 +173,14 @@ class Sandbox:
         job.deadline = math.inf
         self._warm.send({"kill": number})
 
+    def wait_for_session(self, number: int) -> None:
+        """Wait until a session that was told to end has gone, for a few seconds at most."""
+        until = time.monotonic() + _KILL_SECONDS
+        while number in self._running and time.monotonic() < until:
+            message = self._warm.receive(until - time.monotonic()) if self._warm else None
+            if message is not None:
+                self._handle(message)
+
     def _start(
         self,
         entry: str,
@@ -301,6 +309,10 @@ class Session:
         if self._outcome is None and not self._is_forgotten:
             self._is_forgotten = True
             self._sandbox.forget_session(self._number)
+
+    def wait(self) -> None:
+        """Wait until it has gone, after it was forgotten."""
+        self._sandbox.wait_for_session(self._number)
 
 
 def run_once(

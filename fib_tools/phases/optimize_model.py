@@ -127,8 +127,8 @@ def optimize_model(
         todo = "measure its baselines first: fib baselines write, then fib bench"
         raise RequestError(f"nothing of {targets.model} is known to be worth a search", todo=todo)
     if dry_run:
-        plan = _plan(waiting, usd=max_usd, evaluations=max_evals)
-        return ModelSearchResult(model=targets.model, searches=plan, usd=0.0, is_plan=True)
+        plan = _plan_rest(done.rows, waiting, usd=max_usd, evaluations=max_evals)
+        return ModelSearchResult(model=targets.model, searches=(*done.rows, *plan), usd=_spent(done.rows), is_plan=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     with hold(path.with_suffix(".lock"), purpose=f"the searches for {targets.model}"):
         rows = list(done.rows)
@@ -140,7 +140,11 @@ def optimize_model(
             _write_state(path, rows)
             if not rows[-1].ending:
                 break
-    return ModelSearchResult(model=targets.model, searches=tuple(rows), usd=sum(row.usd for row in rows))
+    return ModelSearchResult(model=targets.model, searches=tuple(rows), usd=_spent(rows))
+
+
+def _spent(rows: Sequence[ModelSearchRow]) -> float:
+    return sum(row.usd for row in rows if row.ending)
 
 
 def _plan(waiting: Sequence[Standing], *, usd: float, evaluations: int) -> tuple[ModelSearchRow, ...]:
@@ -152,7 +156,7 @@ def _plan(waiting: Sequence[Standing], *, usd: float, evaluations: int) -> tuple
             share=row.share,
             gain=row.gain,
             usd=usd * row.gain / total,
-            evaluations=max(_LEAST_EVALUATIONS, round(evaluations * row.gain / total)),
+            evaluations=min(evaluations, max(_LEAST_EVALUATIONS, round(evaluations * row.gain / total))),
         )
         for row in waiting
     )
@@ -165,11 +169,18 @@ def _choose(
     begun = next((row for row in rows if not row.ending), None)
     if begun is not None:
         return begun
+    return next(iter(_plan_rest(rows, waiting, usd=usd, evaluations=evaluations)), None)
+
+
+def _plan_rest(
+    rows: Sequence[ModelSearchRow], waiting: Sequence[Standing], *, usd: float, evaluations: int
+) -> tuple[ModelSearchRow, ...]:
+    """Divide what is left of a budget among the kernels that were not searched for."""
     known = {row.definition for row in rows}
     left = [row for row in waiting if row.definition not in known]
     usd -= sum(row.usd for row in rows)
     evaluations -= sum(row.evaluations for row in rows)
-    return _plan(left, usd=usd, evaluations=evaluations)[0] if left and usd > 0 and evaluations > 0 else None
+    return _plan(left, usd=usd, evaluations=evaluations) if left and usd > 0 and evaluations > 0 else ()
 
 
 def _search(context: Context, row: ModelSearchRow, options: SearchOptions) -> ModelSearchRow:

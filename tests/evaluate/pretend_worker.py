@@ -30,6 +30,9 @@ class Worker:
     def prepare(self, task: Task) -> None:
         self._log(f"prepare {task.definition.name}")
 
+    def forget(self, definition: str) -> None:
+        """It keeps nothing."""
+
     def evaluate(self, task: Task) -> Iterator[Evidence | None]:
         yield None
         for solution in task.solutions:
@@ -101,6 +104,9 @@ class Liar(Worker):
 
 class Forgetful(Worker):
     """Leaves out every Solution but the first."""
+
+    def forget(self, definition: str) -> None:
+        """It keeps nothing."""
 
     def evaluate(self, task: Task) -> Iterator[Evidence | None]:
         yield self._result(task, task.solutions[0])

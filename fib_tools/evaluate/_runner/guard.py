@@ -7,13 +7,13 @@ the judge at once, so that it cannot be unsaid.
 
 from __future__ import annotations
 
-import operator
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from operator import is_
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
@@ -58,6 +58,8 @@ _FORBIDDEN = (
     "webbrowser.",
 )
 _WATCHED_MODULES = (
+    "builtins",
+    "operator",
     "time",
     "json",
     "torch",
@@ -70,10 +72,11 @@ _WATCHED_MODULES = (
     "random",
 )
 _WATCHED_CLASSES = (("torch.cuda", "Event"), ("torch.cuda", "Stream"), ("torch", "Tensor"), ("torch", "Generator"))
-_REPLACED_BY_COMPILER = ("torch", "manual_seed")
+_REPLACED_BY_COMPILER = ("torch", "", "manual_seed")
 """Importing torch's compiler wraps it; the harness calls the one in `torch.random`."""
 _Space = tuple[str, str]
 """A module, and a class of it or nothing."""
+_Watched = dict[_Space, dict[str, object]]
 _TICKS = 0.02
 """Seconds of wall time that are needed to tell: the kernel counts in ticks of 10 ms."""
 _BUSY_SHARE = 0.5
@@ -89,28 +92,22 @@ class Guard:
         """What timing and checking call, by where its name is looked up; held, so that nothing else gets its identity."""
         self._seen: dict[_Space, dict[str, object]] = {}
         """All names there when they were last looked at one by one, which takes milliseconds."""
+        self._find_patched = _make_finder()
         sys.addaudithook(_make_hook(str(own) + os.sep, tell))
 
     def remember(self) -> None:
         """Remember what the functions are that timing and checking rely on."""
         harness = [(name, "") for name in sys.modules if name.startswith("fib_tools.")]
         for space in (*((name, "") for name in _WATCHED_MODULES), *_WATCHED_CLASSES, *harness):
-            names = dict(_names_in(space))
+            owner = sys.modules.get(space[0])
+            owner = getattr(owner, space[1], None) if space[1] else owner
+            names = dict(vars(owner)) if isinstance(owner, (ModuleType, type)) else {}
             self._seen[space] = names
             self._relied_on[space] = {key: value for key, value in names.items() if _is_relied_on(space, key, value)}
 
     def find_patched(self) -> list[str]:
         """Name those that are something else by now."""
-        patched: list[str] = []
-        for space, before in self._relied_on.items():
-            names = _names_in(space)
-            if _are_same(self._seen[space], names):
-                continue
-            changed = [name for name, value in before.items() if names.get(name) is not value]
-            if not changed:
-                self._seen[space] = dict(names)
-            patched += [".".join(filter(None, (*space, name))) for name in changed]
-        return sorted(patched)
+        return self._find_patched(self._relied_on, self._seen)
 
     def count_tasks(self) -> tuple[int, int]:
         """Count the threads and the children of this process."""
@@ -179,26 +176,44 @@ def _make_hook(own: str, tell: int) -> Callable[[str, tuple[Any, ...]], None]:
     return hook
 
 
-def _names_in(space: _Space) -> Mapping[str, object]:
-    """Give the names of a module, or of a class of it, and what they stand for."""
-    module_name, class_name = space
-    module = sys.modules.get(module_name)
-    owner = getattr(module, class_name, None) if class_name else module
-    return vars(owner) if isinstance(owner, (ModuleType, type)) else {}
-
-
 def _is_relied_on(space: _Space, name: str, value: object) -> bool:
     is_private = space == ("torch", "") and name.startswith("_")
-    return callable(value) and not is_private and (space[0], name) != _REPLACED_BY_COMPILER
+    return callable(value) and not is_private and (*space, name) != _REPLACED_BY_COMPILER
 
 
-def _are_same(before: Mapping[str, object], names: Mapping[str, object]) -> bool:
-    """Tell whether the same names, in the same order, stand for the same objects; copied names are the same strings."""
-    return (
-        len(before) == len(names)
-        and all(map(operator.is_, before.values(), names.values()))
-        and all(map(operator.is_, before, names))
-    )
+def _make_finder() -> Callable[[_Watched, _Watched], list[str]]:
+    """Make the comparison, which holds all it needs itself: a patched name must not be what looks for patched names."""
+    is_same, every, each, size, table, text = is_, all, map, len, dict, str.join
+    look_up, read, modules, kinds, is_a = getattr, vars, sys.modules, (ModuleType, type), isinstance
+
+    def names_in(space: _Space) -> Mapping[str, object]:
+        owner = modules.get(space[0])
+        if space[1]:
+            owner = look_up(owner, space[1], None)
+        return read(owner) if is_a(owner, kinds) else {}
+
+    def are_same(before: Mapping[str, object], names: Mapping[str, object]) -> bool:
+        """Tell whether the same names, in the same order, stand for the same objects; copied names are the same strings."""
+        return (
+            size(before) == size(names)
+            and every(each(is_same, before.values(), names.values()))
+            and every(each(is_same, before, names))
+        )
+
+    def find(relied_on: _Watched, seen: _Watched) -> list[str]:
+        patched: list[str] = []
+        for space, before in relied_on.items():
+            names = names_in(space)
+            if are_same(seen[space], names):
+                continue
+            changed = [name for name, value in before.items() if names.get(name) is not value]
+            if not changed:
+                seen[space] = table(names)
+            patched += [text(".", [part for part in (*space, name) if part]) for name in changed]
+        patched.sort()
+        return patched
+
+    return find
 
 
 def _count_tasks() -> tuple[int, int]:

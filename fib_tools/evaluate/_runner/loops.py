@@ -18,7 +18,7 @@ class Looper:
 
     def __init__(self, caller: Caller, gpu: Any) -> None:
         self._caller, self._gpu = caller, gpu
-        self._key: tuple[int, int] | None = None
+        self._key: tuple[int, int, int] | None = None
         self._sets: list[tuple[Any, Any]] = []
         self._outputs: list[Any] = []
         self._graph: Any = None
@@ -47,7 +47,7 @@ class Looper:
             self._gpu.synchronize()
 
     def _prepare(self, workload: OpenWorkload, seed: int, sets: int) -> None:
-        if self._key == (id(workload), seed):
+        if self._key == (id(workload), seed, sets):
             return
         self._graph, self._sets = None, []
         for index in range(sets):
@@ -63,7 +63,7 @@ class Looper:
             for place in workload.layout.outputs
         }
         self._outputs = [None, outputs]
-        self._key = (id(workload), seed)
+        self._key = (id(workload), seed, sets)
 
     def _capture(self) -> None:
         """Capture one call on each set of inputs."""

@@ -1,13 +1,16 @@
-"""Calls in a CUDA graph: captured once, replayed on inputs that change between replays, with an L2 that holds none of them.
+"""Calls in a CUDA graph: captured once, replayed on inputs that change between replays, which the L2 does not hold.
 
-Each call has inputs of its own, so that after one flush of the L2 a few small ones are cold in turn. A second graph holds
-the flushes alone: the difference of both is the calls' time, between events, without a host.
+Each call has inputs and outputs of its own, so that after one flush of the L2 a few small calls find theirs cold in turn;
+in an order that no call can know, so that none fetches for the next. What a Solution keeps for itself is warm for them, as
+for a model's layers. A second graph holds the flushes alone: the difference of both is the calls' time, between events,
+without a host.
 CUPTI is off meanwhile: with its records of a graph's nodes on, replays failed at random on one H200 that several
 processes shared (CUDA 13.0, driver 580.159.04).
 """
 
 from __future__ import annotations
 
+import secrets
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,8 +58,9 @@ class _Set:
 class Replays:
     """The graphs of one workload."""
 
-    def __init__(self, caller: Caller, gpu: Gpu, workload: OpenWorkload) -> None:
-        self._caller, self._gpu, self._workload = caller, gpu, workload
+    def __init__(self, caller: Caller, gpu: Gpu, workload: OpenWorkload, *, groups: bool) -> None:
+        """With `groups`, several small calls follow one flush; a call that works for another is seen by other means."""
+        self._caller, self._gpu, self._workload, self._groups = caller, gpu, workload, groups
         self._sets: list[_Set] = []
         self._calls: Any = None
         self._flushes: Any = None
@@ -78,10 +82,11 @@ class Replays:
             self._sets.append(_Set(inputs=inputs, outputs=outputs, places=places, state=state))
         self._gpu.synchronize()
         self._calls, self._flushes = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        together = max(1, self._gpu.l2_bytes // _L2_SHARE // max(1, self._sets[0].bytes))
+        together = max(1, self._gpu.l2_bytes // _L2_SHARE // max(1, self._sets[0].bytes)) if self._groups else 1
+        shuffled = secrets.SystemRandom().sample(self._sets, len(self._sets))
         try:
             with torch.cuda.graph(self._calls):
-                for number, each in enumerate(self._sets):
+                for number, each in enumerate(shuffled):
                     if number % together == 0:
                         self._gpu.write_over_cache()
                     each.result = self._caller.call(each.inputs, each.outputs, each.state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import mmap
 import os
@@ -124,18 +125,18 @@ class _Runner:
     def _warm(self, message: dict[str, Any]) -> dict[str, Any]:
         """Make the first call of a Solution, into memory of its own, and say how long it took; then rehearse."""
         root, seconds = Path(self._payload["dataset"]), 0.0
-        try:
+        # others may hold the memory, who will not when it is this one's turn
+        with contextlib.suppress(torch.OutOfMemoryError):
             if self._solution is not None:
-                workload = open_workload(self._definition, message, device=self._device, root=root)
-                seconds = self._make_first_call(workload, message["seed"])
+                seconds = self._make_first_call(message, root)
             self._rehearse(message, root)
-        except torch.OutOfMemoryError:
-            self._rest({})  # others may hold the memory, who will not when it is this one's turn
+        self._rest({})
         return {"seconds": seconds}
 
-    def _make_first_call(self, workload: OpenWorkload, seed: int) -> float:
+    def _make_first_call(self, message: dict[str, Any], root: Path) -> float:
+        workload = open_workload(self._definition, message, device=self._device, root=root)
         memory = torch.empty(workload.layout.slot_bytes, dtype=torch.uint8, device=self._device)
-        step = _Step(self._caller, workload, memory, seed=seed, slot=0)
+        step = _Step(self._caller, workload, memory, seed=message["seed"], slot=0)
         self._synchronize()
         begun = time.perf_counter()
         step.make_once()
@@ -155,7 +156,6 @@ class _Runner:
         with torch.cuda.graph(graph):
             self._gpu.write_over_cache()
         graph.replay()
-        self._rest({})
 
     def _start_device(self, timer: str) -> tuple[Any, Timer]:
         if self._device == "cpu":
@@ -249,7 +249,8 @@ class _Runner:
         self._replays = None
         if self._gpu is None:
             return {"captured": False, "reason": "there is no GPU"}
-        replays = Replays(self._caller, self._gpu, self._workloads[message["name"]])
+        workload, groups = self._workloads[message["name"]], self._timer.name == ActivityTimer.name
+        replays = Replays(self._caller, self._gpu, workload, groups=groups)
         try:
             replays.capture(self._arena, message["seeds"], message["slots"])
         except NotCapturedError as error:

@@ -288,7 +288,7 @@ def _fit(dtype: DType, ratio: float, trusted: Sequence[ErrorProfile], margin: fl
         if ratio < 1 or rtol >= 2 * unit_of(dtype)
     ]
     unbiased = [option for option in options if _allows_bias(option[0], ratio, trusted, margin)]
-    rtol, atol = min(unbiased or options[-1:], key=sum)
+    rtol, atol = min(unbiased, key=sum, default=(options[-1][0], UNBOUNDED))
     source = f"{margin:g} times the worst error of trusted kernels against float64, beyond the format's own rounding"
     return Tolerance(rtol=rtol, atol=atol, hit_ratio=ratio, source=source)
 

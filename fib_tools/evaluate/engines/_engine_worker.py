@@ -64,6 +64,7 @@ def _work(channel: Channel, worker: WorkerProtocol, dataset: Path) -> None:
             bundles[bundle.definition.name] = bundle
         elif message["type"] == "forget":
             bundles.pop(message["definition"], None)
+            worker.forget(message["definition"])
         else:
             item = read_strict(Item, message["item"], where=_WHERE)
             if message["type"] == "prepare":

@@ -94,11 +94,12 @@ class Crew:
                 if member.is_ready and len(member.jobs) == depth and may_hold_more:
                     job = self._schedule.take(name)
                     if job is not None:
-                        yield name, list(self._give(name, member, job, now=now))
+                        # the first item comes alone: its own processes are to start before those of groups after it
+                        yield name, list(self._give(name, member, job, now=now, prepares=depth > 0))
 
-    def _give(self, name: str, member: _Member, job: Job, *, now: float) -> Iterator[Message]:
+    def _give(self, name: str, member: _Member, job: Job, *, now: float, prepares: bool) -> Iterator[Message]:
         yield from self._show(member, job.item.definition)
-        following = self._schedule.find_next(name)
+        following = self._schedule.find_next(name) if prepares else None
         if following is not None:
             yield from self._show(member, following.item.definition)
             yield {"type": "prepare", "item": to_document(following.item)}

@@ -62,6 +62,9 @@ class WorkerProtocol(Protocol):
     def prepare(self, task: Task) -> None:
         """Begin to build the Solutions of a Definition that comes soon; a hint, which returns at once."""
 
+    def forget(self, definition: str) -> None:
+        """End what was begun for a Definition, of which no more comes."""
+
     def evaluate(self, task: Task) -> Iterator[Evidence | None]:
         """Yield the Evidence of each Solution as soon as it is there; None says only that the worker is alive.
 

@@ -154,6 +154,7 @@ class Contest:
         except RefusedError as error:
             entrant.note_first_call(error.refusal)
             raise
+        entrant.timeouts = 0
         return entrant.runner
 
     def stop_all(self) -> None:
@@ -167,10 +168,13 @@ class Contest:
             with suppress(RefusedError):  # who cannot even let go is found dead at its next turn
                 runner.forget(arena)
 
-    def close(self) -> None:
-        """End all."""
-        for runner in self._runners():
+    def close(self, *, waits: bool = False) -> None:
+        """End all; with `waits`, return when they have given their memory back."""
+        runners = list(self._runners())
+        for runner in runners:
             runner.close()
+        for runner in runners if waits else ():
+            runner.wait()
 
     def _runners(self) -> Iterator[Runner]:
         yield self.reference

@@ -45,7 +45,8 @@ _EAGER_CALLS = 8
 """Eager calls that are timed where a graph gives the figure: they show what the graph hides."""
 _FEWEST_REPLAYS, _MOST_REPLAYS = 4, 128
 _REPLAY_MS = 2.0
-"""Of the first round of replays, flushes included; later rounds have as many as are missing."""
+"""Of the first round of replays, flushes included; later rounds have as many as are missing, within a time."""
+_LONGEST_ROUND_MS = 400.0
 _FLUSH_MS = 0.05
 """Of one flush, and of every fourth one that is timed by itself."""
 _DOUBTS = 2
@@ -56,6 +57,8 @@ _LOOPED_SETS = 8
 _LOOPED_MS = 1.0
 _ARENA_SHARE = 8
 """Outputs of a workload's calls take at most this part of the free memory, twice, and inputs of a graph's calls too."""
+_KEPT_SHARE = 16
+"""Outputs that were found right are kept while they take at most this part of the free memory, all together."""
 _LARGE_BYTES = 256 << 20
 """Of the inputs of one call; a graph keeps a dozen of them."""
 _OUTPUT_BYTES = 512 << 20
@@ -245,6 +248,7 @@ class _Hearing:
             runner.stop()
         except RefusedError as error:
             trial.refusal = error.refusal
+            self._right.pop(id(trial), None)
         finally:
             trial.leave()
             self._judge.between()
@@ -269,8 +273,10 @@ class _Hearing:
         for number, (batch, verdict) in enumerate(zip(checks, verdicts, strict=True)):
             name = str(batch.staging.message["distribution"])
             rule = "wrong-distribution" if number else "wrong-values"
+            calls = slice(batch.slots[0], batch.slots[-1] + 1)
+            pair = [{output: value[calls] for output, value in side.items()} for side in (ours, theirs)]
             try:
-                self._take_verdict(trial, batch, verdict, self._want, poison=poison, rule=rule)
+                self._take_verdict(trial, verdict, *pair, poison=poison, rule=rule)
             except RefusedError as error:
                 if number == 0:
                     raise
@@ -308,33 +314,45 @@ class _Hearing:
             trial.distributions.append(batch.staging.name.rpartition("/")[2])
 
     def _compare(
-        self, trial: Trial, batch: Batch, want: Arena | _Copy, *, poison: int, rule: str = "wrong-values"
+        self,
+        trial: Trial,
+        batch: Batch,
+        want: Arena | _Copy,
+        *,
+        poison: int,
+        rule: str = "wrong-values",
+        ours: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        """Compare the outputs of a batch.
+        """Compare the outputs of a batch, or a copy of them.
 
         Raises:
             RefusedError: one is wrong, or was not written.
         """
         first, count = batch.slots[0], len(batch.slots)
-        verdict = compare_outputs(
-            _slots(batch, self._got, first, count), _slots(batch, want, first, count), self._tolerances
-        )
-        self._take_verdict(trial, batch, verdict, want, poison=poison, rule=rule)
+        mine = _slots(batch, self._got, first, count) if ours is None else ours
+        theirs = _slots(batch, want, first, count)
+        verdict = compare_outputs(mine, theirs, self._tolerances)
+        self._take_verdict(trial, verdict, mine, theirs, poison=poison, rule=rule)
 
     def _take_verdict(
-        self, trial: Trial, batch: Batch, verdict: Verdict, want: Arena | _Copy, *, poison: int, rule: str
+        self,
+        trial: Trial,
+        verdict: Verdict,
+        ours: Mapping[str, torch.Tensor],
+        theirs: Mapping[str, torch.Tensor],
+        *,
+        poison: int,
+        rule: str,
     ) -> None:
-        """Note the errors of a batch.
+        """Note the errors of some calls.
 
         Raises:
             RefusedError: an output is wrong, or was not written.
         """
-        trial.calls += len(batch.slots)
+        trial.calls += len(next(iter(ours.values()), ()))
         trial.take_errors(verdict.errors)
         if verdict.is_right:
             return
-        first, count = batch.slots[0], len(batch.slots)
-        ours, theirs = _slots(batch, self._got, first, count), _slots(batch, want, first, count)
         for name in ours:
             missing = find_unwritten(ours[name], theirs[name], bytes([poison]))
             if missing is not None:
@@ -351,9 +369,19 @@ class _Hearing:
         trial.calls += same
         if same == len(batch.slots):
             return
-        self._compare(trial, batch.part(same, len(batch.slots)), self._want, poison=poison)
-        if sum(value.nbytes for value in got.values()) <= self._judge.arena_limit:
-            self._right[id(trial)] = {name: value.clone() for name, value in got.items()}
+        self._right.pop(id(trial), None)
+        # what is kept is what is compared: the memory itself is in a process's hands that is not trusted
+        keeps = (
+            self._count_kept() + sum(value.nbytes for value in got.values()) <= self._device.free_bytes // _KEPT_SHARE
+        )
+        ours = {name: value.clone() for name, value in got.items()} if keeps else got
+        left = {name: value[same:] for name, value in ours.items()}
+        self._compare(trial, batch.part(same, len(batch.slots)), self._want, poison=poison, ours=left)
+        if keeps:
+            self._right[id(trial)] = ours
+
+    def _count_kept(self) -> int:
+        return sum(value.nbytes for outputs in self._right.values() for value in outputs.values())
 
     def _measure(self) -> None:
         """Time in rounds, in which every Solution has its turn, until the figures are sure or the budget is spent."""
@@ -417,7 +445,7 @@ class _Hearing:
             trial.fresh = self._replay_once(trial, runner, batch, batch.seeds, 1)
         replay_ms = trial.fresh[0] * len(batch.slots) + _FLUSH_MS * trial.flushes
         wanted = count_missing(trial) if trial.again else round(_REPLAY_MS / replay_ms)
-        times = max(_FEWEST_REPLAYS, min(_MOST_REPLAYS, wanted))
+        times = max(_FEWEST_REPLAYS, min(_MOST_REPLAYS, wanted, int(_LONGEST_ROUND_MS / replay_ms)))
         trial.again += self._replay_once(trial, runner, batch, (), times)
 
     def _replay_once(self, trial: Trial, runner: Runner, batch: Batch, seeds: Sequence[int], times: int) -> list[float]:
@@ -503,13 +531,14 @@ def _count_same(got: Mapping[str, torch.Tensor], known: Mapping[str, torch.Tenso
     import torch
 
     count = min((min(len(value), len(got[name])) for name, value in known.items()), default=0)
-    for name, value in known.items():
-        pair = [
-            side[:count] if side.dtype.itemsize > 1 else side[:count].view(torch.uint8) for side in (got[name], value)
-        ]
-        if not torch.equal(*pair):
-            return 0
-    return count
+    same = all(torch.equal(_bits(got[name][:count]), _bits(value[:count])) for name, value in known.items())
+    return count if same else 0
+
+
+def _bits(values: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return values.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.dtype.itemsize])
 
 
 def _read_times(answer: Mapping[str, Any], name: str, count: int) -> list[float]:

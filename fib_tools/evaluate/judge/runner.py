@@ -234,6 +234,10 @@ class Runner:
         with suppress(OSError):
             os.close(self._told)
 
+    def wait(self) -> None:
+        """Wait until its process has gone, once it was ended."""
+        self._session.wait()
+
     def _send(self, message: dict[str, Any], descriptor: int | None = None) -> None:
         """Send a request with a token that its answer must bear: an answer made up beforehand cannot know it.
 

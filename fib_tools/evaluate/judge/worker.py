@@ -22,11 +22,14 @@ from fib_tools.host.env import engine_environment
 from fib_tools.host.sandbox import Limits, Sandbox
 from fib_tools.model.evidence import Build, Evidence, Launch, Timer
 from fib_tools.model.trace import EvaluationStatus
+from fib_tools.op_types.inputs import count_input_bytes
 
 __all__ = ["Worker"]
 
 _MOST_RUNNERS = 30
 """Processes, each with a context on the device: no more groups are prepared beyond so many."""
+_LARGE_BYTES = 256 << 20
+"""Of the inputs of a call: runners of such Workloads hold gigabytes."""
 _FASTER_THAN_LIMIT = 1.5
 """A copy's rate is no strict bound: reads alone are faster than reads and writes in turn."""
 
@@ -51,6 +54,8 @@ class Worker:
         self._contests: dict[tuple[str, int], Contest] = {}
         self._last = ("", 0)
         """The group that was measured last."""
+        self._was_large = False
+        """One of its Workloads was."""
         self._device = Device(self._kind)
         self._judge = Judge(self._device, between=self._advance)
         if self._device.gpu.name != plan.hardware:
@@ -91,16 +96,25 @@ class Worker:
         for ref, trial in zip(task.item.solutions, judgement.trials, strict=True):
             yield self._to_evidence(task, ref, trial, judgement, seconds)
 
+    def forget(self, definition: str) -> None:
+        """End what was prepared of a Definition that others have taken."""
+        for name in [name for name in self._contests if name[0] == definition]:
+            self._contests.pop(name).close()
+
     def _advance(self) -> None:
         """Have the runners go on that build meanwhile."""
         for contest in self._contests.values():
             contest.advance()
 
     def _close_last(self, task: Task) -> None:
-        """End the runners of the group before: it is done."""
-        if self._last != _name(task) and (done := self._contests.pop(self._last, None)) is not None:
-            done.close()
+        """End the runners of the group before: it is done. The next one may need the memory that it had."""
+        if self._last != _name(task):
+            done = self._contests.pop(self._last, None)
+            if done is not None:
+                done.close(waits=self._was_large)
+            self._was_large = False
         self._last = _name(task)
+        self._was_large |= count_input_bytes(task.definition, task.workload.axes) > _LARGE_BYTES
 
     def _drop(self, task: Task) -> None:
         contest = self._contests.pop(_name(task), None)
@@ -160,7 +174,7 @@ class Worker:
 
 def _name(task: Task) -> tuple[str, int]:
     """Name what a task shares runners with."""
-    return task.item.definition_hash, task.item.heat
+    return task.item.definition, task.item.heat
 
 
 def _now() -> str:

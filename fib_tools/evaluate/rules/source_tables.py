@@ -85,6 +85,7 @@ DENIED_PATHS: dict[str, str] = {
             *("torch.cuda.CUDAPluggableAllocator", "torch.cuda.memory.change_current_allocator"),
             *("torch.utils.rename_privateuse1_backend", "torch.nn.modules.module.register_module_forward_hook"),
             *("tvm_ffi.register_global_func", "tvm_ffi.register_object"),
+            *("functools.update_wrapper", "functools.wraps"),
         ),
         "source-patch",
     ),

@@ -42,7 +42,7 @@ def short(message: dict[str, Any]) -> str:
 
 def test_a_worker_is_told_documents_before_items_and_holds_two_and_hears_of_the_next_definition(tmp_path: Path) -> None:
     made = crew(World.make(tmp_path, {"a": ["x", "y"], "b": ["x"]}, workloads=4), "one")
-    assert told(made) == {"one": ["bundle a", "bundle b", "prepare b w0", "item a w0", "item a w1"]}
+    assert told(made) == {"one": ["bundle a", "item a w0", "bundle b", "prepare b w0", "item a w1"]}
     assert told(made) == {}
     made.hear("one", {"type": "done", "number": 1}, now=0.0)
     assert told(made) == {"one": ["item a w2"]}

@@ -24,7 +24,8 @@ class Contest:
     def advance(self) -> None:
         pass
 
-    def close(self) -> None:
+    def close(self, *, waits: bool = False) -> None:
+        assert not waits
         said.append(f"close {self.name}")
 
 
@@ -45,7 +46,7 @@ def test_what_was_prepared_lives_until_it_was_judged_and_is_then_closed(
 ) -> None:
     monkeypatch.setattr(workers, "Contest", Contest)
     monkeypatch.setattr(workers, "Judge", Judge)
-    world = World.make(tmp_path, {"a": ["x"], "b": ["x"], "c": ["x"]}, workloads=1)
+    world = World.make(tmp_path, {"a": ["x"], "b": ["x"], "c": ["x"], "taken": ["x"]}, workloads=1)
     items = [item.model_copy(update={"solutions": ()}) for item in world.items]
     tasks = {item.definition: find_task(item, world.bundles[item.definition]) for item in items}
     worker = Worker(world.plan(read_cpu_name()), Place(name="cpu", device="cpu", hardware=read_cpu_name()))
@@ -56,9 +57,11 @@ def test_what_was_prepared_lives_until_it_was_judged_and_is_then_closed(
             assert list(worker.evaluate(tasks[name])) == []
             if name == "a":
                 worker.prepare(tasks["c"])
+                worker.prepare(tasks["taken"])
+        worker.forget("taken")
     finally:
         worker.close()
     assert said == [
-        *("open b", "open a", "judge a", "open c"),
-        *("close a", "judge b", "close b", "judge c", "close c"),
+        *("open b", "open a", "judge a", "open c", "open taken"),
+        *("close a", "judge b", "close b", "judge c", "close taken", "close c"),
     ]
