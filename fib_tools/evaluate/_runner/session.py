@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import mmap
 import os
@@ -125,12 +124,15 @@ class _Runner:
     def _warm(self, message: dict[str, Any]) -> dict[str, Any]:
         """Make the first call of a Solution, into memory of its own, and say how long it took; then rehearse."""
         root, seconds = Path(self._payload["dataset"]), 0.0
-        # others may hold the memory, who will not when it is this one's turn
-        with contextlib.suppress(torch.OutOfMemoryError):
+        is_small = count_input_bytes(self._definition, message["axes"]) <= _REHEARSAL_BYTES
+        try:
             if self._solution is not None:
                 seconds = self._make_first_call(message, root)
-            self._rehearse(message, root)
-        self._rest({})
+            self._rehearse(message, root, is_small=is_small)
+        except torch.OutOfMemoryError:
+            is_small = False  # others may hold the memory, who will not when it is this one's turn
+        if not is_small:
+            self._rest({})
         return {"seconds": seconds}
 
     def _make_first_call(self, message: dict[str, Any], root: Path) -> float:
@@ -143,11 +145,10 @@ class _Runner:
         self._synchronize()
         return time.perf_counter() - begun
 
-    def _rehearse(self, message: dict[str, Any], root: Path) -> None:
+    def _rehearse(self, message: dict[str, Any], root: Path, *, is_small: bool) -> None:
         """Do once what the harness does around calls: a device loads its kernels when they are first used."""
         if self._gpu is None:
             return
-        is_small = count_input_bytes(self._definition, message["axes"]) <= _REHEARSAL_BYTES
         for distribution in list_distributions(self._definition) if is_small else ():
             described = {**message, "distribution": distribution.value}
             workload = open_workload(self._definition, described, device=self._device, root=root)
