@@ -71,6 +71,7 @@ def watch_all() -> None:
         "_stage",
         "_hold_out",
         "_ask_reference",
+        "_compare_checks",
         "_compare_timed",
         "_find_fault",
         "_capture",
