@@ -99,8 +99,9 @@ def test_a_forgotten_session_ends_by_itself_while_others_go_on(folder: Path) -> 
         assert ask(forgotten, b"", 1) == b"h"
         forgotten.forget()
         forgotten.forget()
+        forgotten.wait()
         with (folder / "held").open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # waits for the end of whoever holds it
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # whoever held it has gone
         assert ask(other, b"abc", 6) == b"so cba"
 
 
