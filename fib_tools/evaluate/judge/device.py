@@ -42,6 +42,8 @@ class Device:
         self._clocks = None if kind == "cpu" else ClockReader(_uuid())
         self.gpu = Gpu(name=read_cpu_name()) if self._clocks is None else _describe(self._clocks.driver)
         self.l2_bytes = 0 if kind == "cpu" else _read_l2_bytes()
+        self.total_bytes = 0 if kind == "cpu" else _read_total_bytes()
+        """Of the GPU's memory."""
         self._rates: Rates | None = None
 
     @property
@@ -110,6 +112,12 @@ def _read_l2_bytes() -> int:
 
     properties: Any = torch.cuda.get_device_properties(0)
     return int(properties.L2_cache_size)
+
+
+def _read_total_bytes() -> int:
+    import torch
+
+    return int(torch.cuda.mem_get_info()[1])
 
 
 def _describe(driver: str) -> Gpu:

@@ -27,7 +27,8 @@ from fib_tools.op_types.inputs import count_input_bytes
 __all__ = ["Worker"]
 
 _MOST_RUNNERS = 30
-"""Processes, each with a context on the device: no more groups are prepared beyond so many."""
+_CONTEXT_BYTES, _CONTEXTS_SHARE = 512 << 20, 8
+"""Of a process's context on the GPU, and the part of its memory that contexts of groups to come may take."""
 _LARGE_BYTES = 256 << 20
 """Of the inputs of a call: runners of such Workloads hold gigabytes."""
 _FASTER_THAN_LIMIT = 1.5
@@ -65,9 +66,13 @@ class Worker:
             )
 
     def prepare(self, task: Task) -> None:
-        """Fork and build a Definition's runners while another is measured, unless there are many already."""
+        """Fork and build a Definition's runners while another is measured, unless there are many already.
+
+        One group may always be prepared, and more where there is memory; on a CPU they would disturb the measurement.
+        """
         runners = sum(contest.size for contest in self._contests.values())
-        if len(self._contests) < 2 or runners + len(task.solutions) < _MOST_RUNNERS:
+        affordable = self._device.total_bytes // _CONTEXTS_SHARE // _CONTEXT_BYTES
+        if len(self._contests) < 2 or runners + len(task.solutions) < min(_MOST_RUNNERS, affordable):
             self._open(task)
 
     def _open(self, task: Task) -> Contest:
