@@ -50,7 +50,7 @@ def test_what_was_prepared_lives_until_it_was_judged_and_is_then_closed(
     items = [item.model_copy(update={"solutions": ()}) for item in world.items]
     tasks = {item.definition: find_task(item, world.bundles[item.definition]) for item in items}
     worker = Worker(world.plan(read_cpu_name()), Place(name="cpu", device="cpu", hardware=read_cpu_name()))
-    worker._device.total_bytes = 1 << 37  # noqa: SLF001  # of a GPU: on a CPU one group is prepared at most
+    worker._device.total_bytes = 1 << 37  # of a GPU: on a CPU one group is prepared at most
     said.clear()
     try:
         worker.prepare(tasks["b"])
