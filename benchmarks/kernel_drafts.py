@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import importlib.metadata
 import json
 import os
 import shutil
@@ -25,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from baselines import describe_inputs  # noqa: E402  # the path must be there first
+from machine import describe_machine  # noqa: E402
 
 from fib_tools.dataset.store import Dataset  # noqa: E402
 from fib_tools.errors import FormatError  # noqa: E402
@@ -199,19 +199,6 @@ def tabulate(found: dict[tuple[str, str], list[dict[str, Any]]]) -> list[str]:
     return lines
 
 
-def describe_machine() -> str:
-    """Name the GPU and the versions."""
-    import torch
-
-    found = []
-    for name in VERSIONS:
-        try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            found.append(f"no {name}")
-    return f"{torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'}, {', '.join(found)}"
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("definitions", type=Path)
@@ -223,7 +210,7 @@ def main() -> int:
     write_dataset(options.definitions, options.out / "dataset", options.only)
     fib("baselines", "write", options=options, log="write.log")
     fib("bench", "--time-limit", "20", options=options, log="bench.log")
-    text = "\n".join([describe_machine(), "", *tabulate(read_evidence(options.out / "dataset"))])
+    text = "\n".join([describe_machine(VERSIONS), "", *tabulate(read_evidence(options.out / "dataset"))])
     (options.out / "kernel_drafts.txt").write_text(text + "\n")
     print(text)
     return 0

@@ -10,32 +10,18 @@ import pytest
 from bench_dataset import Case, write_cases
 from bench_run import HALF_ROW, HONEST, write_dataset
 from fib_tools.errors import RequestError, SourceError
-from fib_tools.model.manifest import FiStatus, Manifest, ManifestKernel, Phase1Status, SglStatus
+from fib_tools.model.manifest import Manifest
 from fib_tools.phases.context import Context, Workspace
 from fib_tools.phases.manifests import manifest_name, save_manifest
 from fib_tools.phases.optimize_model import ModelSearchResult, optimize_model
 from fib_tools.phases.search_options import SearchOptions
+from manifest_kernels import make_kernel
 from scripted_anthropic import Fault, ScriptedAnthropic, Text, Turn
 
 NAME = "rmsnorm_h64"
 OPTIONS = SearchOptions(language="python", device="cpu")
 
 Run = Callable[..., ModelSearchResult]
-
-
-def kernel(name: str, layers: int) -> ManifestKernel:
-    return ManifestKernel(
-        name=name,
-        op_type="rmsnorm",
-        kernel="rmsnorm",
-        parameters={},
-        layers=layers,
-        tp=(8,),
-        phase1_status=Phase1Status.NEW,
-        fi_status=FiStatus.SUPPORTED,
-        fi_trace_template=True,
-        sgl_status=SglStatus.MISSING,
-    )
 
 
 def answer(technique: str, source: str) -> Turn:
@@ -45,7 +31,7 @@ def answer(technique: str, source: str) -> Turn:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     workspace = Workspace(root=tmp_path)
-    kernels = (kernel(NAME, 60), kernel("second", 20), kernel("once", 0))
+    kernels = tuple(make_kernel(*each, (8,)) for each in ((NAME, 60), ("second", 20), ("once", 0)))
     save_manifest(workspace, manifest_name("tiny", date(2026, 11, 21)), Manifest(model="tiny", kernels=kernels))
     write_dataset(workspace.dataset_root, {}, sizes=(3,))
     own = {"op_type": "rmsnorm", "author": "baseline", "solution": "s", "axes": {"n": 1}}

@@ -7,35 +7,21 @@ import pytest
 
 from bench_dataset import Case, write_cases
 from fib_tools.errors import RequestError
-from fib_tools.model.manifest import FiStatus, Manifest, ManifestKernel, Phase1Status, SglStatus
+from fib_tools.model.manifest import Manifest
 from fib_tools.phases.context import Context, Workspace
 from fib_tools.phases.manifests import manifest_name, save_manifest
 from fib_tools.phases.targets import list_targets
-
-
-def kernel(name: str, layers: int, tp: tuple[int, ...]) -> ManifestKernel:
-    return ManifestKernel(
-        name=name,
-        op_type="rmsnorm",
-        kernel="rmsnorm",
-        parameters={},
-        layers=layers,
-        tp=tp,
-        phase1_status=Phase1Status.NEW,
-        fi_status=FiStatus.SUPPORTED,
-        fi_trace_template=True,
-        sgl_status=SglStatus.MISSING,
-    )
+from manifest_kernels import make_kernel
 
 
 @pytest.fixture
 def context(tmp_path: Path) -> Context:
     workspace = Workspace(root=tmp_path)
     kernels = (
-        kernel("often", 60, (4, 8)),
-        kernel("once", 1, (8,)),
-        kernel("never", 1, (8,)),
-        kernel("small", 60, (4,)),
+        make_kernel("often", 60, (4, 8)),
+        make_kernel("once", 1, (8,)),
+        make_kernel("never", 1, (8,)),
+        make_kernel("small", 60, (4,)),
     )
     save_manifest(workspace, manifest_name("tiny", date(2026, 11, 21)), Manifest(model="tiny", kernels=kernels))
     dataset = workspace.dataset_root
