@@ -99,7 +99,7 @@ def watch_answers() -> None:
 
 def size_of(hearing: Any) -> str:
     """Tell large workloads from small ones by the bytes of a call's inputs."""
-    return "large" if hearing._input_bytes > 1 << 24 else "small"  # noqa: SLF001
+    return "large" if hearing._task.input_bytes > 1 << 24 else "small"  # noqa: SLF001
 
 
 def is_reference(runner: Runner) -> bool:

@@ -77,6 +77,7 @@ _REPLACED_BY_COMPILER = ("torch", "", "manual_seed")
 _Space = tuple[str, str]
 """A module, and a class of it or nothing."""
 _Watched = dict[_Space, dict[str, object]]
+_Lookup = Callable[[_Space], Mapping[str, object]]
 _TICKS = 0.02
 """Seconds of wall time that are needed to tell: the kernel counts in ticks of 10 ms."""
 _BUSY_SHARE = 0.5
@@ -92,16 +93,15 @@ class Guard:
         """What timing and checking call, by where its name is looked up; held, so that nothing else gets its identity."""
         self._seen: dict[_Space, dict[str, object]] = {}
         """All names there when they were last looked at one by one, which takes milliseconds."""
-        self._find_patched = _make_finder()
+        self._names_in = _make_lookup()
+        self._find_patched = _make_finder(self._names_in)
         sys.addaudithook(_make_hook(str(own) + os.sep, tell))
 
     def remember(self) -> None:
         """Remember what the functions are that timing and checking rely on."""
         harness = [(name, "") for name in sys.modules if name.startswith("fib_tools.")]
         for space in (*((name, "") for name in _WATCHED_MODULES), *_WATCHED_CLASSES, *harness):
-            owner = sys.modules.get(space[0])
-            owner = getattr(owner, space[1], None) if space[1] else owner
-            names = dict(vars(owner)) if isinstance(owner, (ModuleType, type)) else {}
+            names = dict(self._names_in(space))
             self._seen[space] = names
             self._relied_on[space] = {key: value for key, value in names.items() if _is_relied_on(space, key, value)}
 
@@ -181,9 +181,8 @@ def _is_relied_on(space: _Space, name: str, value: object) -> bool:
     return callable(value) and not is_private and (*space, name) != _REPLACED_BY_COMPILER
 
 
-def _make_finder() -> Callable[[_Watched, _Watched], list[str]]:
-    """Make the comparison, which holds all it needs itself: a patched name must not be what looks for patched names."""
-    is_same, every, each, size, table, text = is_, all, map, len, dict, str.join
+def _make_lookup() -> _Lookup:
+    """Make what gives the names of a module or a class; it holds all it needs itself, as does the comparison."""
     look_up, read, modules, kinds, is_a = getattr, vars, sys.modules, (ModuleType, type), isinstance
 
     def names_in(space: _Space) -> Mapping[str, object]:
@@ -191,6 +190,13 @@ def _make_finder() -> Callable[[_Watched, _Watched], list[str]]:
         if space[1]:
             owner = look_up(owner, space[1], None)
         return read(owner) if is_a(owner, kinds) else {}
+
+    return names_in
+
+
+def _make_finder(names_in: _Lookup) -> Callable[[_Watched, _Watched], list[str]]:
+    """Make the comparison: a patched name must not be what looks for patched names."""
+    is_same, every, each, size, table, text = is_, all, map, len, dict, str.join
 
     def are_same(before: Mapping[str, object], names: Mapping[str, object]) -> bool:
         """Tell whether the same names, in the same order, stand for the same objects; copied names are the same strings."""

@@ -23,6 +23,7 @@ from fib_tools.model.definition import Definition
 from fib_tools.model.evidence import EVALUATOR_VERSION, Subject, Timer, evidence_key
 from fib_tools.model.solution import BASELINE, Solution
 from fib_tools.model.workload import SafetensorsInput, Workload, workload_content
+from fib_tools.op_types.inputs import count_input_bytes
 from fib_tools.op_types.tolerance import Tolerance
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
 ]
 
 _NO_BLOB = "missing"
+_LARGE_BYTES = 256 << 20
 _MOST_TOGETHER = 8
 """Solutions whose processes live at the same time, each with a context on the device."""
 _DESCRIPTIVE = frozenset({"description", "name", "tags"})
@@ -202,6 +204,16 @@ class Task(Model):
     """In the item's order."""
     trusted: tuple[str, ...] = ()
     """As in the bundle."""
+
+    @property
+    def input_bytes(self) -> int:
+        """Of one call."""
+        return count_input_bytes(self.definition, self.workload.axes)
+
+    @property
+    def is_large(self) -> bool:
+        """Tell whether who calls it holds gigabytes: a graph keeps a dozen calls' inputs."""
+        return self.input_bytes > _LARGE_BYTES
 
 
 def find_task(item: Item, bundle: Bundle) -> Task:

@@ -29,7 +29,7 @@ from fib_tools.evaluate.judge.trial import Trial
 from fib_tools.model.solution import BASELINE
 from fib_tools.model.trace import EvaluationStatus
 from fib_tools.op_types.distribution import Distribution
-from fib_tools.op_types.inputs import count_input_bytes, plan_inputs
+from fib_tools.op_types.inputs import plan_inputs
 from fib_tools.op_types.tolerance import Tolerance
 from fib_tools.op_types.work import Work, find_work
 
@@ -59,8 +59,6 @@ _ARENA_SHARE = 8
 """Outputs of a workload's calls take at most this part of the free memory, twice, and inputs of a graph's calls too."""
 _KEPT_SHARE = 16
 """Outputs that were found right are kept while they take at most this part of the free memory, all together."""
-_LARGE_BYTES = 256 << 20
-"""Of the inputs of one call; a graph keeps a dozen of them."""
 _OUTPUT_BYTES = 512 << 20
 """Of all timed calls, which are compared value by value: where outputs are large, fewer calls tell as much."""
 _REFERENCE_SECONDS = 4.0
@@ -206,7 +204,6 @@ class _Hearing:
 
     def _ask_reference(self, reference: Runner) -> None:
         """Have the reference compute what all calls are compared with; its own times are a by-product."""
-        self._open(reference, *self._scene.checks)
         reference.ask(call(*self._scene.checks), self._build_seconds)
         answer = reference.ask(self._scene.timed.measure(), self._build_seconds)
         times = _numbers(answer.get("milliseconds"))
@@ -365,23 +362,19 @@ class _Hearing:
         Most kernels give the same bits each time, and to see that takes a tenth of the time of measuring errors.
         """
         got = _slots(batch, self._got, batch.slots[0], len(batch.slots))
-        same = _count_same(got, self._right.get(id(trial), {}))
+        known = self._right.get(id(trial), {})
+        same = _count_same(got, known)
         trial.calls += same
         if same == len(batch.slots):
             return
         self._right.pop(id(trial), None)
+        kept = sum(map(_count_bytes, self._right.values())) + _count_bytes(got)
+        keeps = kept <= self._device.free_bytes // _KEPT_SHARE
         # what is kept is what is compared: the memory itself is in a process's hands that is not trusted
-        keeps = (
-            self._count_kept() + sum(value.nbytes for value in got.values()) <= self._device.free_bytes // _KEPT_SHARE
-        )
-        ours = {name: value.clone() for name, value in got.items()} if keeps else got
-        left = {name: value[same:] for name, value in ours.items()}
+        left = {name: value[same:].clone() if keeps else value[same:] for name, value in got.items()}
         self._compare(trial, batch.part(same, len(batch.slots)), self._want, poison=poison, ours=left)
         if keeps:
-            self._right[id(trial)] = ours
-
-    def _count_kept(self) -> int:
-        return sum(value.nbytes for outputs in self._right.values() for value in outputs.values())
+            self._right[id(trial)] = _join(known, left) if same else left
 
     def _measure(self) -> None:
         """Time in rounds, in which every Solution has its turn, until the figures are sure or the budget is spent."""
@@ -416,16 +409,11 @@ class _Hearing:
 
     def _fits(self, sets: int) -> bool:
         """Tell whether the inputs of so many calls fit into memory together."""
-        return self._input_bytes * sets <= self._device.free_bytes // _ARENA_SHARE
-
-    @property
-    def _input_bytes(self) -> int:
-        """Of one call."""
-        return count_input_bytes(self._task.definition, self._task.workload.axes)
+        return self._task.input_bytes * sets <= self._device.free_bytes // _ARENA_SHARE
 
     def _put_to_rest(self, runner: Runner) -> None:
         """Have a runner give back what it keeps of a large workload: those after it need the memory."""
-        if self._input_bytes > _LARGE_BYTES and not runner.is_dead:
+        if self._task.is_large and not runner.is_dead:
             runner.ask({"do": "rest"}, self._seconds)
 
     def _capture(self, trial: Trial, runner: Runner) -> bool:
@@ -533,6 +521,17 @@ def _count_same(got: Mapping[str, torch.Tensor], known: Mapping[str, torch.Tenso
     count = min((min(len(value), len(got[name])) for name, value in known.items()), default=0)
     same = all(torch.equal(_bits(got[name][:count]), _bits(value[:count])) for name, value in known.items())
     return count if same else 0
+
+
+def _join(known: Mapping[str, torch.Tensor], left: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Put the outputs of further calls behind those that are known."""
+    import torch
+
+    return {name: torch.cat([_bits(known[name]), _bits(value)]).view(value.dtype) for name, value in left.items()}
+
+
+def _count_bytes(outputs: Mapping[str, torch.Tensor]) -> int:
+    return sum(value.nbytes for value in outputs.values())
 
 
 def _bits(values: torch.Tensor) -> torch.Tensor:

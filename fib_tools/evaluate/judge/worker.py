@@ -22,15 +22,12 @@ from fib_tools.host.env import engine_environment
 from fib_tools.host.sandbox import Limits, Sandbox
 from fib_tools.model.evidence import Build, Evidence, Launch, Timer
 from fib_tools.model.trace import EvaluationStatus
-from fib_tools.op_types.inputs import count_input_bytes
 
 __all__ = ["Worker"]
 
 _MOST_RUNNERS = 30
 _CONTEXT_BYTES, _CONTEXTS_SHARE = 512 << 20, 8
 """Of a process's context on the GPU, and the part of its memory that contexts of groups to come may take."""
-_LARGE_BYTES = 256 << 20
-"""Of the inputs of a call: runners of such Workloads hold gigabytes."""
 _FASTER_THAN_LIMIT = 1.5
 """A copy's rate is no strict bound: reads alone are faster than reads and writes in turn."""
 
@@ -119,7 +116,7 @@ class Worker:
                 done.close(waits=self._was_large)
             self._was_large = False
         self._last = _name(task)
-        self._was_large |= count_input_bytes(task.definition, task.workload.axes) > _LARGE_BYTES
+        self._was_large |= task.is_large
 
     def _drop(self, task: Task) -> None:
         contest = self._contests.pop(_name(task), None)

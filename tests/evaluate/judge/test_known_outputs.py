@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fib_tools.evaluate.judge.judge import _count_same, _join
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.bool])
+def test_known_calls_are_counted_by_their_bits_and_further_ones_join_them(dtype: torch.dtype) -> None:
+    whole = torch.arange(24).remainder(2).to(dtype).view(4, 6)
+    strided = whole.new_zeros(4, 8)[:, :6]  # as outputs lie in the slots of an arena
+    strided.view(torch.uint8 if dtype.itemsize == 1 else dtype).copy_(
+        whole.view(torch.uint8 if dtype.itemsize == 1 else dtype)
+    )
+    known, left = {"y": whole[:3].clone()}, {"y": strided[3:].clone()}
+    assert _count_same({"y": strided}, known) == 3
+    assert _count_same({"y": strided}, {}) == 0
+    joined = _join(known, left)
+    assert joined["y"].dtype == dtype
+    assert _count_same({"y": strided}, joined) == 4
+    assert _count_same({"y": strided[:2]}, joined) == 2
+    strided[0, 0] = 1
+    assert _count_same({"y": strided}, joined) == 0
+
+
+def test_a_rightful_nan_is_known_and_a_changed_sign_of_zero_is_not() -> None:
+    known = {"y": torch.tensor([[float("nan"), 0.0]])}
+    assert _count_same({"y": torch.tensor([[float("nan"), 0.0]])}, known) == 1
+    assert _count_same({"y": torch.tensor([[float("nan"), -0.0]])}, known) == 0
