@@ -14,7 +14,6 @@ process has used the GPU for a moment. For some 100 ms after such a change of co
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import importlib.util
 import itertools
 import json
@@ -31,6 +30,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from machine import describe_machine
 from side_by_side_dataset import TWIN, write_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -361,8 +361,7 @@ def main() -> int:
     import torch
 
     torch.cuda.empty_cache()
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in VERSIONS)
-    lines = [f"{torch.cuda.get_device_name()}, {versions}; {evaluations} evaluations"]
+    lines = [f"{describe_machine(VERSIONS)}; {evaluations} evaluations"]
     found: dict[str, Any] = {}
     for family, count in counts.items():
         found[family] = repeat(family, options, count)
