@@ -99,7 +99,8 @@ class Crew:
 
     def _give(self, name: str, member: _Member, job: Job, *, now: float, prepares: bool) -> Iterator[Message]:
         yield from self._show(member, job.item.definition)
-        following = self._schedule.find_next(name) if prepares else None
+        idle = sum(not each.jobs for each in self._members.values())
+        following = self._schedule.find_next(name, idle=idle) if prepares else None
         if following is not None:
             yield from self._show(member, following.item.definition)
             yield {"type": "prepare", "item": to_document(following.item)}

@@ -53,7 +53,7 @@ class Schedule:
     def take(self, worker: str) -> Job | None:
         """Give a worker its next item; None when nothing waits."""
         if not self._has_work(self._open.get(worker)):
-            chosen = self._take_prepared(worker) or self._find_unopened() or self._find_largest()
+            chosen = self._take_prepared(worker) or self._find_largest(self._list_unopened()) or self._find_largest()
             self._open.pop(worker, None)
             if chosen is None:
                 return None
@@ -65,13 +65,17 @@ class Schedule:
         for job in reversed(list(jobs)):
             self._queue(job.item.group).appendleft(job)
 
-    def find_next(self, worker: str) -> Job | None:
-        """Reserve one more group that a worker will open after its own, and give an item of it; None: it has enough."""
+    def find_next(self, worker: str, *, idle: int = 0) -> Job | None:
+        """Reserve one more group that a worker will open after its own, and give an item of it.
+
+        None: it has enough, or no more are left than the `idle` workers can open at once.
+        """
         reserved = self._next.setdefault(worker, deque())
         if worker not in self._open or len(reserved) >= _PREPARED:
             return None
-        chosen = self._find_unopened()
-        if chosen is None:
+        unopened = self._list_unopened()
+        chosen = self._find_largest(unopened)
+        if chosen is None or len(unopened) <= idle:
             return None
         reserved.append(chosen)
         return self._queues[chosen][0]
@@ -101,9 +105,9 @@ class Schedule:
     def _has_work(self, group: _Group | None) -> bool:
         return group is not None and bool(self._queues[group])
 
-    def _find_unopened(self) -> _Group | None:
+    def _list_unopened(self) -> list[_Group]:
         taken = {*self._open.values(), *(group for reserved in self._next.values() for group in reserved)}
-        return self._find_largest(group for group in self._queues if group not in taken)
+        return [group for group in self._queues if group not in taken and self._has_work(group)]
 
     def _find_largest(self, groups: Iterable[_Group] | None = None) -> _Group | None:
         """Find the group with the most evaluations left; the first planned of several."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -84,6 +85,7 @@ class Contest:
         self._task = task
         self.reference = maker.make(task, None)
         self.entrants = {hash_solution(solution): self._enter(solution) for solution in task.solutions}
+        self._begun = time.monotonic()
 
     @property
     def limits(self) -> Limits:
@@ -120,6 +122,10 @@ class Contest:
         if key not in self.entrants:
             self.entrants[key] = self._enter(solution)
         return self.entrants[key]
+
+    def is_building(self, seconds: float) -> bool:
+        """Tell whether runners still build or make their first calls, and have not done so for this long."""
+        return time.monotonic() - self._begun < seconds and any(runner.is_busy for runner in self._runners())
 
     def advance(self) -> None:
         """Have every runner go on that has built; wait for none."""

@@ -47,6 +47,9 @@ _FEWEST_REPLAYS, _MOST_REPLAYS = 4, 128
 _REPLAY_MS = 2.0
 """Of the first round of replays, flushes included; later rounds have as many as are missing, within a time."""
 _LONGEST_ROUND_MS = 400.0
+_USUAL_ROUND_MS, _MORE = 20.0, 4
+"""A round takes no longer than this, unless it has at most so many times as many replays as there were: few samples tell
+badly how many are missing."""
 _FLUSH_MS = 0.05
 """Of one flush, and of every fourth one that is timed by itself."""
 _DOUBTS = 2
@@ -164,15 +167,7 @@ class _Hearing:
         reference = self._contest.reference
         reference.finish_build(self._build_seconds)
         reference.finish_first_call(self._build_seconds)
-        self._scene = self._stage(reference)
-        size = self._scene.slots * self._slot_bytes
-        self._want, self._got = self._judge.arenas(self._contest, max(size, DRAW_BYTES) if self._samples else size)
-        reference.take(self._want)
-        self._held_out = self._hold_out(reference)
-        self._ask_reference(reference)
-        inputs = self._make_inputs()
-        work = self._find_work(inputs)
-        self._draws = Draws(self._task.definition, self._scene, inputs) if self._samples else None
+        work = self._prepare(reference)
         for trial in self._trials:
             self._turn(trial, self._check)
         self._measure()
@@ -180,6 +175,18 @@ class _Hearing:
             self._turn(trial, self._finish)
         self._contest.stop_all()
         return Judgement(seed=self._seed, trials=self._trials, reference_ms=self._reference_ms, work=work)
+
+    def _prepare(self, reference: Runner) -> Work | None:
+        """Have the reference compute all that the Solutions' outputs are compared with; count what must be done at least."""
+        self._scene = self._stage(reference)
+        size = self._scene.slots * self._slot_bytes
+        self._want, self._got = self._judge.arenas(self._contest, max(size, DRAW_BYTES) if self._samples else size)
+        reference.take(self._want)
+        self._held_out = self._hold_out(reference)
+        self._ask_reference(reference)
+        inputs = self._make_inputs()
+        self._draws = Draws(self._task.definition, self._scene, inputs) if self._samples else None
+        return self._find_work(inputs)
 
     @property
     def _slot_bytes(self) -> int:
@@ -255,7 +262,7 @@ class _Hearing:
         poison = self._got.poison(self._scene.slots * self._slot_bytes)
         checks = self._scene.checks
         self._open(runner, *checks)
-        runner.ask(call(*checks, checks_inputs=True), (_FIRST_CALL + len(checks) - 1) * self._seconds)
+        runner.ask(call(*checks), (_FIRST_CALL + len(checks) - 1) * self._seconds)
         self._compare_checks(trial, poison=poison)
         if self._draws is not None:
             self._draws.judge(self._contest.reference, runner, self._want, self._got)
@@ -432,7 +439,9 @@ class _Hearing:
         if not trial.fresh:
             trial.fresh = self._replay_once(trial, runner, batch, batch.seeds, 1)
         replay_ms = trial.fresh[0] * len(batch.slots) + _FLUSH_MS * trial.flushes
-        wanted = count_missing(trial) if trial.again else round(_REPLAY_MS / replay_ms)
+        wanted = round(_REPLAY_MS / replay_ms)
+        if trial.again:
+            wanted = min(count_missing(trial), max(_MORE * len(trial.again), int(_USUAL_ROUND_MS / replay_ms)))
         times = max(_FEWEST_REPLAYS, min(_MOST_REPLAYS, wanted, int(_LONGEST_ROUND_MS / replay_ms)))
         trial.again += self._replay_once(trial, runner, batch, (), times)
 

@@ -122,6 +122,11 @@ class Runner:
             except RefusedError as error:
                 self._failed = error
 
+    @property
+    def is_busy(self) -> bool:
+        """Tell whether it does what it was told to do while others are measured."""
+        return bool(self._owes) and self._channel.is_quiet
+
     def finish_build(self, seconds: float) -> None:
         """Wait until it has built.
 

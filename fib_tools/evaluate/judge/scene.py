@@ -70,10 +70,10 @@ class Scene:
         return max(self.timed.slots) + 1
 
 
-def call(*batches: Batch, checks_inputs: bool = False) -> dict[str, Any]:
-    """Write the command to make calls that nobody times, the first ones with a look at what became of their inputs."""
+def call(*batches: Batch) -> dict[str, Any]:
+    """Write the command to make calls that nobody times."""
     parts = [{"name": each.staging.name, "seeds": each.seeds, "slots": each.slots} for each in batches]
-    return {"do": "call", "batches": parts, "checks_inputs": checks_inputs}
+    return {"do": "call", "batches": parts}
 
 
 def derive_seed(master: int, *parts: object) -> int:

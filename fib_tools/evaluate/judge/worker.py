@@ -28,6 +28,9 @@ __all__ = ["Worker"]
 _MOST_RUNNERS = 30
 _CONTEXT_BYTES, _CONTEXTS_SHARE = 512 << 20, 8
 """Of a process's context on the GPU, and the part of its memory that contexts of groups to come may take."""
+_ALONE_SECONDS = 4.0
+"""For so long a group builds before the next may begin: contexts on a GPU are made one after the other, and what is wanted
+first shall not wait for what is wanted later. What takes longer than this compiles, and does not need the GPU."""
 _FASTER_THAN_LIMIT = 1.5
 """A copy's rate is no strict bound: reads alone are faster than reads and writes in turn."""
 
@@ -50,6 +53,8 @@ class Worker:
         self._sandbox.__enter__()
         self._maker = RunnerMaker(sandbox=self._sandbox, device=self._kind, dataset=plan.dataset, options=plan.options)
         self._contests: dict[tuple[str, int], Contest] = {}
+        self._coming: dict[tuple[str, int], Task] = {}
+        """One of each group that is to be prepared as soon as those before it have built."""
         self._last = ("", 0)
         """The group that was measured last."""
         self._was_large = False
@@ -67,6 +72,14 @@ class Worker:
 
         One group may always be prepared, and more where there is memory; on a CPU they would disturb the measurement.
         """
+        self._coming[_name(task)] = task
+        self._open_next()
+
+    def _open_next(self) -> None:
+        """Open a group that is to be prepared, if it is its time."""
+        if not self._coming or any(contest.is_building(_ALONE_SECONDS) for contest in self._contests.values()):
+            return
+        task = self._coming.pop(next(iter(self._coming)))
         runners = sum(contest.size for contest in self._contests.values())
         affordable = self._device.total_bytes // _CONTEXTS_SHARE // _CONTEXT_BYTES
         if len(self._contests) < 2 or runners + len(task.solutions) < min(_MOST_RUNNERS, affordable):
@@ -74,6 +87,7 @@ class Worker:
 
     def _open(self, task: Task) -> Contest:
         key = _name(task)
+        self._coming.pop(key, None)
         if key not in self._contests:
             self._contests[key] = Contest(self._maker, task)
         return self._contests[key]
@@ -100,6 +114,7 @@ class Worker:
 
     def forget(self, definition: str) -> None:
         """End what was prepared of a Definition that others have taken."""
+        self._coming = {name: task for name, task in self._coming.items() if name[0] != definition}
         for name in [name for name in self._contests if name[0] == definition]:
             self._contests.pop(name).close()
 
@@ -107,6 +122,7 @@ class Worker:
         """Have the runners go on that build meanwhile."""
         for contest in self._contests.values():
             contest.advance()
+        self._open_next()
 
     def _close_last(self, task: Task) -> None:
         """End the runners of the group before: it is done. The next one may need the memory that it had."""

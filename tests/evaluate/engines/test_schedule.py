@@ -46,6 +46,13 @@ def test_a_worker_hears_of_its_next_two_definitions_and_nobody_else_opens_them(t
     assert not work.is_wanted("one", "a")
 
 
+def test_nothing_is_reserved_that_a_worker_without_work_could_open(tmp_path: Path) -> None:
+    work = schedule(tmp_path, {"a": 3, "b": 2}, workloads=2)
+    taken(work, "one")
+    assert work.find_next("one", idle=1) is None
+    assert taken(work, "two") == "bw0"
+
+
 def test_what_others_took_of_a_prepared_definition_is_not_waited_for(tmp_path: Path) -> None:
     work = schedule(tmp_path, {"a": 3, "b": 1, "c": 1}, workloads=2)
     taken(work, "one")

@@ -17,9 +17,14 @@ said: list[str] = []
 
 
 class Contest:
+    builds = False
+
     def __init__(self, _maker: Any, task: Task) -> None:
         self.name, self.size = task.definition.name, 1 + len(task.solutions)
         said.append(f"open {self.name}")
+
+    def is_building(self, _seconds: float) -> bool:
+        return self.builds
 
     def advance(self) -> None:
         pass
@@ -30,8 +35,8 @@ class Contest:
 
 
 class Judge:
-    def __init__(self, *_: Any, **__: Any) -> None:
-        pass
+    def __init__(self, *_: Any, **more: Any) -> None:
+        self.between = more["between"]
 
     def judge(self, contest: Contest, _task: Task, **_: Any) -> Judgement:
         said.append(f"judge {contest.name}")
@@ -41,17 +46,27 @@ class Judge:
         pass
 
 
-def test_what_was_prepared_lives_until_it_was_judged_and_is_then_closed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(workers, "Contest", Contest)
     monkeypatch.setattr(workers, "Judge", Judge)
-    world = World.make(tmp_path, {"a": ["x"], "b": ["x"], "c": ["x"], "taken": ["x"]}, workloads=1)
+    said.clear()
+    return World.make(tmp_path, {"a": ["x"], "b": ["x"], "c": ["x"], "taken": ["x"]}, workloads=1)
+
+
+def list_tasks(world: World) -> dict[str, Task]:
     items = [item.model_copy(update={"solutions": ()}) for item in world.items]
-    tasks = {item.definition: find_task(item, world.bundles[item.definition]) for item in items}
+    return {item.definition: find_task(item, world.bundles[item.definition]) for item in items}
+
+
+def make_worker(world: World) -> Worker:
     worker = Worker(world.plan(read_cpu_name()), Place(name="cpu", device="cpu", hardware=read_cpu_name()))
     worker._device.total_bytes = 1 << 37  # of a GPU: on a CPU one group is prepared at most
-    said.clear()
+    return worker
+
+
+def test_what_was_prepared_lives_until_it_was_judged_and_is_then_closed(world: World) -> None:
+    worker, tasks = make_worker(world), list_tasks(world)
     try:
         worker.prepare(tasks["b"])
         for name in "abc":
@@ -66,3 +81,23 @@ def test_what_was_prepared_lives_until_it_was_judged_and_is_then_closed(
         *("open b", "open a", "judge a", "open c", "open taken"),
         *("close a", "judge b", "close b", "judge c", "close taken", "close c"),
     ]
+
+
+def test_a_group_begins_to_build_when_those_before_it_have_and_not_once_it_is_over(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, tasks = make_worker(world), list_tasks(world)
+    try:
+        assert list(worker.evaluate(tasks["a"])) == []
+        monkeypatch.setattr(Contest, "builds", True)
+        for name in ("b", "c", "taken"):
+            worker.prepare(tasks[name])
+        assert list(worker.evaluate(tasks["b"])) == []
+        worker.forget("taken")
+        assert said == ["open a", "judge a", "open b", "close a", "judge b"]
+        monkeypatch.setattr(Contest, "builds", False)
+        worker._judge.between()
+        worker._judge.between()
+        assert said[5:] == ["open c"]
+    finally:
+        worker.close()
