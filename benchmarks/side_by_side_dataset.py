@@ -6,6 +6,7 @@ under another name, which must take the same time.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from fib_tools.dataset.store import Dataset
@@ -164,8 +165,8 @@ def _solution(name: str, definition: Definition, language: Language, source: str
     )
 
 
-def write_dataset(root: Path) -> int:
-    """Write the dataset; give the number of evaluations."""
+def write_dataset(root: Path, rows: Sequence[int] = ROWS) -> int:
+    """Write the dataset, with a Workload for each number of rows; give the number of evaluations."""
     (root / "definitions").mkdir(parents=True)
     dataset = Dataset(root)
     for kernel, parameters in KERNELS:
@@ -173,11 +174,11 @@ def write_dataset(root: Path) -> int:
         dataset.write_definition(definition)
         inputs = {name: RandomInput() for name in definition.inputs}
         traces = []
-        for rows in ROWS:
-            axes = dict.fromkeys(definition.var_axes, rows)
+        for length in rows:
+            axes = dict.fromkeys(definition.var_axes, length)
             uuid = workload_uuid(definition.name, axes, inputs)
             traces.append(Trace(definition=definition.name, workload=Workload(axes=axes, inputs=inputs, uuid=uuid)))
         dataset.write_workloads(definition.op_type, traces)
         for solution in list_solutions(kernel, definition):
             dataset.write_solution(definition.op_type, solution)
-    return 4 * len(KERNELS) * len(ROWS)
+    return 4 * len(KERNELS) * len(rows)
