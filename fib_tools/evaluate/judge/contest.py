@@ -128,9 +128,22 @@ class Contest:
         return time.monotonic() - self._begun < seconds and any(runner.is_busy for runner in self._runners())
 
     def advance(self) -> None:
-        """Have every runner go on that has built; wait for none."""
+        """Have every runner go on that has built, and start those anew that crashed; wait for none.
+
+        One that hung is started at its turn: it may keep the device from others.
+        """
         for runner in self._runners():
             runner.advance()
+        for entrant in self.entrants.values():
+            if entrant.runner is not None and entrant.runner.is_dead and not (entrant.refusal or entrant.timeouts):
+                self._start_anew(entrant)
+
+    def _start_anew(self, entrant: Entrant) -> Runner:
+        """Start a Solution's runner again: the next Workload may do better."""
+        if entrant.runner is not None:
+            entrant.runner.close()
+        entrant.runner = self._maker.make(self._task, entrant.solution)
+        return entrant.runner
 
     def ready(self, entrant: Entrant, seconds: float, *, first_call: float) -> Runner:
         """Give an entrant's runner, built; a crashed one is started anew, since the next Workload may do better.
@@ -142,26 +155,25 @@ class Contest:
         """
         if entrant.refusal is not None:
             raise _again(entrant.refusal)
-        if entrant.runner is None or entrant.runner.is_dead:
-            if entrant.runner is not None:
-                entrant.runner.close()
-            entrant.runner = self._maker.make(self._task, entrant.solution)
+        runner = entrant.runner
+        if runner is None or runner.is_dead:
+            runner = self._start_anew(entrant)
         try:
-            entrant.runner.finish_build(seconds)
+            runner.finish_build(seconds)
         except RefusedError as error:
             entrant.refusal = error.refusal
-            entrant.runner.close()
+            runner.close()
             entrant.runner = None
             raise
-        entrant.protections = entrant.runner.protections
-        entrant.build_seconds, entrant.libs = entrant.runner.build_seconds, entrant.runner.libs
+        entrant.protections = runner.protections
+        entrant.build_seconds, entrant.libs = runner.build_seconds, runner.libs
         try:
-            entrant.runner.finish_first_call(first_call)
+            runner.finish_first_call(first_call)
         except RefusedError as error:
             entrant.note_first_call(error.refusal)
             raise
         entrant.timeouts = 0
-        return entrant.runner
+        return runner
 
     def stop_all(self) -> None:
         """Say that it is nobody's turn."""

@@ -35,6 +35,8 @@ _IDLE_SECONDS, _IDLE_SHARE = 0.1, 0.01
 """What a process may compute while it waits, and of a long wait this share: the driver's own threads wake up now and then."""
 _LOST = ("CUDA error", "CUDA driver error", "device-side assert")
 _WORD_LENGTH, _MOST_LIBS = 60, 20
+_LEAST_SECONDS = 0.1
+"""For an answer whose time has passed: it may have come."""
 _PART_SECONDS = 10.0
 """For the rest of a message whose beginning has come."""
 _PROCESSES = 512
@@ -96,6 +98,7 @@ class Runner:
         self._first_call = first_call
         self._owes = ""
         """What it was told to do while others are measured: `build`, then `warm`."""
+        self._owes_since = 0.0
         self._failed: RefusedError | None = None
         """How it went wrong."""
         self._arena: Arena | None = None
@@ -146,17 +149,18 @@ class Runner:
         protections = self._session.protections
         self.protections = {name: bool(getattr(protections, name)) for name in _PROTECTIONS} if protections else {}
         self._send({"do": "warm", **self._first_call})
-        self._owes = "warm"
+        self._owes, self._owes_since = "warm", time.perf_counter()
 
     def finish_first_call(self, seconds: float) -> None:
-        """Wait for the end of the first call, whose outputs nobody compares.
+        """Wait for the end of the first call, whose outputs nobody compares, until so long after its begin.
 
         Raises:
             RefusedError: it raised, crashed, hung, or broke a rule.
         """
         if self._owes == "warm":
             self._owes = ""
-            spent = self._receive(seconds).get("seconds")
+            left = seconds - (time.perf_counter() - self._owes_since)
+            spent = self._receive(max(left, _LEAST_SECONDS), limit=seconds).get("seconds")
             self.first_call_seconds = float(spent) if isinstance(spent, float) and 0 <= spent < math.inf else 0.0
 
     def take(self, arena: Arena) -> None:
@@ -255,14 +259,20 @@ class Runner:
         self._token = secrets.token_hex(8)
         self._channel.send({**message, "token": self._token}, descriptor)
 
-    def _receive(self, seconds: float, failed: EvaluationStatus = EvaluationStatus.RUNTIME_ERROR) -> dict[str, Any]:
+    def _receive(
+        self,
+        seconds: float,
+        failed: EvaluationStatus = EvaluationStatus.RUNTIME_ERROR,
+        *,
+        limit: float | None = None,
+    ) -> dict[str, Any]:
+        """Wait for an answer; `limit` is what is said to be its time, if that began before."""
         try:
             answer = self._channel.receive(seconds)
         except ChildTimeoutError:
             self.is_dead = True
-            raise RefusedError(
-                EvaluationStatus.TIMEOUT, f"it did not answer within {seconds:g} s", rule="timeout"
-            ) from None
+            detail = f"it did not answer within {limit or seconds:g} s"
+            raise RefusedError(EvaluationStatus.TIMEOUT, detail, rule="timeout") from None
         except ChildCrashedError:
             raise self._crash() from None
         self._check_told()
