@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
+
+from pydantic import Field
 
 from fib_tools.llm.prices import Usage
 from fib_tools.model.base import Model, NonNegative
@@ -61,6 +63,8 @@ class ShapeResult(Model):
     status: EvaluationStatus
     rule: str = ""
     detail: str = ""
+    weight: float = Field(default=1.0, gt=0.0)
+    """How much it counts beside the others."""
     milliseconds: float | None = None
     low: float | None = None
     high: float | None = None
@@ -103,11 +107,12 @@ class Attempt(Model):
 
     @property
     def score(self) -> float:
-        """The geometric mean of its speed-ups; 0 if it is not right."""
-        speedups = [result.speedup for result in self.results if result.speedup]
-        if not self.passed or not speedups:
+        """The geometric mean of its speed-ups, weighted by how often their Workloads occur; 0 if it is not right."""
+        known = [(result.weight, result.speedup) for result in self.results if result.speedup]
+        if not self.passed or not known:
             return 0.0
-        return math.exp(sum(map(math.log, speedups)) / len(speedups))
+        total = sum(weight for weight, _ in known)
+        return math.exp(sum(weight * math.log(speedup) for weight, speedup in known) / total)
 
     @property
     def first_wrong(self) -> ShapeResult | None:
@@ -142,12 +147,16 @@ def find_best(attempts: Iterable[Attempt]) -> Attempt | None:
     return max(right, key=lambda attempt: (attempt.score, -attempt.number), default=None)
 
 
-def sum_up(evidence: Sequence[Evidence], baseline_ms: dict[str, float]) -> tuple[ShapeResult, ...]:
-    """Sum up what the evaluator found; `baseline_ms` by workload uuid."""
-    return tuple(_sum_up_one(each, baseline_ms.get(each.subject.workload)) for each in evidence)
+def sum_up(
+    evidence: Sequence[Evidence], baseline_ms: Mapping[str, float], weights: Mapping[str, float]
+) -> tuple[ShapeResult, ...]:
+    """Sum up what the evaluator found; `baseline_ms` and `weights` by workload uuid."""
+    return tuple(
+        _sum_up_one(each, baseline_ms.get(each.subject.workload), weights[each.subject.workload]) for each in evidence
+    )
 
 
-def _sum_up_one(evidence: Evidence, baseline: float | None) -> ShapeResult:
+def _sum_up_one(evidence: Evidence, baseline: float | None, weight: float) -> ShapeResult:
     figure = evidence.series[0] if evidence.series and evidence.status is EvaluationStatus.PASSED else None
     against = baseline or evidence.reference_ms
     return ShapeResult(
@@ -156,6 +165,7 @@ def _sum_up_one(evidence: Evidence, baseline: float | None) -> ShapeResult:
         status=evidence.status,
         rule=evidence.rule or "",
         detail=evidence.detail,
+        weight=weight,
         milliseconds=figure.milliseconds if figure else None,
         low=figure.low if figure else None,
         high=figure.high if figure else None,

@@ -27,7 +27,9 @@ def write_feedback(attempt: Attempt) -> str:
         lines += _describe_wrong(wrong, attempt.results)
     lines += [_write_row(result) for result in attempt.results]
     if attempt.passed:
-        lines.append(f"Right everywhere; {attempt.score:.3f} times as fast as the baseline (geometric mean).")
+        lines.append(
+            f"Right everywhere; {attempt.score:.3f} times as fast as the baseline (geometric mean, weighted as in the brief)."
+        )
     return _clip("\n".join(lines), FEEDBACK_BYTES)
 
 

@@ -61,7 +61,8 @@ class Judging:
             return attempt.model_copy(update={"problem": str(error)})
 
     def _conclude(self, attempt: Attempt, evidence: Sequence[Evidence]) -> None:
-        results = sum_up(evidence, self.folder.plan.target.baseline_ms)
+        target = self.folder.plan.target
+        results = sum_up(evidence, target.baseline_ms, target.weights)
         judged = attempt.model_copy(update={"results": results})
         if attempt.solution is not None and not results:
             judged = judged.model_copy(update={"problem": "the evaluator could not evaluate it"})

@@ -58,7 +58,7 @@ def test_a_brief_says_what_is_computed_where_and_what_has_to_be_beaten() -> None
         "wgmma",
         "4.25 TB/s",
         "baseline (flashinfer_wrapper_0a1b2c)",
-        "batch_size=64 | 42 | 0 | 10 memory | 20, 50% | 100",
+        "batch_size=64 | 100.0% | 42 | 0 | 10 memory | 20, 50% | 100",
     ):
         assert text in brief, text
 
@@ -77,6 +77,38 @@ def test_a_long_reference_is_cut_and_the_brief_stays_within_its_bytes() -> None:
     assert len(brief.encode()) <= BRIEF_BYTES
     assert "cut" in brief
     assert "baseline (flashinfer_wrapper_0a1b2c)" in brief
+
+
+def shape(workload: str, count: int | None) -> Shape:
+    return Shape(workload=workload, axes={"batch_size": int(workload)}, count=count, baseline_ms=0.02)
+
+
+def test_a_brief_lists_sizes_by_how_often_they_occur() -> None:
+    brief = write_brief(target(shapes=(shape("1", 10), shape("64", 30))))
+    lines = brief.splitlines()
+    assert "Weights are shares of what occurs" in lines[-4]
+    assert [line.split(" | ")[:2] for line in lines[-2:]] == [["batch_size=64", "75.0%"], ["batch_size=1", "25.0%"]]
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [((None, None), "no Workload says how often it occurs"), ((7, None), "only 1 of 2 Workloads say how often")],
+)
+def test_without_a_count_of_each_all_sizes_weigh_the_same_and_the_brief_says_so(
+    counts: tuple[int | None, ...], said: str
+) -> None:
+    made = target(shapes=tuple(shape(str(number), count) for number, count in enumerate(counts, start=1)))
+    assert made.weights == {"1": 0.5, "2": 0.5}
+    assert f"All weigh the same, since {said}" in write_brief(made)
+
+
+def test_a_brief_of_very_many_sizes_shows_the_heaviest_and_keeps_its_bytes() -> None:
+    shapes = tuple(shape(str(number), number) for number in range(1, 400))
+    brief = write_brief(target(shapes=shapes))
+    assert len(brief.encode()) <= BRIEF_BYTES
+    assert "batch_size=399 | 0.5%" in brief
+    assert "batch_size=1 |" not in brief
+    assert "... and 375 lighter ones" in brief
 
 
 def test_feedback_says_the_rule_in_words_and_stays_within_its_bytes() -> None:
@@ -140,7 +172,7 @@ def test_a_drafter_sees_short_names_of_kernels(name: str, short: str) -> None:
         kernels=[name] * 9,
         gpu=Gpu(name="NVIDIA H200"),
     )
-    (result,) = sum_up([evidence], {"w": 0.2})
+    (result,) = sum_up([evidence], {"w": 0.2}, {"w": 1.0})
     assert result.kernels == (short,) * 6
     attempt = Attempt(number=0, ask=Ask(kind=AskKind.FIRST), technique="t", digest="d", results=(result,))
     row = f"n=1: 100 us (100 to 100), 2.000 x, 50 us with a warm L2, 9 launches: {', '.join([short] * 6)}"
