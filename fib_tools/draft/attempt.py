@@ -9,6 +9,7 @@ from enum import Enum
 
 from pydantic import Field
 
+from fib_tools.evaluate.calibration.exactness import Exactness
 from fib_tools.llm.prices import Usage
 from fib_tools.model.base import Model, NonNegative
 from fib_tools.model.evidence import L2, Evidence, Launch
@@ -99,6 +100,8 @@ class Attempt(Model):
     problem: str = ""
     """Why it was not evaluated: no code, or the same as an earlier attempt."""
     results: tuple[ShapeResult, ...] = ()
+    exactness: Exactness | None = None
+    """How far its outputs are from float64, where they were compared at all."""
 
     @property
     def passed(self) -> bool:

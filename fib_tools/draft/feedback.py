@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from fib_tools.draft.attempt import Attempt, ShapeResult
 from fib_tools.draft.profile import explain_time
+from fib_tools.evaluate.calibration.exactness import Exactness
 from fib_tools.evaluate.rules.rules import RULES
 from fib_tools.model.trace import EvaluationStatus
 
@@ -25,6 +26,9 @@ def write_feedback(attempt: Attempt) -> str:
     wrong = attempt.first_wrong
     if wrong is not None:
         lines += _describe_wrong(wrong, attempt.results)
+        lines.append("")
+    if attempt.exactness is not None:
+        lines += _describe_exactness(attempt.exactness)
     lines += [_write_row(result) for result in attempt.results]
     if attempt.passed:
         lines.append(
@@ -40,7 +44,18 @@ def _describe_wrong(wrong: ShapeResult, results: Sequence[ShapeResult]) -> list[
     return [
         f"{wrong.status.value} on {count} of {len(results)} sizes{said}",
         _clip(wrong.detail, _DETAIL),
-        "",
+    ]
+
+
+def _describe_exactness(found: Exactness) -> list[str]:
+    """Say how far from float64 it is, beside what the reference's own arithmetic costs and what is allowed."""
+    if found.problem:
+        return [f"No error against FP64: {found.problem}."]
+    axes = ", ".join(f"{name}={length}" for name, length in found.axes.items())
+    return [
+        f"{name}: max abs error vs FP64, rounded to {each.dtype}, {each.error:.2g}; the reference itself {each.reference_error:.2g};"
+        f" the bound there {each.bound:.2g} ({axes}, typical values)"
+        for name, each in found.outputs.items()
     ]
 
 

@@ -32,6 +32,7 @@ def test_drafts_are_judged_kept_and_told_of(context: Context, tmp_path: Path) ->
     wrong = submit(context, HALF_ROW, "Half the row")
     assert (wrong.attempt, wrong.status, wrong.solution) == (0, "wrong", "")
     assert "wrong-values" in wrong.feedback
+    assert "max abs error vs FP64" in wrong.feedback
     slow = submit(context, SLOW, "plain torch", author="ada")
     assert (slow.status, slow.best_attempt) == ("right", 1)
     same = submit(context, SLOW + "# again\n", "plain torch")
@@ -53,6 +54,7 @@ def test_drafts_are_judged_kept_and_told_of(context: Context, tmp_path: Path) ->
     one = get_evaluation(context, NAME, attempt=1, language="python", device="cpu")
     assert one.source == SLOW
     assert "us" in one.feedback
+    assert "max abs error vs FP64" in one.feedback
     brief = get_kernel_brief(context, NAME, language="python", device="cpu")
     assert brief.tried == told.tried
     assert brief.failures == (

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -109,6 +110,9 @@ def test_a_question_carries_what_was_wrong_and_what_was_tried(optimize: Optimize
     assert "INCORRECT_NUMERICAL on 1 of 1 sizes by the rule `wrong-values`" in asked
     assert "got" in asked
     assert "- 0. half the row: INCORRECT_NUMERICAL" in asked
+    assert re.search(
+        r"output: max abs error vs FP64, rounded to bfloat16, \S+; the reference itself \S+; the bound", asked
+    )
 
 
 def test_a_run_remembers_what_went_wrong_in_others(optimize: Optimize) -> None:
