@@ -9,7 +9,8 @@ from enum import Enum
 
 from pydantic import Field
 
-from fib_tools.evaluate.calibration.exactness import Exactness
+from fib_tools.evaluate.inspection.exactness import Exactness
+from fib_tools.evaluate.inspection.ncu import Profile
 from fib_tools.llm.prices import Usage
 from fib_tools.model.base import Model, NonNegative
 from fib_tools.model.evidence import L2, Evidence, Launch
@@ -102,6 +103,8 @@ class Attempt(Model):
     results: tuple[ShapeResult, ...] = ()
     exactness: Exactness | None = None
     """How far its outputs are from float64, where they were compared at all."""
+    profile: Profile | None = None
+    """Of one that was the best when it was judged."""
 
     @property
     def passed(self) -> bool:

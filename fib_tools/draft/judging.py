@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fib_tools.draft.attempt import Attempt, Draft, sum_up
+from fib_tools.draft.attempt import Attempt, Draft, find_best, sum_up
 from fib_tools.draft.digest import digest_source
 from fib_tools.draft.memory import Memory
 from fib_tools.draft.run_folder import RunFolder
@@ -19,8 +19,8 @@ __all__ = ["Evaluate", "Inspect", "Judging"]
 Evaluate = Callable[[Sequence[Solution]], Mapping[str, Sequence[Evidence]]]
 """Evaluates Solutions on all Workloads, and gives what it found by the Solution's hash."""
 
-Inspect = Callable[[Sequence[Attempt], Sequence[Sequence[Evidence]]], Sequence[Attempt]]
-"""Adds to attempts, each with its evidence, what helps their author and changes no verdict."""
+Inspect = Callable[[Sequence[Attempt], Sequence[Sequence[Evidence]], Attempt | None], Sequence[Attempt]]
+"""Adds to attempts, each with its evidence, what helps their author and changes no verdict; the last is the best of all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +48,8 @@ class Judging:
         found = self.evaluate(solutions) if solutions else {}
         evidence = [found.get(attempt.solution.hash, ()) if attempt.solution else () for attempt in made]
         judged = [self._sum_up(*each) for each in zip(made, evidence, strict=True)]
-        for attempt, seen in zip(self.inspect(judged, evidence), evidence, strict=True):
+        best = find_best([*self.folder.attempts, *judged])
+        for attempt, seen in zip(self.inspect(judged, evidence, best), evidence, strict=True):
             self._keep(attempt, seen)
 
     def _prepare(self, draft: Draft, known: Mapping[str, int]) -> Attempt:

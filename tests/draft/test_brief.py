@@ -11,6 +11,8 @@ from fib_tools.draft.feedback import FEEDBACK_BYTES, write_feedback, write_histo
 from fib_tools.draft.memory import Memory
 from fib_tools.draft.target import Shape, Target
 from fib_tools.evaluate.engines.items import Bound
+from fib_tools.evaluate.inspection.ncu import Profile
+from fib_tools.evaluate.inspection.ncu_report import KernelCounters
 from fib_tools.model.evidence import L2, Evidence, Gpu, Launch, Series, Subject, Timer
 from fib_tools.model.solution import Language
 from fib_tools.model.trace import EvaluationStatus
@@ -115,6 +117,38 @@ def test_feedback_says_the_rule_in_words_and_stays_within_its_bytes() -> None:
     feedback = write_feedback(wrong(0, "got 1, want 2 " * 500, rule="memory"))
     assert "by the rule `memory`: Is faster on contents that it has seen before." in feedback
     assert len(feedback.encode()) <= FEEDBACK_BYTES
+
+
+def test_feedback_of_the_best_has_a_line_for_each_of_its_main_kernels() -> None:
+    kernel = KernelCounters(
+        name="k",
+        microseconds=61.888,
+        dram=81.42,
+        l2=60.73,
+        sm=22.04,
+        occupancy=47.61,
+        most_occupancy=50.0,
+        limiter="registers",
+        registers=64,
+        shared_bytes=28672,
+        stall="long scoreboard",
+        stall_share=0.63,
+    )
+    profile = Profile(axes={"n": 1}, kernels=(kernel, KernelCounters(name="m", microseconds=2.0)), launches=5)
+    passed = ShapeResult(workload="w", axes={"n": 1}, status=EvaluationStatus.PASSED, milliseconds=0.07, speedup=1.5)
+    best = Attempt(number=0, ask=Ask(kind=AskKind.FIRST), technique="t", digest="d", results=(passed,), profile=profile)
+    lines = write_feedback(best).splitlines()
+    assert lines[0].startswith("Right everywhere; 1.500 times as fast")
+    assert lines[1:4] == [
+        "NCU, n=1, cold L2, 5 launches, the longest:",
+        (
+            "- k: 61.89 us, DRAM 81%, L2 61%, SM 22%, occupancy 48% of 50% (limit: registers), 64 registers, 28 KB shared,"
+            " stalls most on long scoreboard (63%)"
+        ),
+        "- m: 2 us",
+    ]
+    without = best.model_copy(update={"profile": Profile(axes={"n": 1}, problem="it is not installed here")})
+    assert "No counters of NCU: it is not installed here. What is said of the times below" in write_feedback(without)
 
 
 def test_a_history_has_a_line_for_each_of_the_newest() -> None:

@@ -35,6 +35,8 @@ def test_drafts_are_judged_kept_and_told_of(context: Context, tmp_path: Path) ->
     assert "max abs error vs FP64" in wrong.feedback
     slow = submit(context, SLOW, "plain torch", author="ada")
     assert (slow.status, slow.best_attempt) == ("right", 1)
+    assert "No counters of NCU: there is no GPU." in slow.feedback
+    assert "NCU" not in wrong.feedback
     same = submit(context, SLOW + "# again\n", "plain torch")
     assert same.status == "not evaluated"
     assert "does the same as attempt 1" in same.feedback

@@ -15,6 +15,7 @@ import pytest
 
 from bench_run import HALF_ROW, HONEST, REMEMBERS, write_dataset
 from fib_tools.dataset.store import Dataset
+from fib_tools.draft.run_folder import RunFolder
 from fib_tools.errors import RequestError, SourceError
 from fib_tools.phases.context import Context, Workspace
 from fib_tools.phases.optimize import optimize_kernel
@@ -96,6 +97,9 @@ def test_a_search_ends_with_the_good_one_and_names_the_cheat(optimize: Optimize,
     assert result.best in card
     assert "INCORRECT_NUMERICAL (wrong-values)" in card
     assert result.tokens_out == 5 * 400 + 20
+    kept = RunFolder(Path(result.folder)).attempts
+    assert [each.number for each in kept if each.profile] == [2, 5], "who was the best when it was judged"
+    assert [each.number for each in kept if each.exactness] == [0, 1, 2, 5], "whose outputs were compared"
 
 
 def test_a_question_carries_what_was_wrong_and_what_was_tried(optimize: Optimize) -> None:

@@ -7,14 +7,8 @@ import pytest
 
 from bench_run import HALF_ROW, HONEST, norm, solution, workload
 from fib_tools.evaluate.calibration.calibration import find_tolerances
-from fib_tools.evaluate.calibration.exactness import (
-    PRELOAD,
-    Exactness,
-    Sample,
-    Setting,
-    list_numbers,
-    measure_exactness,
-)
+from fib_tools.evaluate.inspection.exactness import PRELOAD, Exactness, list_numbers, measure_exactness
+from fib_tools.evaluate.inspection.sample import Sample, Setting
 from fib_tools.gate.recognise import find_kernel
 from fib_tools.host.sandbox import Sandbox
 from fib_tools.model.definition import Definition
@@ -26,7 +20,7 @@ import torch
 
 def run(hidden_states, weight):
     import sys
-    child = sys.modules["fib_tools.evaluate.calibration._exact_child"]
+    child = sys.modules["fib_tools.evaluate.inspection._exact_child"]
     child._measure = lambda *_: {"dtype": "bfloat16", "error": 0.0, "reference_error": 0.0, "bound": 1.0}
     child.row_rms = child.split_rows = None
     torch.Tensor.double = lambda self: self * 0

@@ -7,19 +7,16 @@ Where the reference cannot run in float64 the answer says so: nothing stands in 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 from pydantic import Field
 
-from fib_tools.evaluate.judge.scene import stage
+from fib_tools.evaluate.inspection.sample import Sample, Setting
 from fib_tools.evaluate.judge.slots import SlotLayout
 from fib_tools.host.sandbox import Limits, Sandbox
-from fib_tools.model.base import Model, to_document
+from fib_tools.model.base import Model
 from fib_tools.model.definition import Definition, DType
-from fib_tools.model.solution import Solution
-from fib_tools.model.workload import Workload
 from fib_tools.op_types.tolerance import Tolerance
 
 __all__ = [
@@ -27,21 +24,15 @@ __all__ = [
     "PRELOAD",
     "Exactness",
     "OutputExactness",
-    "Sample",
-    "Setting",
     "list_numbers",
     "measure_exactness",
 ]
 
-PRELOAD = ("torch", "fib_tools.evaluate.calibration._exact_child")
+PRELOAD = ("torch", "fib_tools.evaluate.inspection._exact_child")
 MOST_BYTES = 16 << 20
 """Of a Workload's outputs: they pass between two processes as text."""
-_CALL = "fib_tools.evaluate.calibration._exact_child:call_solution"
-_COMPARE = "fib_tools.evaluate.calibration._exact_child:compare_with_exact"
-_MEMORY_BYTES = 32 << 30
-_FILE_BYTES = 1 << 30
-_PROCESSES = 512
-"""Compilers are run beside the Solution."""
+_CALL = "fib_tools.evaluate.inspection._exact_child:call_solution"
+_COMPARE = "fib_tools.evaluate.inspection._exact_child:compare_with_exact"
 _TOGETHER = 2
 _PROBLEM_LENGTH = 240
 
@@ -68,28 +59,6 @@ class Exactness(Model):
     """Why there are no figures."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sample:
-    """What is called: a Solution on a Workload, with the inputs that the master seed of an evaluation gave it first."""
-
-    solution: Solution
-    workload: Workload
-    seed: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Setting:
-    """What samples have in common."""
-
-    definition: Definition
-    tolerances: Mapping[str, Tolerance]
-    device: str
-    dataset: Path
-    """Where blobs lie."""
-    seconds: float
-    """For each of the two calls, what they compile included."""
-
-
 def list_numbers(definition: Definition, tolerances: Mapping[str, Tolerance]) -> dict[str, Tolerance]:
     """List the outputs that an error against float64 says something of: numbers that are compared value by value."""
     return {
@@ -107,28 +76,8 @@ def measure_exactness(sandbox: Sandbox, setting: Setting, samples: Iterable[Samp
     """Measure some samples, each in two processes of the sandbox: the Solution's, then the comparison's."""
     definition = setting.definition
     bounds = {name: asdict(tolerance) for name, tolerance in list_numbers(definition, setting.tolerances).items()}
-    payloads: list[dict[str, Any]] = []
-    for sample in samples:
-        batch = stage(definition, sample.workload, master=sample.seed, calls=1).checks[0]
-        payloads.append(
-            {
-                "definition": to_document(definition),
-                "solution": to_document(sample.solution),
-                "message": dict(batch.staging.message),
-                "seed": batch.seeds[0],
-                "bounds": bounds,
-                "device": setting.device,
-                "dataset": str(setting.dataset),
-            }
-        )
-    limits = Limits(
-        wall_seconds=setting.seconds,
-        memory_bytes=_MEMORY_BYTES,
-        file_bytes=_FILE_BYTES,
-        processes=_PROCESSES,
-        gpu=setting.device != "cpu",
-    )
-    return list(_measure(sandbox, definition, payloads, limits)) if bounds else []
+    payloads = [{**setting.describe(sample), "bounds": bounds} for sample in samples]
+    return list(_measure(sandbox, definition, payloads, setting.limits)) if bounds else []
 
 
 def _measure(

@@ -7,46 +7,28 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from fib_tools.errors import FormatError
-from fib_tools.evaluate._runner.build import build_solution
 from fib_tools.evaluate._runner.caches import keep_caches_here
-from fib_tools.evaluate._runner.calls import Caller
-from fib_tools.evaluate._runner.workload import OpenWorkload, open_workload
+from fib_tools.evaluate._runner.workload import OpenWorkload
 from fib_tools.evaluate.calibration._calibrate_child import Subject
 from fib_tools.evaluate.calibration.faults import widen
+from fib_tools.evaluate.inspection._call import Call, open_described, read_definition
 from fib_tools.evaluate.judge.measures import row_rms, split_rows
-from fib_tools.model.definition import Definition
-from fib_tools.model.solution import Solution
 from fib_tools.op_types.tolerance import Tolerance
 
 __all__ = ["call_solution", "compare_with_exact"]
 
-_FOLDER = "solution"
-
 
 def call_solution(payload: dict[str, Any]) -> dict[str, Any]:
     """Build the Solution, make one call, and give the bytes of its outputs."""
-    keep_caches_here({})
-    definition, solution = _read_definition(payload), Solution.model_validate(payload["solution"])
-    folder = Path.cwd() / _FOLDER
-    folder.mkdir()
-    passes = solution.spec.destination_passing_style
-    built = build_solution(solution, folder, [*definition.inputs, *(definition.outputs if passes else ())])
-    caller = Caller(definition, built, destination_passing=passes, device=payload["device"])
-    workload = _open(definition, payload)
-    inputs = workload.make(payload["seed"])
-    state = caller.plan(inputs, workload.plan.values) if caller.has_setup else {}
-    memory = torch.zeros(workload.layout.slot_bytes, dtype=torch.uint8, device=payload["device"])
-    places = workload.layout.view(memory, 0)
-    outputs = {name: value.clone() for name, value in places.items()}
-    caller.deliver(caller.call(inputs, outputs, state), inputs, outputs, places)
-    return {"outputs": base64.b64encode(memory.cpu().numpy().tobytes()).decode()}
+    call = Call(payload)
+    call.make()
+    call.deliver()
+    return {"outputs": base64.b64encode(call.memory.cpu().numpy().tobytes()).decode()}
 
 
 def compare_with_exact(payload: dict[str, Any]) -> dict[str, Any]:
@@ -56,7 +38,7 @@ def compare_with_exact(payload: dict[str, Any]) -> dict[str, Any]:
         FormatError: the reference cannot run in float64, or the outputs are not of the size they must have.
     """
     keep_caches_here({})
-    definition, unavailable = _read_definition(payload), dict[str, str]()
+    definition, unavailable = read_definition(payload), dict[str, str]()
     subject = Subject(
         definition=definition,
         values=frozenset(payload["bounds"]),
@@ -64,7 +46,7 @@ def compare_with_exact(payload: dict[str, Any]) -> dict[str, Any]:
         device=payload["device"],
         unavailable=unavailable,
     )
-    workload = _open(definition, payload)
+    workload = open_described(definition, payload)
     inputs = workload.make(payload["seed"])
     wide = widen(definition.reference)
     takes_single = any(isinstance(value, torch.Tensor) and value.dtype == torch.float32 for value in inputs.values())
@@ -82,14 +64,6 @@ def compare_with_exact(payload: dict[str, Any]) -> dict[str, Any]:
             for name in bounds
         }
     }
-
-
-def _read_definition(payload: Mapping[str, Any]) -> Definition:
-    return Definition.model_validate(payload["definition"])
-
-
-def _open(definition: Definition, payload: Mapping[str, Any]) -> OpenWorkload:
-    return open_workload(definition, payload["message"], device=payload["device"], root=Path(payload["dataset"]))
 
 
 def _read_outputs(text: str, workload: OpenWorkload) -> dict[str, torch.Tensor]:
