@@ -15,7 +15,9 @@ from fib_tools.model.solution import Language
 __all__ = ["BRIEF_BYTES", "write_brief", "write_contract"]
 
 BRIEF_BYTES = 8192
-_MOST_SHAPES = 24
+_MOST_SHAPES = 16
+_LONGEST_TEXT = 400
+"""Characters of a description: those of others can be essays."""
 _CUT = "\n... (cut: the rest of the reference is not shown)\n"
 
 _CONTRACT = """\
@@ -87,7 +89,7 @@ def _write_head(target: Target) -> str:
     constants = ", ".join(f"{name} = {length}" for name, length in definition.const_axes.items())
     lines = [
         f"# {definition.name} ({definition.op_type})",
-        *([definition.description] if definition.description else []),
+        *([_shorten(definition.description)] if definition.description else []),
     ]
     lines += ["", "Inputs, in calling order:", *_list_tensors(definition.inputs.items())]
     lines += ["Outputs:", *_list_tensors(definition.outputs.items())]
@@ -112,7 +114,11 @@ def _spell_shape(spec: TensorSpec) -> str:
 
 
 def _describe(spec: TensorSpec) -> str:
-    return f", {spec.description}" if spec.description else ""
+    return f", {_shorten(spec.description)}" if spec.description else ""
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT - 3]}..."
 
 
 def _write_tail(target: Target) -> str:

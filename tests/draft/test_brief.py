@@ -16,6 +16,8 @@ from fib_tools.evaluate.inspection.ncu_report import KernelCounters
 from fib_tools.model.evidence import L2, Evidence, Gpu, Launch, Series, Subject, Timer
 from fib_tools.model.solution import Language
 from fib_tools.model.trace import EvaluationStatus
+from fib_tools.op_types.registry import get_kernel_type
+from kernel_examples import KERNEL_EXAMPLES
 
 
 def target(**changes: object) -> Target:
@@ -110,7 +112,24 @@ def test_a_brief_of_very_many_sizes_shows_the_heaviest_and_keeps_its_bytes() -> 
     assert len(brief.encode()) <= BRIEF_BYTES
     assert "batch_size=399 | 0.5%" in brief
     assert "batch_size=1 |" not in brief
-    assert "... and 375 lighter ones" in brief
+    assert "... and 383 lighter ones" in brief
+
+
+@pytest.mark.parametrize("kernel", KERNEL_EXAMPLES)
+def test_the_brief_of_every_kernel_type_has_room_for_its_whole_reference(kernel: str) -> None:
+    definition = get_kernel_type(kernel).build(KERNEL_EXAMPLES[kernel])
+    axes = dict.fromkeys(definition.var_axes, 123456)
+    figures = {"limit_ms": 0.1234, "bound": "memory", "baseline_ms": 0.1234, "reference_ms": 1.234}
+    shapes = tuple(Shape(workload=str(n), axes=axes, bytes=10**9, flops=10**12, **figures) for n in range(20))
+    brief = write_brief(target(definition=definition, shapes=shapes))
+    assert len(brief.encode()) <= BRIEF_BYTES
+    assert definition.reference.strip() in brief
+
+
+def test_an_essay_in_a_definition_of_others_is_cut() -> None:
+    brief = write_brief(target(definition=norm().model_copy(update={"description": "word " * 9000})))
+    assert len(brief.encode()) <= BRIEF_BYTES
+    assert norm().reference.strip() in brief
 
 
 def test_feedback_says_the_rule_in_words_and_stays_within_its_bytes() -> None:
