@@ -51,6 +51,10 @@ class Draft(Model):
     """Who drafted it, if not the run's model."""
     technique: str = ""
     """In a few words, as the model calls it."""
+    why: str = ""
+    """What it expects of it, in a sentence."""
+    answer: str = ""
+    """All that it said, where there is no source in it."""
     source: str = ""
     problem: str = ""
     """Why there is nothing to run."""
@@ -95,6 +99,7 @@ class Attempt(Model):
     number: NonNegative
     ask: Ask
     technique: str
+    why: str = ""
     digest: str
     """Of what the source does: drafts that differ in words alone have the same."""
     solution: Solution | None = None

@@ -33,6 +33,7 @@ def write_card(plan: SearchPlan, attempts: Sequence[Attempt], *, ending: str, us
                 f"Best: `{best.solution.name}` by {best.solution.author}, attempt {best.number}: {best.technique};"
                 f" {best.score:.3f} times as fast as {against} (geometric mean of {len(best.results)} Workloads{weighted})."
             ),
+            *([f"What made the difference, as its author says: {_escape(best.why)}"] if best.why else []),
             "",
             *_tabulate(target, best),
         ]
@@ -74,4 +75,9 @@ def _write_row(attempt: Attempt) -> str:
         said = wrong.verdict
     parents = ", ".join(map(str, attempt.ask.parents)) or "-"
     cells = (str(attempt.number), f"{attempt.ask.kind.value} {parents}", attempt.technique, said)
-    return f"| {' | '.join(cell.replace('|', '/').replace(chr(10), ' ') for cell in cells)} |"
+    return f"| {' | '.join(_escape(cell) for cell in cells)} |"
+
+
+def _escape(text: str) -> str:
+    """Keep words of others within their place in the table."""
+    return text.replace("|", "/").replace("\n", " ")

@@ -56,7 +56,12 @@ class Judging:
         plan = self.folder.plan
         digest = digest_source(draft.source, plan.target.language)
         attempt = Attempt(
-            number=draft.number, ask=draft.ask, technique=draft.technique, digest=digest, problem=draft.problem
+            number=draft.number,
+            ask=draft.ask,
+            technique=draft.technique,
+            why=draft.why,
+            digest=digest,
+            problem=draft.problem,
         )
         if draft.problem:
             return attempt

@@ -101,12 +101,15 @@ def test_a_search_ends_with_the_good_one_and_names_the_cheat(optimize: Optimize,
     assert result.files == ("traces/claude-sonnet-5-5/rmsnorm/rmsnorm_h64.jsonl",)
     card = Path(result.card).read_text(encoding="utf-8")
     assert result.best in card
+    assert "What made the difference, as its author says: it may be faster." in card
     for verdict in ("INCORRECT_NUMERICAL (wrong-values)", "RUNTIME_ERROR (source-import)", "(inputs-changed)"):
         assert verdict in card
     assert result.tokens_out == 7 * 400 + 20
     last = optimize.requests[-1]["messages"][0]["content"][0]["text"]  # type: ignore[attr-defined]
     assert "by the rule `source-import`: Imports or reaches a module that a kernel has no use for." in last
-    kept = RunFolder(Path(result.folder)).attempts
+    folder = RunFolder(Path(result.folder))
+    assert [draft.answer for draft in folder.drafts if not draft.source] == ["I have no code today."]
+    kept = folder.attempts
     assert [each.number for each in kept if each.profile] == [2, 5], "who was the best when it was judged"
     assert [each.number for each in kept if each.exactness] == [0, 1, 2, 5], "whose outputs were compared"
 
