@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fib_tools.draft.attempt import Attempt, ShapeResult
 from fib_tools.draft.bench import Bench
+from fib_tools.errors import ChildError
 from fib_tools.evaluate.inspection import exactness, ncu
 from fib_tools.evaluate.inspection.exactness import Exactness, list_numbers, measure_exactness
 from fib_tools.evaluate.inspection.ncu import Profile, find_ncu, profile_solution
@@ -51,9 +52,14 @@ class Inspector:
         leader = best if best is not None and best.number in seen else None
         if not samples and leader is None:
             return list(attempts)
-        with self._open_sandbox() as sandbox:
-            measured = measure_exactness(sandbox, self._setting, samples.values())
-            profile = self._profile(sandbox, leader, seen[leader.number]) if leader else None
+        try:
+            with self._open_sandbox() as sandbox:
+                measured = measure_exactness(sandbox, self._setting, samples.values())
+                profile = self._profile(sandbox, leader, seen[leader.number]) if leader else None
+        except ChildError as error:
+            # the verdicts stand, and were paid for
+            self._bench.tell(f"neither FP64 nor NCU: {error}")
+            return list(attempts)
         found: dict[int, Exactness] = dict(zip(samples, measured, strict=True))
         return [
             each.model_copy(

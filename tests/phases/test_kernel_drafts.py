@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench_run import HALF_ROW, HONEST, write_dataset
 from fib_tools.dataset.store import Dataset
-from fib_tools.errors import RequestError
+from fib_tools.errors import ChildCrashedError, RequestError
 from fib_tools.phases.context import Context, Workspace
 from fib_tools.phases.kernel_drafts import DraftResult, get_evaluation, get_kernel_brief, submit_solution
 
@@ -80,3 +81,13 @@ def test_what_is_not_there_is_refused(context: Context) -> None:
         get_evaluation(context, NAME, attempt=3, device="cpu")
     with pytest.raises(RequestError, match="characters"):
         submit(context, "def run(): pass\n" + "#" * 200_001, "long")
+
+
+def test_a_verdict_stands_where_no_closer_look_is_possible(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*_arguments: Any) -> None:
+        raise ChildCrashedError("the warm process of the sandbox died")
+
+    monkeypatch.setattr("fib_tools.draft.inspection.measure_exactness", crash)
+    judged = submit(context, HONEST, "one pass")
+    assert (judged.status, judged.best_attempt) == ("right", 0)
+    assert "FP64" not in judged.feedback
