@@ -12,6 +12,7 @@ from typing import Any
 
 __all__ = ["Batches", "serve_batches"]
 
+_BUSY = {"type": "error", "error": {"type": "rate_limit_error", "message": "busy"}}
 _STAMP = "2026-11-21T12:00:00Z"
 
 
@@ -22,20 +23,32 @@ class Batches:
     answer: Callable[[int, dict[str, Any]], str | None]
     """Gives the text for a request of a batch, by its place; None: it errs."""
     url: str = ""
+    refusals: int = 0
+    """So many batches are refused at first: the service is busy."""
+    refused: int = 0
     sent: list[list[dict[str, Any]]] = field(default_factory=list)
     looks: int = 0
 
+    def take(self, requests: list[dict[str, Any]]) -> bool:
+        """Take a batch, unless it is refused."""
+        if self.refused < self.refusals:
+            self.refused += 1
+            return False
+        self.sent.append(requests)
+        return True
+
 
 @contextmanager
-def serve_batches(answer: Callable[[int, dict[str, Any]], str | None]) -> Iterator[Batches]:
+def serve_batches(answer: Callable[[int, dict[str, Any]], str | None], *, refusals: int = 0) -> Iterator[Batches]:
     """Serve it."""
-    batches = Batches(answer)
+    batches = Batches(answer, refusals=refusals)
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            batches.sent.append(body["requests"])
-            self._send(self._describe(len(batches.sent), is_done=False))
+            taken = batches.take(body["requests"])
+            document = self._describe(len(batches.sent), is_done=False) if taken else _BUSY
+            self._send(document, status=200 if taken else 429)
 
         def do_GET(self) -> None:
             number = int(self.path.split("/")[4].partition("?")[0].removeprefix("batch_"))
@@ -78,12 +91,13 @@ def serve_batches(answer: Callable[[int, dict[str, Any]], str | None]) -> Iterat
                 "results_url": f"{batches.url}/v1/messages/batches/batch_{number}/results" if is_done else None,
             }
 
-        def _send(self, document: dict[str, Any]) -> None:
-            self._send_bytes(json.dumps(document).encode(), "application/json")
+        def _send(self, document: dict[str, Any], *, status: int = 200) -> None:
+            self._send_bytes(json.dumps(document).encode(), "application/json", status=status)
 
-        def _send_bytes(self, data: bytes, kind: str) -> None:
-            self.send_response(200)
+        def _send_bytes(self, data: bytes, kind: str, *, status: int = 200) -> None:
+            self.send_response(status)
             self.send_header("content-type", kind)
+            self.send_header("retry-after-ms", "1")
             self.send_header("content-length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 
+from pydantic import Field
+
+from fib_tools.evaluate.inspection.exactness import Exactness
+from fib_tools.evaluate.inspection.ncu import Profile
 from fib_tools.llm.prices import Usage
 from fib_tools.model.base import Model, NonNegative
 from fib_tools.model.evidence import L2, Evidence, Launch
@@ -47,6 +51,10 @@ class Draft(Model):
     """Who drafted it, if not the run's model."""
     technique: str = ""
     """In a few words, as the model calls it."""
+    why: str = ""
+    """What it expects of it, in a sentence."""
+    answer: str = ""
+    """All that it said, where there is no source in it."""
     source: str = ""
     problem: str = ""
     """Why there is nothing to run."""
@@ -61,6 +69,8 @@ class ShapeResult(Model):
     status: EvaluationStatus
     rule: str = ""
     detail: str = ""
+    weight: float = Field(default=1.0, gt=0.0)
+    """How much it counts beside the others."""
     milliseconds: float | None = None
     low: float | None = None
     high: float | None = None
@@ -89,12 +99,17 @@ class Attempt(Model):
     number: NonNegative
     ask: Ask
     technique: str
+    why: str = ""
     digest: str
     """Of what the source does: drafts that differ in words alone have the same."""
     solution: Solution | None = None
     problem: str = ""
     """Why it was not evaluated: no code, or the same as an earlier attempt."""
     results: tuple[ShapeResult, ...] = ()
+    exactness: Exactness | None = None
+    """How far its outputs are from float64, where they were compared at all."""
+    profile: Profile | None = None
+    """Of one that was the best when it was judged."""
 
     @property
     def passed(self) -> bool:
@@ -103,11 +118,12 @@ class Attempt(Model):
 
     @property
     def score(self) -> float:
-        """The geometric mean of its speed-ups; 0 if it is not right."""
-        speedups = [result.speedup for result in self.results if result.speedup]
-        if not self.passed or not speedups:
+        """The geometric mean of its speed-ups, weighted by how often their Workloads occur; 0 if it is not right."""
+        known = [(result.weight, result.speedup) for result in self.results if result.speedup]
+        if not self.passed or not known:
             return 0.0
-        return math.exp(sum(map(math.log, speedups)) / len(speedups))
+        total = sum(weight for weight, _ in known)
+        return math.exp(sum(weight * math.log(speedup) for weight, speedup in known) / total)
 
     @property
     def first_wrong(self) -> ShapeResult | None:
@@ -142,12 +158,16 @@ def find_best(attempts: Iterable[Attempt]) -> Attempt | None:
     return max(right, key=lambda attempt: (attempt.score, -attempt.number), default=None)
 
 
-def sum_up(evidence: Sequence[Evidence], baseline_ms: dict[str, float]) -> tuple[ShapeResult, ...]:
-    """Sum up what the evaluator found; `baseline_ms` by workload uuid."""
-    return tuple(_sum_up_one(each, baseline_ms.get(each.subject.workload)) for each in evidence)
+def sum_up(
+    evidence: Sequence[Evidence], baseline_ms: Mapping[str, float], weights: Mapping[str, float]
+) -> tuple[ShapeResult, ...]:
+    """Sum up what the evaluator found; `baseline_ms` and `weights` by workload uuid."""
+    return tuple(
+        _sum_up_one(each, baseline_ms.get(each.subject.workload), weights[each.subject.workload]) for each in evidence
+    )
 
 
-def _sum_up_one(evidence: Evidence, baseline: float | None) -> ShapeResult:
+def _sum_up_one(evidence: Evidence, baseline: float | None, weight: float) -> ShapeResult:
     figure = evidence.series[0] if evidence.series and evidence.status is EvaluationStatus.PASSED else None
     against = baseline or evidence.reference_ms
     return ShapeResult(
@@ -156,6 +176,7 @@ def _sum_up_one(evidence: Evidence, baseline: float | None) -> ShapeResult:
         status=evidence.status,
         rule=evidence.rule or "",
         detail=evidence.detail,
+        weight=weight,
         milliseconds=figure.milliseconds if figure else None,
         low=figure.low if figure else None,
         high=figure.high if figure else None,

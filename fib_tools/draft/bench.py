@@ -15,6 +15,7 @@ from fib_tools.evaluate.engines.journal import find_reusable
 from fib_tools.model.evidence import Evidence
 from fib_tools.model.solution import Language, Solution
 from fib_tools.model.trace import EvaluationStatus
+from fib_tools.model.workload import Workload
 
 __all__ = ["Bench", "make_target"]
 
@@ -119,8 +120,7 @@ def make_target(
         capability=capability,
         bounds=bundle.bounds,
         shapes=tuple(
-            _make_shape(workload.uuid, workload.axes, fastest.get(workload.uuid, (None, None))[1])
-            for workload in bundle.workloads
+            _make_shape(workload, fastest.get(workload.uuid, (None, None))[1]) for workload in bundle.workloads
         ),
         baseline=", ".join(dict.fromkeys(solution.name for solution, _ in fastest.values())),
         bandwidth=roofline.bandwidth if roofline else 0.0,
@@ -129,11 +129,12 @@ def make_target(
     )
 
 
-def _make_shape(uuid: str, axes: dict[str, int], evidence: Evidence | None) -> Shape:
+def _make_shape(workload: Workload, evidence: Evidence | None) -> Shape:
     roofline = evidence.roofline if evidence else None
     return Shape(
-        workload=uuid,
-        axes=axes,
+        workload=workload.uuid,
+        axes=workload.axes,
+        count=workload.count,
         limit_ms=roofline.limit_ms if roofline else None,
         bound=roofline.bound if roofline else "",
         bytes=roofline.bytes if roofline else 0,

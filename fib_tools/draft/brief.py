@@ -15,6 +15,9 @@ from fib_tools.model.solution import Language
 __all__ = ["BRIEF_BYTES", "write_brief", "write_contract"]
 
 BRIEF_BYTES = 8192
+_MOST_SHAPES = 16
+_LONGEST_TEXT = 400
+"""Characters of a description: those of others can be essays."""
 _CUT = "\n... (cut: the rest of the reference is not shown)\n"
 
 _CONTRACT = """\
@@ -86,7 +89,7 @@ def _write_head(target: Target) -> str:
     constants = ", ".join(f"{name} = {length}" for name, length in definition.const_axes.items())
     lines = [
         f"# {definition.name} ({definition.op_type})",
-        *([definition.description] if definition.description else []),
+        *([_shorten(definition.description)] if definition.description else []),
     ]
     lines += ["", "Inputs, in calling order:", *_list_tensors(definition.inputs.items())]
     lines += ["Outputs:", *_list_tensors(definition.outputs.items())]
@@ -111,7 +114,11 @@ def _spell_shape(spec: TensorSpec) -> str:
 
 
 def _describe(spec: TensorSpec) -> str:
-    return f", {spec.description}" if spec.description else ""
+    return f", {_shorten(spec.description)}" if spec.description else ""
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT - 3]}..."
 
 
 def _write_tail(target: Target) -> str:
@@ -124,19 +131,39 @@ def _write_tail(target: Target) -> str:
     if target.flops_per_second:
         lines.append(f"- measured: {target.flops_per_second / 1e12:.0f} TFLOP/s in this kernel's arithmetic")
     against = f"baseline ({target.baseline})" if target.baseline else "there is no baseline, the reference counts"
-    lines += ["", f"## Sizes that count, each as much as any other; {against}", _HEAD]
-    return "\n".join([*lines, *map(_write_shape, target.shapes), ""])
+    lines += ["", f"## Sizes that count; {against}", _describe_weights(target), _HEAD]
+    return "\n".join([*lines, *_list_shapes(target), ""])
 
 
-_HEAD = "axes | MB moved | GFLOP | limit us, bound by | baseline us, % of limit | reference us"
+def _describe_weights(target: Target) -> str:
+    """Say how the ratios of the sizes become one figure."""
+    mean = "the score is the geometric mean of the ratios to the baseline"
+    if target.is_weighted:
+        return f"Weights are shares of what occurs; {mean}, weighted so."
+    counted = sum(bool(shape.count) for shape in target.shapes)
+    missing = f"only {counted} of {len(target.shapes)} Workloads say" if counted else "no Workload says"
+    return f"All weigh the same, since {missing} how often it occurs; {mean}."
 
 
-def _write_shape(shape: Shape) -> str:
+def _list_shapes(target: Target) -> list[str]:
+    """List the heaviest sizes; all count, and of very many the brief shows some."""
+    weights = target.weights
+    ranked = sorted(target.shapes, key=lambda shape: -weights[shape.workload])
+    lines = [_write_shape(shape, weights[shape.workload]) for shape in ranked[:_MOST_SHAPES]]
+    more = len(ranked) - len(lines)
+    return [*lines, f"... and {more} lighter ones"] if more else lines
+
+
+_HEAD = "axes | weight | MB moved | GFLOP | limit us, bound by | baseline us, % of limit | reference us"
+
+
+def _write_shape(shape: Shape, weight: float) -> str:
     axes = ", ".join(f"{name}={length}" for name, length in shape.axes.items())
     limit = f"{format_us(shape.limit_ms)} {shape.bound}" if shape.limit_ms else "-"
     share = f", {100 * shape.limit_ms / shape.baseline_ms:.0f}%" if shape.limit_ms and shape.baseline_ms else ""
     cells = (
         axes,
+        f"{weight:.1%}",
         f"{shape.bytes / 1e6:.3g}",
         f"{shape.flops / 1e9:.3g}",
         limit,

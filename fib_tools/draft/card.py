@@ -26,12 +26,14 @@ def write_card(plan: SearchPlan, attempts: Sequence[Attempt], *, ending: str, us
     if best is None or best.solution is None:
         lines.append("No attempt was right.")
     else:
+        weighted = ", weighted by how often they occur" if target.is_weighted else ""
         against = "the baseline" if target.baseline_ms else "the reference (there is no baseline here)"
         lines += [
             (
                 f"Best: `{best.solution.name}` by {best.solution.author}, attempt {best.number}: {best.technique};"
-                f" {best.score:.3f} times as fast as {against} (geometric mean of {len(best.results)} Workloads)."
+                f" {best.score:.3f} times as fast as {against} (geometric mean of {len(best.results)} Workloads{weighted})."
             ),
+            *([f"What made the difference, as its author says: {_escape(best.why)}"] if best.why else []),
             "",
             *_tabulate(target, best),
         ]
@@ -43,8 +45,8 @@ def write_card(plan: SearchPlan, attempts: Sequence[Attempt], *, ending: str, us
 def _tabulate(target: Target, best: Attempt) -> list[str]:
     shapes = {shape.workload: shape for shape in target.shapes}
     lines = [
-        "| axes | baseline us | now us (95% interval) | ratio | % of the limit before | now |",
-        "|---|---|---|---|---|---|",
+        "| axes | weight | baseline us | now us (95% interval) | ratio | % of the limit before | now |",
+        "|---|---|---|---|---|---|---|",
     ]
     for result in best.results:
         shape = shapes[result.workload]
@@ -52,6 +54,7 @@ def _tabulate(target: Target, best: Attempt) -> list[str]:
         share = f"{100 * shape.limit_ms / before:.1f}" if shape.limit_ms and before else "-"
         cells = (
             ", ".join(f"{name}={length}" for name, length in result.axes.items()),
+            f"{target.weights[result.workload]:.1%}",
             format_us(before),
             f"{format_us(result.milliseconds)} ({format_us(result.low)} to {format_us(result.high)})",
             f"{result.speedup:.3f}" if result.speedup else "-",
@@ -72,4 +75,9 @@ def _write_row(attempt: Attempt) -> str:
         said = wrong.verdict
     parents = ", ".join(map(str, attempt.ask.parents)) or "-"
     cells = (str(attempt.number), f"{attempt.ask.kind.value} {parents}", attempt.technique, said)
-    return f"| {' | '.join(cell.replace('|', '/').replace(chr(10), ' ') for cell in cells)} |"
+    return f"| {' | '.join(_escape(cell) for cell in cells)} |"
+
+
+def _escape(text: str) -> str:
+    """Keep words of others within their place in the table."""
+    return text.replace("|", "/").replace("\n", " ")

@@ -6,11 +6,13 @@ import re
 
 from fib_tools.errors import FormatError
 
-__all__ = ["extract_source", "extract_technique"]
+__all__ = ["extract_source", "extract_technique", "extract_why"]
 
 _FENCE = re.compile(r"^```[^\n`]*\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)
 _TECHNIQUE = re.compile(r"^\W*technique\W*:\W*(.+?)\W*$", re.MULTILINE | re.IGNORECASE)
+_WHY = re.compile(r"^\W*why\W*:\W*(.+)$", re.MULTILINE | re.IGNORECASE)
 _LONGEST_TECHNIQUE = 60
+_LONGEST_WHY = 300
 _LONGEST_SOURCE = 200_000
 _RUN = re.compile(r"\brun\b\s*\(")
 
@@ -37,3 +39,9 @@ def extract_technique(text: str) -> str:
     found = _TECHNIQUE.search(text)
     words = " ".join(found[1].split()).casefold() if found else ""
     return words[:_LONGEST_TECHNIQUE].rstrip() or "unnamed"
+
+
+def extract_why(text: str) -> str:
+    """Find why the model expects it to be fast; empty if it does not say."""
+    found = _WHY.search(text)
+    return " ".join(found[1].split())[:_LONGEST_WHY] if found else ""

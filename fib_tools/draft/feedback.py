@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fib_tools.draft.attempt import Attempt, ShapeResult
 from fib_tools.draft.profile import explain_time
+from fib_tools.evaluate.inspection.exactness import Exactness
+from fib_tools.evaluate.inspection.ncu import Profile
+from fib_tools.evaluate.inspection.ncu_report import KernelCounters
 from fib_tools.evaluate.rules.rules import RULES
 from fib_tools.model.trace import EvaluationStatus
 
@@ -25,9 +28,16 @@ def write_feedback(attempt: Attempt) -> str:
     wrong = attempt.first_wrong
     if wrong is not None:
         lines += _describe_wrong(wrong, attempt.results)
+        lines.append("")
+    elif attempt.passed:
+        lines.append(
+            f"Right everywhere; {attempt.score:.3f} times as fast as the baseline (geometric mean, weighted as in the brief)."
+        )
+    if attempt.exactness is not None:
+        lines += _describe_exactness(attempt.exactness)
+    if attempt.profile is not None:
+        lines += _describe_profile(attempt.profile)
     lines += [_write_row(result) for result in attempt.results]
-    if attempt.passed:
-        lines.append(f"Right everywhere; {attempt.score:.3f} times as fast as the baseline (geometric mean).")
     return _clip("\n".join(lines), FEEDBACK_BYTES)
 
 
@@ -38,12 +48,51 @@ def _describe_wrong(wrong: ShapeResult, results: Sequence[ShapeResult]) -> list[
     return [
         f"{wrong.status.value} on {count} of {len(results)} sizes{said}",
         _clip(wrong.detail, _DETAIL),
-        "",
     ]
 
 
+def _describe_exactness(found: Exactness) -> list[str]:
+    """Say how far from float64 it is, beside what the reference's own arithmetic costs and what is allowed."""
+    if found.problem:
+        return [f"No error against FP64: {found.problem}."]
+    return [
+        f"{name}: max abs error vs FP64, rounded to {each.dtype}, {each.error:.2g}; the reference itself {each.reference_error:.2g};"
+        f" the bound there {each.bound:.2g} ({_spell_axes(found.axes)}, typical values)"
+        for name, each in found.outputs.items()
+    ]
+
+
+def _describe_profile(profile: Profile) -> list[str]:
+    """Say what NCU counted in the main kernels, or why it did not."""
+    if profile.problem:
+        return [f"No counters of NCU: {profile.problem}. What is said of the times below follows from them alone."]
+    head = f"NCU, {_spell_axes(profile.axes)}, cold L2, {profile.launches} launches, the longest:"
+    return [head, *(f"- {kernel.name}: {_describe_kernel(kernel)}" for kernel in profile.kernels)]
+
+
+def _describe_kernel(kernel: KernelCounters) -> str:
+    rates = [("DRAM", kernel.dram), ("L2", kernel.l2), ("SM", kernel.sm)]
+    parts = [f"{kernel.microseconds:.4g} us", *(f"{name} {value:.0f}%" for name, value in rates if value is not None)]
+    if kernel.occupancy is not None:
+        most = f" of {kernel.most_occupancy:.0f}%" if kernel.most_occupancy is not None else ""
+        parts.append(
+            f"occupancy {kernel.occupancy:.0f}%{most}{f' (limit: {kernel.limiter})' if kernel.limiter else ''}"
+        )
+    if kernel.registers is not None:
+        parts.append(f"{kernel.registers} registers")
+    if kernel.shared_bytes is not None:
+        parts.append(f"{kernel.shared_bytes / 1024:.3g} KB shared")
+    if kernel.stall and kernel.stall_share is not None:
+        parts.append(f"stalls most on {kernel.stall} ({kernel.stall_share:.0%})")
+    return ", ".join(parts)
+
+
+def _spell_axes(axes: Mapping[str, int]) -> str:
+    return ", ".join(f"{name}={length}" for name, length in axes.items())
+
+
 def _write_row(result: ShapeResult) -> str:
-    axes = ", ".join(f"{name}={length}" for name, length in result.axes.items())
+    axes = _spell_axes(result.axes)
     if result.milliseconds is None:
         return f"{axes}: {result.status.value}"
     low, high = (1e3 * (value or 0.0) for value in (result.low, result.high))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fib_tools.draft.attempt import Attempt, Draft, sum_up
+from fib_tools.draft.attempt import Attempt, Draft, find_best, sum_up
 from fib_tools.draft.digest import digest_source
 from fib_tools.draft.memory import Memory
 from fib_tools.draft.run_folder import RunFolder
@@ -14,10 +14,13 @@ from fib_tools.errors import FormatError
 from fib_tools.model.evidence import Evidence
 from fib_tools.model.solution import Solution
 
-__all__ = ["Evaluate", "Judging"]
+__all__ = ["Evaluate", "Inspect", "Judging"]
 
 Evaluate = Callable[[Sequence[Solution]], Mapping[str, Sequence[Evidence]]]
 """Evaluates Solutions on all Workloads, and gives what it found by the Solution's hash."""
+
+Inspect = Callable[[Sequence[Attempt], Sequence[Sequence[Evidence]], Attempt | None], Sequence[Attempt]]
+"""Adds to attempts, each with its evidence, what helps their author and changes no verdict; the last is the best of all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +29,7 @@ class Judging:
 
     folder: RunFolder
     evaluate: Evaluate
+    inspect: Inspect
     memory: Memory
     tell: Callable[[str], None]
 
@@ -42,14 +46,22 @@ class Judging:
         if solutions:
             self.tell(f"evaluating {', '.join(f'{attempt.number}. {attempt.technique}' for attempt in made)}")
         found = self.evaluate(solutions) if solutions else {}
-        for attempt in made:
-            self._conclude(attempt, found.get(attempt.solution.hash, ()) if attempt.solution else ())
+        evidence = [found.get(attempt.solution.hash, ()) if attempt.solution else () for attempt in made]
+        judged = [self._sum_up(*each) for each in zip(made, evidence, strict=True)]
+        best = find_best([*self.folder.attempts, *judged])
+        for attempt, seen in zip(self.inspect(judged, evidence, best), evidence, strict=True):
+            self._keep(attempt, seen)
 
     def _prepare(self, draft: Draft, known: Mapping[str, int]) -> Attempt:
         plan = self.folder.plan
         digest = digest_source(draft.source, plan.target.language)
         attempt = Attempt(
-            number=draft.number, ask=draft.ask, technique=draft.technique, digest=digest, problem=draft.problem
+            number=draft.number,
+            ask=draft.ask,
+            technique=draft.technique,
+            why=draft.why,
+            digest=digest,
+            problem=draft.problem,
         )
         if draft.problem:
             return attempt
@@ -60,11 +72,15 @@ class Judging:
         except FormatError as error:
             return attempt.model_copy(update={"problem": str(error)})
 
-    def _conclude(self, attempt: Attempt, evidence: Sequence[Evidence]) -> None:
-        results = sum_up(evidence, self.folder.plan.target.baseline_ms)
+    def _sum_up(self, attempt: Attempt, evidence: Sequence[Evidence]) -> Attempt:
+        target = self.folder.plan.target
+        results = sum_up(evidence, target.baseline_ms, target.weights)
         judged = attempt.model_copy(update={"results": results})
         if attempt.solution is not None and not results:
             judged = judged.model_copy(update={"problem": "the evaluator could not evaluate it"})
+        return judged
+
+    def _keep(self, judged: Attempt, evidence: Sequence[Evidence]) -> None:
         self.memory.note(judged, self.folder.plan.run)
         self.folder.keep_attempt(judged, evidence)
         wrong = judged.first_wrong

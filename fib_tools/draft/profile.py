@@ -1,6 +1,6 @@
 """What holds a kernel up, from what the evaluator timed anyway: cold and warm, its launches, and the limit of the device.
 
-A profiler's counters would say more, but none can look into a confined process.
+A profiler's counters say more of the best attempt, where `evaluate.inspection.ncu` can read them; this holds everywhere.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from enum import Enum
 from typing import Protocol
 
 from fib_tools.draft.attempt import Ask, Draft, find_best
-from fib_tools.draft.extract import extract_source, extract_technique
+from fib_tools.draft.extract import extract_source, extract_technique, extract_why
 from fib_tools.draft.judging import Judging
 from fib_tools.draft.prompt import write_question
 from fib_tools.draft.run_folder import RunFolder
@@ -115,12 +115,13 @@ class Search:
     def _keep(self, ask: Ask, reply: Reply) -> None:
         number = len(self._folder.drafts)
         text = reply.message.text
-        draft = Draft(number=number, ask=ask, technique=extract_technique(text), tokens=reply.usage)
+        words = {"technique": extract_technique(text), "why": extract_why(text)}
+        draft = Draft(number=number, ask=ask, **words, tokens=reply.usage)
         self._folder.charge(draft)
         try:
             draft = draft.model_copy(update={"source": extract_source(text)})
         except FormatError as error:
-            draft = draft.model_copy(update={"problem": str(error)})
+            draft = draft.model_copy(update={"problem": str(error), "answer": text})
         self._folder.keep_draft(draft)
 
 

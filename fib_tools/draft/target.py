@@ -17,6 +17,8 @@ class Shape(Model):
 
     workload: str
     axes: dict[str, int]
+    count: int | None = None
+    """How often it occurs, as its Workload says."""
     limit_ms: float | None = None
     """What this device needs at least, by its own measured rates."""
     bound: str = ""
@@ -50,6 +52,17 @@ class Target(Model):
     def baseline_ms(self) -> dict[str, float]:
         """The baseline's times by workload."""
         return {shape.workload: shape.baseline_ms for shape in self.shapes if shape.baseline_ms}
+
+    @property
+    def is_weighted(self) -> bool:
+        """Tell whether every Workload says how often it occurs: some counts alone do not compare with the rest."""
+        return bool(self.shapes) and all(shape.count for shape in self.shapes)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The share of each Workload in what occurs; the same for all where that is not known."""
+        counts = {shape.workload: (shape.count or 1) if self.is_weighted else 1 for shape in self.shapes}
+        return {workload: count / sum(counts.values()) for workload, count in counts.items()}
 
 
 _FACTS: dict[int, tuple[str, ...]] = {

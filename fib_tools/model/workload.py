@@ -57,6 +57,8 @@ class Workload(Model):
     """A source for every input."""
     uuid: NonEmpty
     """Unique in its Definition's file; ours follow from the content."""
+    count: int | None = Field(default=None, ge=1)
+    """How often it occurred where it was collected: its weight beside the Definition's others. It changes no identity."""
 
 
 def workload_content(workload: Workload) -> str:

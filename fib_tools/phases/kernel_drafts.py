@@ -16,6 +16,7 @@ from pydantic import Field
 from fib_tools.draft.attempt import Ask, AskKind, Attempt, Draft, find_best
 from fib_tools.draft.brief import write_brief, write_contract
 from fib_tools.draft.feedback import write_feedback, write_history
+from fib_tools.draft.inspection import Inspector
 from fib_tools.draft.judging import Judging
 from fib_tools.draft.run_folder import RunFolder, SearchPlan
 from fib_tools.draft.target import Target
@@ -188,7 +189,11 @@ def submit_solution(
         folder = RunFolder(folder.path)
         before = find_best(folder.attempts)
         judging = Judging(
-            folder=folder, evaluate=bench.evaluate, memory=open_memory(context, definition), tell=bench.tell
+            folder=folder,
+            evaluate=bench.evaluate,
+            inspect=Inspector(bench),
+            memory=open_memory(context, definition),
+            tell=bench.tell,
         )
         judging.judge(folder.waiting)
         draft = Draft(

@@ -14,6 +14,7 @@ from fib_tools.draft.attempt import Attempt, find_best
 from fib_tools.draft.bench import Bench
 from fib_tools.draft.brief import write_brief, write_contract
 from fib_tools.draft.card import write_card
+from fib_tools.draft.inspection import Inspector
 from fib_tools.draft.judging import Judging
 from fib_tools.draft.providers import open_drafter
 from fib_tools.draft.run_folder import RunFolder, SearchPlan
@@ -94,6 +95,7 @@ def optimize_kernel(
         judging = Judging(
             folder=folder,
             evaluate=bench.evaluate,
+            inspect=Inspector(bench),
             memory=open_memory(context, definition),
             tell=lambda text: context.progress(text, len(folder.attempts), max_evals),
         )

@@ -11,9 +11,13 @@ from fib_tools.draft.feedback import FEEDBACK_BYTES, write_feedback, write_histo
 from fib_tools.draft.memory import Memory
 from fib_tools.draft.target import Shape, Target
 from fib_tools.evaluate.engines.items import Bound
+from fib_tools.evaluate.inspection.ncu import Profile
+from fib_tools.evaluate.inspection.ncu_report import KernelCounters
 from fib_tools.model.evidence import L2, Evidence, Gpu, Launch, Series, Subject, Timer
 from fib_tools.model.solution import Language
 from fib_tools.model.trace import EvaluationStatus
+from fib_tools.op_types.registry import get_kernel_type
+from kernel_examples import KERNEL_EXAMPLES
 
 
 def target(**changes: object) -> Target:
@@ -58,7 +62,7 @@ def test_a_brief_says_what_is_computed_where_and_what_has_to_be_beaten() -> None
         "wgmma",
         "4.25 TB/s",
         "baseline (flashinfer_wrapper_0a1b2c)",
-        "batch_size=64 | 42 | 0 | 10 memory | 20, 50% | 100",
+        "batch_size=64 | 100.0% | 42 | 0 | 10 memory | 20, 50% | 100",
     ):
         assert text in brief, text
 
@@ -79,10 +83,91 @@ def test_a_long_reference_is_cut_and_the_brief_stays_within_its_bytes() -> None:
     assert "baseline (flashinfer_wrapper_0a1b2c)" in brief
 
 
+def shape(workload: str, count: int | None) -> Shape:
+    return Shape(workload=workload, axes={"batch_size": int(workload)}, count=count, baseline_ms=0.02)
+
+
+def test_a_brief_lists_sizes_by_how_often_they_occur() -> None:
+    brief = write_brief(target(shapes=(shape("1", 10), shape("64", 30))))
+    lines = brief.splitlines()
+    assert "Weights are shares of what occurs" in lines[-4]
+    assert [line.split(" | ")[:2] for line in lines[-2:]] == [["batch_size=64", "75.0%"], ["batch_size=1", "25.0%"]]
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [((None, None), "no Workload says how often it occurs"), ((7, None), "only 1 of 2 Workloads say how often")],
+)
+def test_without_a_count_of_each_all_sizes_weigh_the_same_and_the_brief_says_so(
+    counts: tuple[int | None, ...], said: str
+) -> None:
+    made = target(shapes=tuple(shape(str(number), count) for number, count in enumerate(counts, start=1)))
+    assert made.weights == {"1": 0.5, "2": 0.5}
+    assert f"All weigh the same, since {said}" in write_brief(made)
+
+
+def test_a_brief_of_very_many_sizes_shows_the_heaviest_and_keeps_its_bytes() -> None:
+    shapes = tuple(shape(str(number), number) for number in range(1, 400))
+    brief = write_brief(target(shapes=shapes))
+    assert len(brief.encode()) <= BRIEF_BYTES
+    assert "batch_size=399 | 0.5%" in brief
+    assert "batch_size=1 |" not in brief
+    assert "... and 383 lighter ones" in brief
+
+
+@pytest.mark.parametrize("kernel", KERNEL_EXAMPLES)
+def test_the_brief_of_every_kernel_type_has_room_for_its_whole_reference(kernel: str) -> None:
+    definition = get_kernel_type(kernel).build(KERNEL_EXAMPLES[kernel])
+    axes = dict.fromkeys(definition.var_axes, 123456)
+    figures = {"limit_ms": 0.1234, "bound": "memory", "baseline_ms": 0.1234, "reference_ms": 1.234}
+    shapes = tuple(Shape(workload=str(n), axes=axes, bytes=10**9, flops=10**12, **figures) for n in range(20))
+    brief = write_brief(target(definition=definition, shapes=shapes))
+    assert len(brief.encode()) <= BRIEF_BYTES
+    assert definition.reference.strip() in brief
+
+
+def test_an_essay_in_a_definition_of_others_is_cut() -> None:
+    brief = write_brief(target(definition=norm().model_copy(update={"description": "word " * 9000})))
+    assert len(brief.encode()) <= BRIEF_BYTES
+    assert norm().reference.strip() in brief
+
+
 def test_feedback_says_the_rule_in_words_and_stays_within_its_bytes() -> None:
     feedback = write_feedback(wrong(0, "got 1, want 2 " * 500, rule="memory"))
     assert "by the rule `memory`: Is faster on contents that it has seen before." in feedback
     assert len(feedback.encode()) <= FEEDBACK_BYTES
+
+
+def test_feedback_of_the_best_has_a_line_for_each_of_its_main_kernels() -> None:
+    kernel = KernelCounters(
+        name="k",
+        microseconds=61.888,
+        dram=81.42,
+        l2=60.73,
+        sm=22.04,
+        occupancy=47.61,
+        most_occupancy=50.0,
+        limiter="registers",
+        registers=64,
+        shared_bytes=28672,
+        stall="long scoreboard",
+        stall_share=0.63,
+    )
+    profile = Profile(axes={"n": 1}, kernels=(kernel, KernelCounters(name="m", microseconds=2.0)), launches=5)
+    passed = ShapeResult(workload="w", axes={"n": 1}, status=EvaluationStatus.PASSED, milliseconds=0.07, speedup=1.5)
+    best = Attempt(number=0, ask=Ask(kind=AskKind.FIRST), technique="t", digest="d", results=(passed,), profile=profile)
+    lines = write_feedback(best).splitlines()
+    assert lines[0].startswith("Right everywhere; 1.500 times as fast")
+    assert lines[1:4] == [
+        "NCU, n=1, cold L2, 5 launches, the longest:",
+        (
+            "- k: 61.89 us, DRAM 81%, L2 61%, SM 22%, occupancy 48% of 50% (limit: registers), 64 registers, 28 KB shared,"
+            " stalls most on long scoreboard (63%)"
+        ),
+        "- m: 2 us",
+    ]
+    without = best.model_copy(update={"profile": Profile(axes={"n": 1}, problem="it is not installed here")})
+    assert "No counters of NCU: it is not installed here. What is said of the times below" in write_feedback(without)
 
 
 def test_a_history_has_a_line_for_each_of_the_newest() -> None:
@@ -140,7 +225,7 @@ def test_a_drafter_sees_short_names_of_kernels(name: str, short: str) -> None:
         kernels=[name] * 9,
         gpu=Gpu(name="NVIDIA H200"),
     )
-    (result,) = sum_up([evidence], {"w": 0.2})
+    (result,) = sum_up([evidence], {"w": 0.2}, {"w": 1.0})
     assert result.kernels == (short,) * 6
     attempt = Attempt(number=0, ask=Ask(kind=AskKind.FIRST), technique="t", digest="d", results=(result,))
     row = f"n=1: 100 us (100 to 100), 2.000 x, 50 us with a warm L2, 9 launches: {', '.join([short] * 6)}"

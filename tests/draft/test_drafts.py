@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from fib_tools.draft.digest import digest_source
-from fib_tools.draft.extract import extract_source, extract_technique
+from fib_tools.draft.extract import extract_source, extract_technique, extract_why
 from fib_tools.errors import FormatError
 from fib_tools.model.solution import Language
 
@@ -83,3 +83,16 @@ def test_an_answer_without_a_whole_source_says_what_is_missing(text: str, messag
 )
 def test_a_technique_is_a_few_words_in_lower_case(text: str, technique: str) -> None:
     assert extract_technique(text) == technique
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("TECHNIQUE: a\nWHY: one  pass, not two\n```", "one pass, not two"),
+        ("**Why:** fewer loads", "fewer loads"),
+        ("nothing", ""),
+        (f"WHY: {'a' * 400}", "a" * 300),
+    ],
+)
+def test_what_is_expected_of_a_draft_is_one_short_line(text: str, why: str) -> None:
+    assert extract_why(text) == why

@@ -43,6 +43,19 @@ def test_the_best_is_the_fastest_that_is_right_and_of_two_the_earlier() -> None:
     assert find_best(attempts[:1]) is None
 
 
+def test_a_size_that_occurs_often_decides_which_is_the_best() -> None:
+    def mixed(number: int, often: float, seldom: float) -> Attempt:
+        results = [
+            ShapeResult(workload=name, axes={}, status=EvaluationStatus.PASSED, speedup=speedup, weight=weight)
+            for name, speedup, weight in (("often", often, 0.75), ("seldom", seldom, 0.25))
+        ]
+        return attempt(number).model_copy(update={"results": tuple(results)})
+
+    attempts = [mixed(0, 2.0, 1.0), mixed(1, 1.0, 4.0)]
+    assert [round(each.score, 6) for each in attempts] == [round(2**0.75, 6), round(4**0.25, 6)]
+    assert find_best(attempts) == attempts[0]
+
+
 def test_refine_repairs_what_failed_then_improves_what_is_best() -> None:
     refine = Refine(repairs=2)
     assert wishes(refine.propose([])) == [("first", ())]

@@ -14,7 +14,14 @@ from fib_tools.model.canonical import canonical_bytes, content_hash, format_line
 from fib_tools.model.definition import Definition
 from fib_tools.model.solution import BuildSpec, Language, Solution, SourceFile
 from fib_tools.model.trace import Correctness, Environment, Evaluation, EvaluationStatus, Performance, Trace
-from fib_tools.model.workload import RandomInput, SafetensorsInput, ScalarInput, Workload, workload_uuid
+from fib_tools.model.workload import (
+    RandomInput,
+    SafetensorsInput,
+    ScalarInput,
+    Workload,
+    workload_content,
+    workload_uuid,
+)
 
 RMSNORM: dict[str, Any] = {
     "name": "rmsnorm_h7168",
@@ -135,6 +142,12 @@ def test_a_workloads_uuid_follows_from_its_content() -> None:
     assert first == workload_uuid("rmsnorm_h4", {"batch_size": 1}, dict(reversed(inputs.items())))
     assert first != workload_uuid("rmsnorm_h4", {"batch_size": 2}, inputs)
     assert first != workload_uuid("rmsnorm_h8", {"batch_size": 1}, inputs)
+
+
+def test_how_often_a_workload_occurs_does_not_make_it_another() -> None:
+    plain = Workload(axes={"n": 1}, inputs={"x": RandomInput()}, uuid="u")
+    assert workload_content(plain) == workload_content(plain.model_copy(update={"count": 7}))
+    assert "count" not in to_document(plain)
 
 
 def solution(**changes: Any) -> Solution:

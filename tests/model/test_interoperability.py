@@ -11,11 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 import strategies
-from fib_tools.model.base import Model, read_lenient, to_document
+from fib_tools.model.base import Model, read_lenient, read_strict, to_document
 from fib_tools.model.canonical import canonical_bytes, format_line, load_json
 from fib_tools.model.definition import Definition
 from fib_tools.model.solution import Solution
 from fib_tools.model.trace import Trace
+from fib_tools.model.workload import Workload
 
 relaxed = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -72,3 +73,10 @@ def test_what_the_peer_saves_with_fields_left_unset_reads_to_the_same_definition
     assert document["axes"]["M"] == {}
     ours = read_lenient(Definition, document, where="copy.json")
     assert to_document(ours)["axes"] == {"M": {"type": "var"}, "N": {"type": "const", "value": 4}}
+
+
+def test_the_peer_reads_a_workload_that_says_how_often_it_occurs(peer: Any) -> None:
+    line = {"axes": {"n": 1}, "inputs": {"x": {"type": "random"}}, "uuid": "u", "count": 7}
+    assert read_strict(Workload, line, where="ours").count == 7
+    theirs = peer.Workload.model_validate(line)
+    assert (theirs.axes, theirs.uuid) == ({"n": 1}, "u")

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench_run import HALF_ROW, HONEST, write_dataset
 from fib_tools.dataset.store import Dataset
-from fib_tools.errors import RequestError
+from fib_tools.errors import ChildCrashedError, RequestError
 from fib_tools.phases.context import Context, Workspace
 from fib_tools.phases.kernel_drafts import DraftResult, get_evaluation, get_kernel_brief, submit_solution
 
@@ -32,8 +33,11 @@ def test_drafts_are_judged_kept_and_told_of(context: Context, tmp_path: Path) ->
     wrong = submit(context, HALF_ROW, "Half the row")
     assert (wrong.attempt, wrong.status, wrong.solution) == (0, "wrong", "")
     assert "wrong-values" in wrong.feedback
+    assert "max abs error vs FP64" in wrong.feedback
     slow = submit(context, SLOW, "plain torch", author="ada")
     assert (slow.status, slow.best_attempt) == ("right", 1)
+    assert "No counters of NCU: there is no GPU." in slow.feedback
+    assert "NCU" not in wrong.feedback
     same = submit(context, SLOW + "# again\n", "plain torch")
     assert same.status == "not evaluated"
     assert "does the same as attempt 1" in same.feedback
@@ -53,6 +57,7 @@ def test_drafts_are_judged_kept_and_told_of(context: Context, tmp_path: Path) ->
     one = get_evaluation(context, NAME, attempt=1, language="python", device="cpu")
     assert one.source == SLOW
     assert "us" in one.feedback
+    assert "max abs error vs FP64" in one.feedback
     brief = get_kernel_brief(context, NAME, language="python", device="cpu")
     assert brief.tried == told.tried
     assert brief.failures == (
@@ -76,3 +81,13 @@ def test_what_is_not_there_is_refused(context: Context) -> None:
         get_evaluation(context, NAME, attempt=3, device="cpu")
     with pytest.raises(RequestError, match="characters"):
         submit(context, "def run(): pass\n" + "#" * 200_001, "long")
+
+
+def test_a_verdict_stands_where_no_closer_look_is_possible(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*_arguments: Any) -> None:
+        raise ChildCrashedError("the warm process of the sandbox died")
+
+    monkeypatch.setattr("fib_tools.draft.inspection.measure_exactness", crash)
+    judged = submit(context, HONEST, "one pass")
+    assert (judged.status, judged.best_attempt) == ("right", 0)
+    assert "FP64" not in judged.feedback

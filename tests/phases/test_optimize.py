@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from bench_run import HALF_ROW, HONEST, REMEMBERS, write_dataset
 from fib_tools.dataset.store import Dataset
+from fib_tools.draft.run_folder import RunFolder
 from fib_tools.errors import RequestError, SourceError
 from fib_tools.phases.context import Context, Workspace
 from fib_tools.phases.optimize import optimize_kernel
@@ -35,6 +37,8 @@ import torch.nn.functional as F
 def run(hidden_states, weight):
     return F.rms_norm(hidden_states.float(), (hidden_states.shape[-1],), weight.float(), 1e-6).to(hidden_states.dtype)
 """
+SEARCHES_HEAP = "import gc\n" + HONEST.replace("    x = ", "    gc.get_objects()\n    x = ", 1)
+WRITES_INPUT = HONEST.replace("    return", "    hidden_states.add_(1)\n    return")
 
 Optimize = Callable[..., OptimizeResult]
 
@@ -70,8 +74,10 @@ def test_a_search_ends_with_the_good_one_and_names_the_cheat(optimize: Optimize,
         Turn(Text("I have no code today.")),
         answer("plain torch", SLOW + "\n# the same again\n"),
         answer("fused rms_norm", FUSED),
+        answer("searched heap", SEARCHES_HEAP),
+        answer("written input", WRITES_INPUT),
     ]
-    result = optimize(script, max_evals=6)
+    result = optimize(script, max_evals=8)
     verdicts = [(row.technique, row.status, row.rule) for row in result.attempts]
     assert verdicts == [
         ("half the row", "INCORRECT_NUMERICAL", "wrong-values"),
@@ -80,10 +86,12 @@ def test_a_search_ends_with_the_good_one_and_names_the_cheat(optimize: Optimize,
         ("unnamed", "NOT EVALUATED", ""),
         ("plain torch", "NOT EVALUATED", ""),
         ("fused rms_norm", "PASSED", ""),
+        ("searched heap", "RUNTIME_ERROR", "source-import"),
+        ("written input", "RUNTIME_ERROR", "inputs-changed"),
     ]
     assert (result.technique, result.ending) == ("fused rms_norm", "evaluations")
     assert result.score is not None
-    assert result.score > max(row.score or 0.0 for row in result.attempts[:-1])
+    assert result.score > max(row.score or 0.0 for row in result.attempts if row.attempt != 5)
     assert "does the same as attempt 2" in result.attempts[4].detail
     assert not result.has_errors
     (solution,) = Dataset(tmp_path / "dataset").load_solutions("rmsnorm", NAME)
@@ -93,8 +101,17 @@ def test_a_search_ends_with_the_good_one_and_names_the_cheat(optimize: Optimize,
     assert result.files == ("traces/claude-sonnet-5-5/rmsnorm/rmsnorm_h64.jsonl",)
     card = Path(result.card).read_text(encoding="utf-8")
     assert result.best in card
-    assert "INCORRECT_NUMERICAL (wrong-values)" in card
-    assert result.tokens_out == 5 * 400 + 20
+    assert "What made the difference, as its author says: it may be faster." in card
+    for verdict in ("INCORRECT_NUMERICAL (wrong-values)", "RUNTIME_ERROR (source-import)", "(inputs-changed)"):
+        assert verdict in card
+    assert result.tokens_out == 7 * 400 + 20
+    last = optimize.requests[-1]["messages"][0]["content"][0]["text"]  # type: ignore[attr-defined]
+    assert "by the rule `source-import`: Imports or reaches a module that a kernel has no use for." in last
+    folder = RunFolder(Path(result.folder))
+    assert [draft.answer for draft in folder.drafts if not draft.source] == ["I have no code today."]
+    kept = folder.attempts
+    assert [each.number for each in kept if each.profile] == [2, 5], "who was the best when it was judged"
+    assert [each.number for each in kept if each.exactness] == [0, 1, 2, 5], "whose outputs were compared"
 
 
 def test_a_question_carries_what_was_wrong_and_what_was_tried(optimize: Optimize) -> None:
@@ -109,6 +126,9 @@ def test_a_question_carries_what_was_wrong_and_what_was_tried(optimize: Optimize
     assert "INCORRECT_NUMERICAL on 1 of 1 sizes by the rule `wrong-values`" in asked
     assert "got" in asked
     assert "- 0. half the row: INCORRECT_NUMERICAL" in asked
+    assert re.search(
+        r"output: max abs error vs FP64, rounded to bfloat16, \S+; the reference itself \S+; the bound", asked
+    )
 
 
 def test_a_run_remembers_what_went_wrong_in_others(optimize: Optimize) -> None:
@@ -121,14 +141,21 @@ def test_a_run_remembers_what_went_wrong_in_others(optimize: Optimize) -> None:
 
 
 def test_the_money_ends_a_search_before_it_is_overspent(optimize: Optimize) -> None:
+    asked: list[int] = []
+
     def script(requests: list[dict[str, Any]]) -> Turn:
-        source = HONEST + f"\nA = {len(requests)}\n"
+        asked.append(len(requests))
+        source = HONEST + f"\nA = {len(asked)}\n"
         return answer(f"try {len(requests)}", source, output=min(9000, requests[-1]["max_tokens"]))
 
     result = optimize(script, max_usd=0.3)
     assert result.ending == "budget"
     assert 0.1 < result.usd <= 0.3
     assert result.best
+    more = optimize(script, max_usd=0.5, resume="latest")
+    assert (more.run, more.ending) == (result.run, "budget")
+    assert more.attempts[: len(result.attempts)] == result.attempts
+    assert result.usd < more.usd <= 0.5
 
 
 def test_a_busy_service_is_asked_again_and_one_that_refuses_ends_the_run(
@@ -269,6 +296,32 @@ def test_a_generation_can_come_as_a_batch_for_half_the_price(
     assert naps == [5.0, 7.5]
     assert result.usd == pytest.approx(6 * (1000 * 2 + 200 * 10) / 2e6)
     assert not (Path(result.folder) / "batch.json").exists()
+
+
+def test_a_wide_beam_of_batches_ends_with_the_good_one_and_names_the_cheats(
+    optimize: Optimize, monkeypatch: pytest.MonkeyPatch, naps: list[float]
+) -> None:
+    sources = {1: HALF_ROW, 2: REMEMBERS, 3: SEARCHES_HEAP, 4: WRITES_INPUT, 6: FUSED}
+
+    def reply(place: int, params: dict[str, Any]) -> str:
+        is_second = "Tried so far" in params["messages"][0]["content"][0]["text"]
+        return write_answer(place + 8 * is_second, SLOW if is_second else sources.get(place, SLOW))
+
+    with serve_batches(reply, refusals=1) as batches:
+        result = search_batches(optimize, monkeypatch, batches, width=8, max_evals=10)
+    assert batches.refused == 1, "a busy service is asked again"
+    assert [len(sent) for sent in batches.sent] == [8, 2]
+    assert all(params["params"]["max_tokens"] > 1024 for sent in batches.sent for params in sent)
+    rules = {row.technique: row.rule for row in result.attempts if row.rule}
+    assert rules == {
+        "way 1": "wrong-values",
+        "way 2": "wrong-values",
+        "way 3": "source-import",
+        "way 4": "inputs-changed",
+    }
+    assert [row.kind for row in result.attempts] == ["first"] * 8 + ["improve"] * 2
+    assert result.technique == "way 6"
+    assert naps
 
 
 def search_batches(

@@ -24,7 +24,7 @@ from fib_tools.model.definition import Definition
 from fib_tools.op_types.axes import choose_axes
 from fib_tools.op_types.inputs import plan_inputs
 
-__all__ = ["measure", "measure_confined"]
+__all__ = ["Subject", "measure", "measure_confined"]
 
 _MESSAGE_LENGTH = 300
 _STALE = 1 << 20
@@ -35,7 +35,7 @@ _Outputs = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Subject:
+class Subject:
     """What is measured."""
 
     definition: Definition
@@ -99,7 +99,7 @@ def measure(payload: dict[str, Any]) -> dict[str, Any]:
     """Measure every case."""
     definition = read_lenient(Definition, payload["document"], where=payload["document"].get("name", "definition"))
     unavailable: dict[str, str] = {}
-    subject = _Subject(
+    subject = Subject(
         definition=definition,
         values=frozenset(payload["values"]),
         same=frozenset(payload["same"]),
@@ -120,7 +120,7 @@ def measure(payload: dict[str, Any]) -> dict[str, Any]:
 class _Runs:
     """The functions that are called on each case."""
 
-    def __init__(self, subject: _Subject, kernels: Mapping[str, str]) -> None:
+    def __init__(self, subject: Subject, kernels: Mapping[str, str]) -> None:
         text = subject.definition.reference
         reference = subject.load(text, "reference")
         if reference is None:
@@ -132,7 +132,7 @@ class _Runs:
         self.faults = {name: run for name, run in faults.items() if run}
 
 
-def _measure_case(subject: _Subject, runs: _Runs, case: Mapping[str, Any]) -> dict[str, Any]:
+def _measure_case(subject: Subject, runs: _Runs, case: Mapping[str, Any]) -> dict[str, Any]:
     definition = subject.definition
     axes = choose_axes(definition, case["axes"])
     plan = plan_inputs(definition, axes, seed=case["seed"], device=subject.device, distribution=case["distribution"])
@@ -156,7 +156,7 @@ def _measure_case(subject: _Subject, runs: _Runs, case: Mapping[str, Any]) -> di
 
 
 def _measure_trusted(
-    subject: _Subject, runs: _Runs, inputs: Mapping[str, Any], right: _Outputs
+    subject: Subject, runs: _Runs, inputs: Mapping[str, Any], right: _Outputs
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Measure kernels and the reference against float64, rounded as declared, and both against the reference."""
     exact = subject.call(runs.wide, "float64", inputs, is_wide=True)
@@ -169,7 +169,7 @@ def _measure_trusted(
     return _drop_empty(trusted), _drop_empty(agreement)
 
 
-def _break_source(subject: _Subject, runs: _Runs, case: Mapping[str, Any]) -> dict[str, Any]:
+def _break_source(subject: Subject, runs: _Runs, case: Mapping[str, Any]) -> dict[str, Any]:
     axes = choose_axes(subject.definition, case["axes"])
     plan = plan_inputs(subject.definition, axes, seed=case["seed"], device="cpu", distribution=case["distribution"])
     inputs = plan.make(case["seed"])
@@ -178,7 +178,7 @@ def _break_source(subject: _Subject, runs: _Runs, case: Mapping[str, Any]) -> di
     return _drop_empty({name: subject.profile(name, got, right) for name, got in made.items() if got})
 
 
-def _break_outputs(subject: _Subject, right: _Outputs, other: _Outputs) -> dict[str, Any]:
+def _break_outputs(subject: Subject, right: _Outputs, other: _Outputs) -> dict[str, Any]:
     """Break one output at a time, of those that are numbers."""
     found: dict[str, Any] = {}
     for name in sorted(subject.values):

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fib_tools.evaluate.judge.measures import Measure, find_excess, measure_calls
+from fib_tools.evaluate.judge.measures import Measure, find_excess, find_first_excess, measure_calls
 from fib_tools.model.evidence import OutputErrors
 from fib_tools.op_types.tolerance import Tolerance
 
@@ -68,6 +68,8 @@ class OutputVerdict:
     """What is wrong, a sentence each; nothing if the output is right."""
     places: tuple[Place, ...] = ()
     """The worst values of the worst call, only if something is wrong."""
+    first: Place | None = None
+    """The first value of that call that is out of its bound."""
 
     @property
     def is_right(self) -> bool:
@@ -102,8 +104,9 @@ class Verdict:
         lines = []
         for name, output in self.outputs.items():
             if output.reasons:
+                first = f"; first at {output.first}" if output.first else ""
                 worst = "; worst at " + ", ".join(map(str, output.places)) if output.places else ""
-                lines.append(f"{name}: {'; '.join(output.reasons)}{worst}")
+                lines.append(f"{name}: {'; '.join(output.reasons)}{first}{worst}")
         return "\n".join(lines)
 
 
@@ -156,13 +159,14 @@ def _weigh(got: torch.Tensor, want: torch.Tensor, tolerance: Tolerance, calls: S
     wrong = {call: reasons for call, reasons in wrong.items() if reasons}
     together = _pool(calls)
     reasons = _explain(wrong, len(calls)) or (_judge(together, 0, tolerance) if len(calls) > 1 else ())
-    places = _find_places(got, want, tolerance, calls, wrong) if reasons else ()
+    places, first = _find_places(got, want, tolerance, calls, wrong) if reasons else ((), None)
     return OutputVerdict(
         errors=_to_errors(together, tolerance),
         calls=tuple(calls),
         wrong_calls=tuple(wrong) if wrong or not reasons else tuple(range(len(calls))),
         reasons=reasons,
         places=places,
+        first=first,
     )
 
 
@@ -249,11 +253,14 @@ def _find_places(
     tolerance: Tolerance,
     calls: Sequence[Measure],
     wrong: Mapping[int, Sequence[str]],
-) -> tuple[Place, ...]:
+) -> tuple[tuple[Place, ...], Place | None]:
+    """Find the worst values of the worst call, and the first that is wrong."""
     call = max(wrong or range(len(calls)), key=lambda at: (calls[at].misses, abs(calls[at].bias)))
     shape = tuple(got.shape[1:])
-    found = find_excess(got[call], want[call], tolerance, _PLACES)
-    return tuple(Place(call=call, index=_unravel(place, shape), got=have, want=must) for place, have, must in found)
+    first = find_first_excess(got[call], want[call], tolerance)
+    found = [*([first] if first else []), *find_excess(got[call], want[call], tolerance, _PLACES)]
+    places = [Place(call=call, index=_unravel(place, shape), got=have, want=must) for place, have, must in found]
+    return (tuple(places[1:]), places[0]) if first else (tuple(places), None)
 
 
 def _unravel(place: int, shape: Sequence[int]) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from fib_tools.op_types.tolerance import Tolerance
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Measure", "find_excess", "measure_calls", "read_values", "row_rms", "split_rows"]
+__all__ = ["Measure", "find_excess", "find_first_excess", "measure_calls", "read_values", "row_rms", "split_rows"]
 
 _CHUNK_BYTES = 1 << 30
 """Memory for temporaries."""
@@ -218,6 +218,22 @@ def find_excess(
             values = (_number(side[row], column) for side in (have, must))
             found.append((over, ((rows.start or 0) + row) * width + column * width // per_row, *values))
     return [(place, have, must) for _, place, have, must in sorted(found, reverse=True)[:count]]
+
+
+def find_first_excess(got: torch.Tensor, want: torch.Tensor, tolerance: Tolerance) -> tuple[int, float, float] | None:
+    """Find the first value of one call, `shape`, that is over its bound: flat index, value, wanted value."""
+    g, w = split_rows(got[None]), split_rows(want[None])
+    width = g.shape[-1]
+    for call, rows in _chunks(*g.shape):
+        have, must = g[call, rows].flatten(0, 1), w[call, rows].flatten(0, 1)
+        over = (_excess(have, must, tolerance) > 0).flatten()
+        if not bool(over.any()):
+            continue
+        per_row = len(over) // len(have)
+        row, column = divmod(int(over.int().argmax()), per_row)
+        place = ((rows.start or 0) + row) * width + column * width // per_row
+        return place, _number(have[row], column), _number(must[row], column)
+    return None
 
 
 def _excess(got: torch.Tensor, want: torch.Tensor, tolerance: Tolerance) -> torch.Tensor:

@@ -335,6 +335,27 @@ def test_draws_are_left_to_the_statistical_test() -> None:
     assert verdict.detail == ""
 
 
+@pytest.mark.parametrize("chunk", [None, 4 * 40])
+def test_the_detail_shows_the_first_wrong_value_and_the_worst(
+    monkeypatch: pytest.MonkeyPatch, chunk: int | None
+) -> None:
+    if chunk is not None:
+        monkeypatch.setattr(measures, "_CHUNK_BYTES", chunk)
+    want = torch.ones(2, 3, 4)
+    got = want.clone()
+    got[1, 1, 2], got[1, 2, 3] = 1.5, 9.0
+    verdict = compare_outputs({"a": got}, {"a": want}, {"a": ROUNDED})
+    assert "; first at call 1 [1, 2]: got 1.5, want 1; worst at call 1 [2, 3]: got 9, want 1, " in verdict.detail
+
+
+def test_a_bias_without_a_value_out_of_bounds_has_no_first_one() -> None:
+    want = torch.ones(1, 64, 64)
+    bound = Tolerance(rtol=2**-6, atol=0.0)
+    verdict = compare_outputs({"a": want * 1.01}, {"a": want}, {"a": bound})
+    assert "too large" in verdict.detail
+    assert "first at" not in verdict.detail
+
+
 def test_the_detail_names_each_wrong_output() -> None:
     want = {"a": torch.ones(2, 2, 4), "b": torch.zeros(2, 3, dtype=torch.int32)}
     got = {"a": want["a"] * 2, "b": want["b"] + 1}
@@ -344,6 +365,7 @@ def test_the_detail_names_each_wrong_output() -> None:
     assert lines[0].startswith("a: 2 of 2 calls are wrong (0, 1); call 0: 8 of 8 values are out of bounds")
     assert "worst at call 0 [" in lines[0]
     assert lines[1].startswith("b: ")
+    assert "first at call 0 [0]: got 1, want 0" in lines[1]
     assert set(verdict.errors) == {"a", "b"}
 
 
