@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import describe_machine
-from side_by_side_dataset import TWIN, write_dataset
+from side_by_side_dataset import ROWS, TWIN, write_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 PEER = "from flashinfer_bench.cli.main import cli; cli()"
@@ -350,10 +350,15 @@ def main() -> int:
     parser.add_argument(
         "--peer", nargs="*", type=read_peer, default=[("events", 5), ("cupti", 5)], help="events:5 cupti:2"
     )
+    parser.add_argument(
+        "--workloads", type=int, default=len(ROWS), help="of each Definition, from the smallest to the largest"
+    )
     options = parser.parse_args()
     shutil.rmtree(options.out / "dataset", ignore_errors=True)
     options.out.mkdir(parents=True, exist_ok=True)
-    evaluations = write_dataset(options.out / "dataset")
+    steps = max(1, options.workloads - 1)
+    rows = [ROWS[round(step * (len(ROWS) - 1) / steps)] for step in range(options.workloads)]
+    evaluations = write_dataset(options.out / "dataset", rows)
     counts = {"fib": options.repeats, **dict(options.peer)}
     yardsticks = {"alone": measure_yardstick(options.out / "dataset")}
     with start_neighbour() as tick:
