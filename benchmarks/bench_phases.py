@@ -32,6 +32,8 @@ from fib_tools.evaluate.judge import judge  # noqa: E402
 from fib_tools.evaluate.judge import runner as runners  # noqa: E402
 from fib_tools.evaluate.judge.arena import Arena  # noqa: E402
 from fib_tools.evaluate.judge.device import Device  # noqa: E402
+from fib_tools.evaluate.judge.outputs import Outputs  # noqa: E402
+from fib_tools.evaluate.judge.rounds import Rounds  # noqa: E402
 from fib_tools.evaluate.judge.runner import Runner  # noqa: E402
 from fib_tools.evaluate.judge.worker import Worker  # noqa: E402
 from fib_tools.gate.recognise import find_kernel  # noqa: E402
@@ -65,18 +67,12 @@ def watch_all() -> None:
     watch(Runner, "time", lambda _runner, message, *_: f"time:{message['do']}")
     for name in ("take", "resume", "finish_build", "finish_first_call"):
         watch(Runner, name, lambda _runner, *_, name=name: f"runner:{name}")
-    for name in (
-        "_compare",
-        "_make_inputs",
-        "_stage",
-        "_hold_out",
-        "_ask_reference",
-        "_compare_checks",
-        "_compare_timed",
-        "_find_fault",
-        "_capture",
-    ):
+    for name in ("_make_inputs", "_stage", "_hold_out", "_ask_reference"):
         watch(_HEARING, name, lambda hearing, *_, name=name: f"hearing:{name}:{size_of(hearing)}")
+    for name in ("_find_fault", "_capture"):
+        watch(Rounds, name, lambda rounds, *_, name=name: f"rounds:{name}:{size_of(rounds)}")
+    for name in ("compare", "compare_checks", "compare_timed"):
+        watch(Outputs, name, lambda *_, name=name: f"outputs:{name}")
     watch(_HEARING, "_turn", lambda hearing, _trial, step: f"turn:{step.__name__}:{size_of(hearing)}")
     watch(_HEARING, "hold", lambda hearing: f"hold:{size_of(hearing)}")
     watch(Arena, "poison", lambda *_: "arena:poison")

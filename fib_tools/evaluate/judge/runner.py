@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import secrets
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -22,7 +23,7 @@ from fib_tools.model.definition import Definition
 from fib_tools.model.solution import Solution
 from fib_tools.model.trace import EvaluationStatus
 
-__all__ = ["ENTRY", "PRELOAD", "Runner"]
+__all__ = ["ENTRY", "PRELOAD", "Runner", "read_numbers"]
 
 ENTRY = "fib_tools.evaluate._runner.session:serve"
 PRELOAD = ("fib_tools.evaluate._runner.warm", "fib_tools.evaluate._runner.session")
@@ -189,6 +190,11 @@ class Runner:
             self.ask({"do": "open", "workloads": new}, seconds)
             self._opened.update(workloads)
 
+    def rest(self, seconds: float) -> None:
+        """Have it give back the memory of calls that are over: who comes after a large workload needs it."""
+        if not self.is_dead:
+            self.ask({"do": "rest"}, seconds)
+
     def ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
         """Have it do something, and wait for the answer; it must not be stopped.
 
@@ -317,6 +323,14 @@ _PROTECTIONS = (
     "system_calls_filtered",
     "signals_confined",
 )
+
+
+def read_numbers(said: Any) -> list[float]:
+    """Take a list of numbers from a process that is not trusted; what is negative, or no finite float, is left out."""
+    if not isinstance(said, list):
+        return []
+    numbers = [each for each in said if isinstance(each, (int, float)) and not isinstance(each, bool)]
+    return [float(each) for each in numbers if 0 <= each <= sys.float_info.max]
 
 
 def _read_libs(said: Any) -> dict[str, str]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fib_tools.evaluate.judge.judge import _count_same, _join
+from fib_tools.evaluate.judge.outputs import count_same, join_calls
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.bool])
@@ -14,17 +14,17 @@ def test_known_calls_are_counted_by_their_bits_and_further_ones_join_them(dtype:
         whole.view(torch.uint8 if dtype.itemsize == 1 else dtype)
     )
     known, left = {"y": whole[:3].clone()}, {"y": strided[3:].clone()}
-    assert _count_same({"y": strided}, known) == 3
-    assert _count_same({"y": strided}, {}) == 0
-    joined = _join(known, left)
+    assert count_same({"y": strided}, known) == 3
+    assert count_same({"y": strided}, {}) == 0
+    joined = join_calls(known, left)
     assert joined["y"].dtype == dtype
-    assert _count_same({"y": strided}, joined) == 4
-    assert _count_same({"y": strided[:2]}, joined) == 2
+    assert count_same({"y": strided}, joined) == 4
+    assert count_same({"y": strided[:2]}, joined) == 2
     strided[0, 0] = 1
-    assert _count_same({"y": strided}, joined) == 0
+    assert count_same({"y": strided}, joined) == 0
 
 
 def test_a_rightful_nan_is_known_and_a_changed_sign_of_zero_is_not() -> None:
     known = {"y": torch.tensor([[float("nan"), 0.0]])}
-    assert _count_same({"y": torch.tensor([[float("nan"), 0.0]])}, known) == 1
-    assert _count_same({"y": torch.tensor([[float("nan"), -0.0]])}, known) == 0
+    assert count_same({"y": torch.tensor([[float("nan"), 0.0]])}, known) == 1
+    assert count_same({"y": torch.tensor([[float("nan"), -0.0]])}, known) == 0
