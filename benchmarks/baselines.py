@@ -41,8 +41,9 @@ _DETAIL = 160
 
 def write_dataset(source: Path, root: Path, options: argparse.Namespace) -> dict[str, str]:
     """Copy the Definitions and write their Workloads; give the size of each Workload by its uuid."""
-    shutil.rmtree(root, ignore_errors=True)
-    (root / "definitions").mkdir(parents=True)
+    if not options.keep:
+        shutil.rmtree(root, ignore_errors=True)
+    (root / "definitions").mkdir(parents=True, exist_ok=True)
     dataset, sizes = Dataset(root), {}
     for _, definition in sorted(Dataset.open(source).load_definitions()[0].items()):
         if options.only and definition.op_type not in options.only:
@@ -114,7 +115,7 @@ def read_rows(dataset: Path) -> list[dict[str, Any]]:
 def calibrate(names: list[str], options: argparse.Namespace) -> list[dict[str, Any]]:
     """Calibrate with one process for each GPU, which the GPU lock keeps apart; neighbours, which are alike, part ways.
 
-    Takes at most half of the time; what was finished is read from the files.
+    Takes at most a share of the time; what was finished, now or before, is read from the files.
     """
     parts = [",".join(names[start :: options.gpus]) for start in range(options.gpus)]
     with ThreadPoolExecutor(options.gpus) as pool:
@@ -128,7 +129,7 @@ def calibrate(names: list[str], options: argparse.Namespace) -> list[dict[str, A
                     "cuda",
                     options=options,
                     log=f"calibrate{part[0]}.log",
-                    share=0.5,
+                    share=options.share,
                 ),
                 enumerate(parts),
             )
@@ -182,6 +183,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--calibrate", action="store_true")
+    parser.add_argument("--share", type=float, default=0.5, help="of the time that calibrating may take")
+    parser.add_argument("--keep", action="store_true", help="go on with what the folder holds")
     parser.add_argument("--only", nargs="+", help="these op_types")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--total", type=float, default=7200.0, help="seconds after which what was measured counts")
