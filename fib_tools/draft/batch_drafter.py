@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fib_tools.draft.drafter import Answers
 from fib_tools.draft.question import make_body
 from fib_tools.draft.run_folder import RunFolder
 from fib_tools.errors import SourceError
 from fib_tools.host.env import redact
 from fib_tools.host.files import read_limited, write_atomically
 from fib_tools.llm.budget import afford_output
-from fib_tools.llm.reply import Reply, read_message
+from fib_tools.llm.reply import read_message
 from fib_tools.llm.statuses import explain_status
 from fib_tools.model.base import Model, read_strict
 from fib_tools.model.canonical import canonical_bytes, content_hash, load_json
@@ -48,7 +49,7 @@ class BatchDrafter:
         self._client = client.with_options(max_retries=_ATTEMPTS - 1)
         self._tell = tell
 
-    def draft(self, questions: Sequence[str], folder: RunFolder, usd: float) -> Iterator[tuple[int, Reply]]:
+    def draft(self, questions: Sequence[str], folder: RunFolder, usd: float) -> Iterator[Answers]:
         """Answer the questions, each for its part of the money; what one of them fails with comes after all answers.
 
         Raises:
@@ -100,13 +101,24 @@ class BatchDrafter:
             batch = self._client.messages.batches.retrieve(batch.id)
         return batch
 
-    def _collect(self, batch: MessageBatch, folder: RunFolder, *, todo: str) -> Iterator[tuple[int, Reply]]:
+    def _collect(self, batch: MessageBatch, folder: RunFolder, *, todo: str) -> Iterator[Answers]:
+        """Give all answers together, also those before the connection broke."""
+        from anthropic import AnthropicError
+
+        answers: Answers = []
         failed: list[str] = []
-        for each in self._client.messages.batches.results(batch.id):
-            if each.result.type == "succeeded":
-                yield int(each.custom_id[1:]), read_message(each.result.message)
-            else:
-                failed.append(_describe(each.result.to_dict()))
+        broken: AnthropicError | None = None
+        try:
+            for each in self._client.messages.batches.results(batch.id):
+                if each.result.type == "succeeded":
+                    answers.append((int(each.custom_id[1:]), read_message(each.result.message)))
+                else:
+                    failed.append(_describe(each.result.to_dict()))
+        except AnthropicError as error:
+            broken = error
+        yield answers
+        if broken is not None:
+            raise broken
         (folder.path / _FILE).unlink(missing_ok=True)
         if failed:
             raise SourceError(f"{len(failed)} answers of the batch failed: {failed[0]}", where=_WHERE, todo=todo)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Protocol
 
 from fib_tools.draft.run_folder import RunFolder
@@ -11,8 +11,10 @@ from fib_tools.errors import FibError
 from fib_tools.llm.budget import BudgetSpentError
 from fib_tools.llm.reply import Reply
 
-__all__ = ["ModelDrafter", "Provider"]
+__all__ = ["Answers", "ModelDrafter", "Provider"]
 
+Answers = list[tuple[int, Reply]]
+"""Answers that came together, each with the place of its question."""
 _AT_ONCE = 8
 
 
@@ -35,7 +37,7 @@ class ModelDrafter:
     def __init__(self, provider: Provider) -> None:
         self._provider = provider
 
-    def draft(self, questions: Sequence[str], folder: RunFolder, usd: float) -> Iterator[tuple[int, Reply]]:
+    def draft(self, questions: Sequence[str], folder: RunFolder, usd: float) -> Iterator[Answers]:
         """Answer the questions, each for its part of the money; what one of them fails with comes after all answers.
 
         Raises:
@@ -44,21 +46,30 @@ class ModelDrafter:
         """
         part = usd / len(questions)
         # the first alone: it writes the cache that the others read
-        yield 0, self._provider.ask(questions[0], folder, part)
-        failure: Exception | None = None
+        first = self._provider.ask(questions[0], folder, part)
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            waiting = {
-                pool.submit(self._provider.ask, question, folder, part): at
-                for at, question in enumerate(questions)
-                if at
+            places = {
+                pool.submit(self._provider.ask, question, folder, part): place
+                for place, question in enumerate(questions)
+                if place
             }
-            for done in as_completed(waiting):
-                error = done.exception()
-                if error is None:
-                    yield waiting[done], done.result()
-                elif isinstance(error, (FibError, BudgetSpentError)):
-                    failure = error
-                else:
-                    raise error
-        if failure is not None:
-            raise failure
+            yield [(0, first)]
+            yield from _gather(places)
+
+
+def _gather(places: dict[Future[Reply], int]) -> Iterator[Answers]:
+    """Give the answers as they come, those that have come meanwhile together, and raise what one failed with at the end."""
+    failure: Exception | None = None
+    while places:
+        answers: Answers = []
+        for done in wait(places, return_when=FIRST_COMPLETED).done:
+            place, error = places.pop(done), done.exception()
+            if error is None:
+                answers.append((place, done.result()))
+            elif isinstance(error, (FibError, BudgetSpentError)):
+                failure = error
+            else:
+                raise error
+        yield sorted(answers, key=lambda answer: answer[0])
+    if failure is not None:
+        raise failure

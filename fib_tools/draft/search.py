@@ -6,12 +6,13 @@ for and received.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
 from fib_tools.draft.attempt import Ask, Draft, find_best
+from fib_tools.draft.drafter import Answers
 from fib_tools.draft.extract import extract_source, extract_technique, extract_why
 from fib_tools.draft.judging import Judging
 from fib_tools.draft.prompt import write_question
@@ -54,8 +55,8 @@ class Limits:
 class Drafter(Protocol):
     """Whoever answers questions."""
 
-    def draft(self, questions: Sequence[str], folder: RunFolder, usd: float) -> Iterable[tuple[int, Reply]]:
-        """Answer questions for so much money together; answers come with the question's place, in any order.
+    def draft(self, questions: Sequence[str], folder: RunFolder, usd: float) -> Iterator[Answers]:
+        """Answer questions for so much money together; answers come in any order, those that are there together.
 
         Raises:
             BudgetSpentError: it does not pay for them.
@@ -109,7 +110,18 @@ class Search:
         questions = [write_question(ask, attempts, failures) for ask in asks]
         self._judging.tell(f"asking for {_count(asks)}")
         left = limits.usd - self._folder.ledger.usd
-        for place, reply in self._drafter.draft(questions, self._folder, left):
+        coming = self._drafter.draft(questions, self._folder, left)
+        try:
+            for answers in coming:
+                self._keep_all(asks, answers)
+                self._judging.judge(self._folder.waiting)  # while the model is at the others
+        except BaseException:
+            for answers in coming:  # what is under way is paid for
+                self._keep_all(asks, answers)
+            raise
+
+    def _keep_all(self, asks: Sequence[Ask], answers: Answers) -> None:
+        for place, reply in answers:
             self._keep(asks[place], reply)
 
     def _keep(self, ask: Ask, reply: Reply) -> None:
