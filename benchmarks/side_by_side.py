@@ -351,7 +351,11 @@ def main() -> int:
         "--peer", nargs="*", type=read_peer, default=[("events", 5), ("cupti", 5)], help="events:5 cupti:2"
     )
     parser.add_argument(
-        "--workloads", type=int, default=len(ROWS), help="of each Definition, from the smallest to the largest"
+        "--workloads",
+        type=int,
+        choices=range(1, len(ROWS) + 1),
+        default=len(ROWS),
+        help="of each Definition, from the smallest to the largest",
     )
     options = parser.parse_args()
     shutil.rmtree(options.out / "dataset", ignore_errors=True)

@@ -161,9 +161,14 @@ def find_best(attempts: Iterable[Attempt]) -> Attempt | None:
 def sum_up(
     evidence: Sequence[Evidence], baseline_ms: Mapping[str, float], weights: Mapping[str, float]
 ) -> tuple[ShapeResult, ...]:
-    """Sum up what the evaluator found; `baseline_ms` and `weights` by workload uuid."""
+    """Sum up what the evaluator found; `baseline_ms` and `weights` by workload uuid.
+
+    A Workload that came to the dataset after the run began has no weight there: it counts as much as the mean of the others.
+    """
+    mean = sum(weights.values()) / len(weights) if weights else 1.0
     return tuple(
-        _sum_up_one(each, baseline_ms.get(each.subject.workload), weights[each.subject.workload]) for each in evidence
+        _sum_up_one(each, baseline_ms.get(each.subject.workload), weights.get(each.subject.workload, mean))
+        for each in evidence
     )
 
 

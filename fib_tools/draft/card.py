@@ -43,7 +43,7 @@ def write_card(plan: SearchPlan, attempts: Sequence[Attempt], *, ending: str, us
 
 
 def _tabulate(target: Target, best: Attempt) -> list[str]:
-    shapes = {shape.workload: shape for shape in target.shapes}
+    shapes, weights = {shape.workload: shape for shape in target.shapes}, target.weights
     lines = [
         "| axes | weight | baseline us | now us (95% interval) | ratio | % of the limit before | now |",
         "|---|---|---|---|---|---|---|",
@@ -54,7 +54,7 @@ def _tabulate(target: Target, best: Attempt) -> list[str]:
         share = f"{100 * shape.limit_ms / before:.1f}" if shape.limit_ms and before else "-"
         cells = (
             ", ".join(f"{name}={length}" for name, length in result.axes.items()),
-            f"{target.weights[result.workload]:.1%}",
+            f"{weights[result.workload]:.1%}",
             format_us(before),
             f"{format_us(result.milliseconds)} ({format_us(result.low)} to {format_us(result.high)})",
             f"{result.speedup:.3f}" if result.speedup else "-",

@@ -10,7 +10,7 @@ __all__ = ["extract_source", "extract_technique", "extract_why"]
 
 _FENCE = re.compile(r"^```[^\n`]*\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)
 _TECHNIQUE = re.compile(r"^\W*technique\W*:\W*(.+?)\W*$", re.MULTILINE | re.IGNORECASE)
-_WHY = re.compile(r"^\W*why\W*:\W*(.+)$", re.MULTILINE | re.IGNORECASE)
+_WHY = re.compile(r"^\W*why\W*:[^\w\n]*(\w.*)$", re.MULTILINE | re.IGNORECASE)
 _LONGEST_TECHNIQUE = 60
 _LONGEST_WHY = 300
 _LONGEST_SOURCE = 200_000

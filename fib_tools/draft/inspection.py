@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fib_tools.draft.attempt import Attempt, ShapeResult
 from fib_tools.draft.bench import Bench
-from fib_tools.errors import ChildError
+from fib_tools.errors import FibError
 from fib_tools.evaluate.inspection import exactness, ncu
 from fib_tools.evaluate.inspection.exactness import Exactness, list_numbers, measure_exactness
 from fib_tools.evaluate.inspection.ncu import Profile, find_ncu, profile_solution
@@ -25,7 +25,7 @@ __all__ = ["Inspector"]
 
 _COMPARED = (EvaluationStatus.PASSED, EvaluationStatus.INCORRECT_NUMERICAL)
 _MOST_SECONDS = 600.0
-"""Of one call, what it compiles included."""
+"""Of one call, what it compiles included; and of the wait for a GPU, since no verdict is kept before."""
 
 
 class Inspector:
@@ -56,7 +56,7 @@ class Inspector:
             with self._open_sandbox() as sandbox:
                 measured = measure_exactness(sandbox, self._setting, samples.values())
                 profile = self._profile(sandbox, leader, seen[leader.number]) if leader else None
-        except ChildError as error:
+        except FibError as error:
             # the verdicts stand, and were paid for
             self._bench.tell(f"neither FP64 nor NCU: {error}")
             return list(attempts)
@@ -107,7 +107,7 @@ class Inspector:
             with Sandbox(preload, import_paths=packages, readable=readable) as sandbox:
                 yield sandbox
             return
-        with acquire(1, command="fib optimize") as lease:
+        with acquire(1, timeout=_MOST_SECONDS, command="a closer look at drafts") as lease:
             environment = {**engine_environment(), **lease.environment}
             with Sandbox(preload, import_paths=packages, readable=readable, environment=environment) as sandbox:
                 yield sandbox

@@ -62,7 +62,8 @@ class Target(Model):
     def weights(self) -> dict[str, float]:
         """The share of each Workload in what occurs; the same for all where that is not known."""
         counts = {shape.workload: (shape.count or 1) if self.is_weighted else 1 for shape in self.shapes}
-        return {workload: count / sum(counts.values()) for workload, count in counts.items()}
+        total = sum(counts.values())
+        return {workload: count / total for workload, count in counts.items()}
 
 
 _FACTS: dict[int, tuple[str, ...]] = {

@@ -91,6 +91,7 @@ def test_a_technique_is_a_few_words_in_lower_case(text: str, technique: str) -> 
         ("TECHNIQUE: a\nWHY: one  pass, not two\n```", "one pass, not two"),
         ("**Why:** fewer loads", "fewer loads"),
         ("nothing", ""),
+        ("WHY:\n```python\ndef run(): pass\n```", ""),
         (f"WHY: {'a' * 400}", "a" * 300),
     ],
 )

@@ -21,7 +21,7 @@ said: list[str] = []
 
 def reply(text: str) -> Reply:
     message = Message(role="assistant", content=[text_block(f"```python\n{text}\n```")])
-    return Reply(message=message, usage=Usage(input_tokens=1, output_tokens=1))
+    return Reply(message=message, usage=Usage(input=1, output=1))
 
 
 class Folder:

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from bench_run import HALF_ROW, HONEST, write_dataset
+from bench_run import HALF_ROW, HONEST, workload, write_dataset
 from fib_tools.dataset.store import Dataset
-from fib_tools.errors import ChildCrashedError, RequestError
+from fib_tools.errors import ChildCrashedError, FibError, LockedError, RequestError
+from fib_tools.model.trace import Trace
 from fib_tools.phases.context import Context, Workspace
 from fib_tools.phases.kernel_drafts import DraftResult, get_evaluation, get_kernel_brief, submit_solution
 
@@ -83,9 +84,23 @@ def test_what_is_not_there_is_refused(context: Context) -> None:
         submit(context, "def run(): pass\n" + "#" * 200_001, "long")
 
 
-def test_a_verdict_stands_where_no_closer_look_is_possible(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_workload_that_came_after_the_first_draft_counts_too(context: Context, tmp_path: Path) -> None:
+    assert submit(context, SLOW, "plain torch").status == "right"
+    later = Trace(definition=NAME, workload=workload(8))
+    Dataset(tmp_path / "dataset").write_workloads("rmsnorm", [Trace(definition=NAME, workload=workload(3)), later])
+    judged = submit(context, HONEST, "one pass")
+    assert judged.status == "right"
+    assert "batch_size=8: " in judged.feedback
+
+
+@pytest.mark.parametrize(
+    "error", [ChildCrashedError("the warm process of the sandbox died"), LockedError("no GPU came free")]
+)
+def test_a_verdict_stands_where_no_closer_look_is_possible(
+    context: Context, monkeypatch: pytest.MonkeyPatch, error: FibError
+) -> None:
     def crash(*_arguments: Any) -> None:
-        raise ChildCrashedError("the warm process of the sandbox died")
+        raise error
 
     monkeypatch.setattr("fib_tools.draft.inspection.measure_exactness", crash)
     judged = submit(context, HONEST, "one pass")

@@ -3,8 +3,8 @@
 ncu runs in the sandbox and not around it. Around it, its launcher would have no bounds and would read what a library
 inside the Solution's process sends: whoever holds that process could send what it likes. So a job is confined first, as a
 runner of the evaluation is (Landlock, the system call filter, limits, no privileges to be gained), and starts ncu then:
-ncu, what it injects, and the Solution have the same bounds, which nothing below them can lift, and no bound is wider for
-it. The price is that ncu has no more rights than the Solution: it speaks with its target through shared memory, since
+ncu, what it injects, and the Solution have the same bounds, which nothing below them can lift; the one thing more that they
+may read is the folder of ncu's program. The price is that ncu has no more rights than the Solution: it speaks with its target through shared memory, since
 the filter knows no network, and reads counters only where the driver permits that to everybody, since capabilities are
 gone. Where it cannot do with that it fails, and the reason is told.
 

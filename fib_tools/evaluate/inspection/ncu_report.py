@@ -33,8 +33,8 @@ _PERCENTS = {
 }
 _REGISTERS = "launch__registers_per_thread"
 _SHARED = ("launch__shared_mem_per_block_static", "launch__shared_mem_per_block_dynamic")
-_LIMIT = re.compile(r"launch__occupancy_limit_(\w+)")
-_STALL = re.compile(r"smsp__average_warps_issue_stalled_(\w+?)(?<!_not_issued)_per_issue_active\.ratio")
+_LIMIT = re.compile(r"launch__occupancy_limit_([a-z_]{1,32})")
+_STALL = re.compile(r"smsp__average_warps_issue_stalled_([a-z_]{1,32}?)(?<!_not_issued)_per_issue_active\.ratio")
 _ISSUED = ("selected", "not_selected")
 """No stalls: the warp was issued, or another one was."""
 _SAID = re.compile(r"^==(?:ERROR|WARNING)== *(.*)$", re.MULTILINE)
@@ -120,9 +120,8 @@ def _find_limiter(row: Mapping[str, str], most: float | None) -> str:
     if not limits:
         return ""
     least = min(limits.values())
-    return ", ".join(
-        name.replace("_", " ").replace("mem", "memory") for name, value in limits.items() if value == least
-    )
+    names = [name.replace("_", " ").replace("mem", "memory") for name, value in limits.items() if value == least]
+    return ", ".join(names)[:_NAME_LENGTH]
 
 
 def _find_stall(row: Mapping[str, str]) -> tuple[str, float | None]:

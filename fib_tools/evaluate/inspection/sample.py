@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fib_tools.evaluate.judge.runner import limit_runner
 from fib_tools.evaluate.judge.scene import stage
 from fib_tools.host.sandbox import Limits
 from fib_tools.model.base import to_document
@@ -16,11 +17,6 @@ from fib_tools.model.workload import Workload
 from fib_tools.op_types.tolerance import Tolerance
 
 __all__ = ["Sample", "Setting"]
-
-_MEMORY_BYTES = 32 << 30
-_FILE_BYTES = 1 << 30
-_PROCESSES = 512
-"""Compilers are run beside the Solution."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,13 +43,7 @@ class Setting:
     @property
     def limits(self) -> Limits:
         """What the process that makes a call may use: as much as a runner of the evaluation."""
-        return Limits(
-            wall_seconds=self.seconds,
-            memory_bytes=_MEMORY_BYTES,
-            file_bytes=_FILE_BYTES,
-            processes=_PROCESSES,
-            gpu=self.device != "cpu",
-        )
+        return limit_runner(device=self.device, seconds=self.seconds)
 
     def describe(self, sample: Sample) -> dict[str, Any]:
         """Describe a call to the process that makes it."""

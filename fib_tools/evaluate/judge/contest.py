@@ -15,7 +15,6 @@ from fib_tools.evaluate.judge.refusal import Refusal, RefusedError
 from fib_tools.evaluate.judge.runner import Runner
 from fib_tools.evaluate.judge.scene import describe_first_call
 from fib_tools.evaluate.rules.source_rules import check_sources
-from fib_tools.host.cpu import read_memory_bytes
 from fib_tools.host.sandbox import Sandbox
 from fib_tools.model.solution import BASELINE, Solution
 from fib_tools.model.trace import EvaluationStatus
@@ -24,9 +23,6 @@ __all__ = ["Contest", "Entrant", "RunnerMaker"]
 
 _LIFETIME_SECONDS = 24 * 3600.0
 _MOST_TIMEOUTS = 2
-_MEMORY_BYTES = 32 << 30
-_MEMORY_SHARE = 0.75
-"""Of the machine's memory one runner may take at most."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +42,6 @@ class RunnerMaker:
             solution,
             device=self.device,
             dataset=self.dataset,
-            memory_bytes=min(_MEMORY_BYTES, int(read_memory_bytes() * _MEMORY_SHARE)),
             lifetime=_LIFETIME_SECONDS,
             first_call=describe_first_call(task.workload),
             is_trusted=solution is not None and solution.author == BASELINE and solution.hash in task.trusted,
@@ -128,20 +123,24 @@ class Contest:
         return time.monotonic() - self._begun < seconds and any(runner.is_busy for runner in self._runners())
 
     def advance(self) -> None:
-        """Have every runner go on that has built, and start those anew that crashed; wait for none.
+        """Have every runner go on that has built, end the dead, and start those anew that crashed; wait for none.
 
-        One that hung is started at its turn: it may keep the device from others.
+        One that hung at its first call is started at its turn, since it may keep the device from others, and so is one
+        whose build failed, since that may go on for ever.
         """
         for runner in self._runners():
             runner.advance()
         for entrant in self.entrants.values():
-            if entrant.runner is not None and entrant.runner.is_dead and not (entrant.refusal or entrant.timeouts):
+            if entrant.runner is None or not entrant.runner.is_dead:
+                continue
+            if entrant.refusal or entrant.timeouts or entrant.runner.failed_to_build:
+                _end(entrant)
+            else:
                 self._start_anew(entrant)
 
     def _start_anew(self, entrant: Entrant) -> Runner:
         """Start a Solution's runner again: the next Workload may do better."""
-        if entrant.runner is not None:
-            entrant.runner.close()
+        _end(entrant)
         entrant.runner = self._maker.make(self._task, entrant.solution)
         return entrant.runner
 
@@ -162,8 +161,7 @@ class Contest:
             runner.finish_build(seconds)
         except RefusedError as error:
             entrant.refusal = error.refusal
-            runner.close()
-            entrant.runner = None
+            _end(entrant)
             raise
         entrant.protections = runner.protections
         entrant.build_seconds, entrant.libs = runner.build_seconds, runner.libs
@@ -197,6 +195,12 @@ class Contest:
     def _runners(self) -> Iterator[Runner]:
         yield self.reference
         yield from (entrant.runner for entrant in self.entrants.values() if entrant.runner is not None)
+
+
+def _end(entrant: Entrant) -> None:
+    if entrant.runner is not None:
+        entrant.runner.close()
+        entrant.runner = None
 
 
 def _again(refusal: Refusal) -> RefusedError:

@@ -15,6 +15,7 @@ from fib_tools.errors import ChildCrashedError, ChildTimeoutError
 from fib_tools.evaluate.judge.arena import Arena
 from fib_tools.evaluate.judge.channel import Channel
 from fib_tools.evaluate.judge.refusal import RefusedError
+from fib_tools.host.cpu import read_memory_bytes
 from fib_tools.host.env import flashinfer_cache, redact
 from fib_tools.host.process_tree import read_cpu_seconds
 from fib_tools.host.sandbox import Limits, Sandbox
@@ -23,7 +24,7 @@ from fib_tools.model.definition import Definition
 from fib_tools.model.solution import Solution
 from fib_tools.model.trace import EvaluationStatus
 
-__all__ = ["ENTRY", "PRELOAD", "Runner", "read_numbers"]
+__all__ = ["ENTRY", "PRELOAD", "Runner", "limit_runner", "read_numbers"]
 
 ENTRY = "fib_tools.evaluate._runner.session:serve"
 PRELOAD = ("fib_tools.evaluate._runner.warm", "fib_tools.evaluate._runner.session")
@@ -36,12 +37,29 @@ _IDLE_SECONDS, _IDLE_SHARE = 0.1, 0.01
 """What a process may compute while it waits, and of a long wait this share: the driver's own threads wake up now and then."""
 _LOST = ("CUDA error", "CUDA driver error", "device-side assert")
 _WORD_LENGTH, _MOST_LIBS = 60, 20
-_LEAST_SECONDS = 0.1
-"""For an answer whose time has passed: it may have come."""
+_OWN_SHARE = 0.5
+"""Of a first call's time that is left at its turn, at least: before, it had the machine together with others."""
 _PART_SECONDS = 10.0
 """For the rest of a message whose beginning has come."""
+_MEMORY_BYTES = 32 << 30
+_MEMORY_SHARE = 0.75
+"""Of the machine's memory one runner may take at most."""
 _PROCESSES = 512
+"""Compilers are run beside the Solution."""
 _OPEN_FILES = 1024
+
+
+def limit_runner(*, device: str, seconds: float, writable: tuple[str, ...] = ()) -> Limits:
+    """Say what a process that calls a Solution may use."""
+    return Limits(
+        wall_seconds=seconds,
+        memory_bytes=min(_MEMORY_BYTES, int(read_memory_bytes() * _MEMORY_SHARE)),
+        file_bytes=_FILE_BYTES,
+        open_files=_OPEN_FILES,
+        processes=_PROCESSES,
+        writable=writable,
+        gpu=device != "cpu",
+    )
 
 
 class Runner:
@@ -55,7 +73,6 @@ class Runner:
         *,
         device: str,
         dataset: str,
-        memory_bytes: int,
         lifetime: float,
         first_call: Mapping[str, Any],
         is_trusted: bool = False,
@@ -75,15 +92,8 @@ class Runner:
             "dataset": dataset,
             "caches": {"FLASHINFER_WORKSPACE_BASE": str(base)} if is_trusted else {},
         }
-        limits = Limits(
-            wall_seconds=lifetime,
-            memory_bytes=memory_bytes,
-            file_bytes=_FILE_BYTES,
-            open_files=_OPEN_FILES,
-            processes=_PROCESSES,
-            writable=(str(compiled),) if is_trusted else (),
-            gpu=device != "cpu",
-        )
+        writable = (str(compiled),) if is_trusted else ()
+        limits = limit_runner(device=device, seconds=lifetime, writable=writable)
         self.name = solution.name if solution else "reference"
         self.is_dead = False
         self._session = sandbox.open_session(ENTRY, payload, limits=limits)
@@ -131,6 +141,11 @@ class Runner:
         """Tell whether it does what it was told to do while others are measured."""
         return bool(self._owes) and self._channel.is_quiet
 
+    @property
+    def failed_to_build(self) -> bool:
+        """Tell whether its build went wrong while others were measured."""
+        return self._failed is not None
+
     def finish_build(self, seconds: float) -> None:
         """Wait until it has built.
 
@@ -161,7 +176,7 @@ class Runner:
         if self._owes == "warm":
             self._owes = ""
             left = seconds - (time.perf_counter() - self._owes_since)
-            spent = self._receive(max(left, _LEAST_SECONDS), limit=seconds).get("seconds")
+            spent = self._receive(max(left, _OWN_SHARE * seconds), limit=seconds).get("seconds")
             self.first_call_seconds = float(spent) if isinstance(spent, float) and 0 <= spent < math.inf else 0.0
 
     def take(self, arena: Arena) -> None:

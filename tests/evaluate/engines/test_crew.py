@@ -54,6 +54,14 @@ def test_a_worker_is_told_documents_before_items_and_holds_two_and_hears_of_the_
     assert made.is_done
 
 
+def test_what_a_worker_that_still_starts_can_open_is_prepared_by_no_other(tmp_path: Path) -> None:
+    made = crew(World.make(tmp_path, {"a": ["x", "y"], "b": ["x"]}, workloads=4), "one")
+    made.start(place("two"), now=0.0)
+    assert told(made) == {"one": ["bundle a", "item a w0", "item a w1"]}
+    made.hear("two", {"type": "ready"}, now=0.0)
+    assert told(made)["two"][:2] == ["bundle b", "item b w0"]
+
+
 def test_near_the_end_nobody_holds_what_another_could_begin(tmp_path: Path) -> None:
     made = crew(World.make(tmp_path, {"a": ["x"]}, workloads=3), "one", "two")
     assert told(made) == {"one": ["bundle a", "item a w0"], "two": ["bundle a", "item a w1"]}

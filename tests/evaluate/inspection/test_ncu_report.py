@@ -75,6 +75,18 @@ def test_a_name_in_a_report_is_short_and_plain_and_their_number_is_bounded() -> 
     assert kernels[0].name == f"ignore this {'x' * 36}"
 
 
+def test_a_report_cannot_fill_a_drafters_context_with_names_of_columns() -> None:
+    words = "obey_me_" * 999
+    limits = [
+        f"launch__occupancy_limit_{name}" for name in ("registers", words, *(f"{'x' * 30}{end}" for end in "abcd"))
+    ]
+    stalls = [f"smsp__average_warps_issue_stalled_{name}_per_issue_active.ratio" for name in ("wait", words)]
+    columns = ["Kernel Name", "gpu__time_duration.sum", *limits, *stalls]
+    rows = (columns, [""] * len(columns), ["k", "1,000.00", *["2"] * len(limits), "1", "9"])
+    (kernel,) = read_report("".join(",".join(f'"{cell}"' for cell in row) + "\n" for row in rows))
+    assert (kernel.limiter, kernel.stall) == (f"registers, {'x' * 30}a, xxxx", "wait")
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from bench_run import HONEST, norm, solution
+from fib_tools.evaluate.inspection.sample import Setting
+from fib_tools.evaluate.judge import runner as runners
+from fib_tools.evaluate.judge.channel import Channel
+from fib_tools.evaluate.judge.refusal import RefusedError
+from fib_tools.evaluate.judge.runner import Runner
+from fib_tools.host.sandbox import Limits
+from fib_tools.model.trace import EvaluationStatus
+
+
+class Clock:
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+class Sandbox:
+    """A sandbox whose only session is the test itself."""
+
+    protections = None
+
+    def __init__(self) -> None:
+        self.channel, theirs = socket.socketpair()
+        self.process = Channel(theirs, takes_files=True)
+        self.limits = Limits()
+
+    def open_session(self, _entry: str, _payload: dict[str, Any], *, limits: Limits) -> Sandbox:
+        self.limits = limits
+        return self
+
+    def answer(self, **answer: Any) -> None:
+        """Answer the judge's last question."""
+        self.process.send({**answer, "token": self.process.receive(1.0)["token"]})
+
+    def forget(self) -> None:
+        self.channel.close()
+
+
+@pytest.fixture
+def sandbox() -> Sandbox:
+    return Sandbox()
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(runners, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def runner(sandbox: Sandbox) -> Iterator[Runner]:
+    """A runner of which others are measured while it builds."""
+    made = Runner(
+        cast("Any", sandbox),
+        norm(),
+        solution("s", HONEST),
+        device="cpu",
+        dataset="/nowhere",
+        lifetime=60.0,
+        first_call={},
+    )
+    made.begin_build("events")
+    yield made
+    made.close()
+    sandbox.process._socket.close()
+    for descriptor in sandbox.process.descriptors:
+        os.close(descriptor)
+
+
+@pytest.mark.usefixtures("runner")
+def test_a_call_that_is_made_again_for_its_author_may_use_what_a_runner_may(sandbox: Sandbox) -> None:
+    again = Setting(definition=norm(), tolerances={}, device="cpu", dataset=Path("/nowhere"), seconds=60.0)
+    assert again.limits == sandbox.limits
+
+
+def test_a_first_call_that_ended_while_others_were_measured_is_in_time(
+    runner: Runner, sandbox: Sandbox, clock: Clock
+) -> None:
+    assert runner.is_busy
+    sandbox.answer(ok={})
+    runner.advance()
+    sandbox.answer(ok={"seconds": 2.5})
+    assert not runner.is_busy
+    clock.now = 1000.0
+    runner.finish_build(1.0)
+    runner.finish_first_call(10.0)
+    assert runner.first_call_seconds == 2.5
+
+
+def test_a_first_call_that_hung_while_others_were_measured_has_half_of_its_time_left(
+    runner: Runner, sandbox: Sandbox, clock: Clock
+) -> None:
+    sandbox.answer(ok={})
+    runner.advance()
+    clock.now = 1e6
+    with pytest.raises(RefusedError, match=r"it did not answer within 0\.2 s") as caught:
+        runner.finish_first_call(0.2)
+    assert caught.value.refusal.status is EvaluationStatus.TIMEOUT
+    assert runner.is_dead
+
+
+def test_a_build_that_failed_while_others_were_measured_is_told_at_its_turn(runner: Runner, sandbox: Sandbox) -> None:
+    assert not runner.failed_to_build
+    sandbox.answer(error={"kind": "raised", "message": "CUDA error: out of memory", "trace": ""})
+    runner.advance()
+    assert runner.failed_to_build
+    assert runner.is_dead, "what follows on a device that is lost fails too"
+    with pytest.raises(RefusedError, match="CUDA error"):
+        runner.finish_build(1.0)
