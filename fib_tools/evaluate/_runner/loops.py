@@ -69,7 +69,7 @@ class Looper:
         """Capture one call on each set of inputs."""
         kept = []
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with self._gpu.capture(graph):
             for inputs, state in self._sets:
                 kept.append(self._caller.call(inputs, self._outputs[1], state))
         self._outputs[0] = kept

@@ -25,6 +25,8 @@ from fib_tools.evaluate._runner.workload import OpenWorkload
 __all__ = ["NotCapturedError", "Replays"]
 
 _POISON = 0x7F
+_LARGE_BYTES = 64 << 20
+"""Of the inputs and outputs of one call."""
 _AHEAD_US = 300.0
 """The device is kept busy while the host launches the first graphs, so that it never waits for one."""
 _FLUSHES_EVERY = 4
@@ -80,12 +82,14 @@ class Replays:
             places = self._workload.layout.view(arena, slot)
             outputs = {name: value.clone() for name, value in places.items()}
             self._sets.append(_Set(inputs=inputs, outputs=outputs, places=places, state=state))
+        if self._sets[0].bytes > _LARGE_BYTES:
+            torch.cuda.empty_cache()  # what other workloads left would be missed
         self._gpu.synchronize()
-        self._calls, self._flushes = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        self._calls = torch.cuda.CUDAGraph()
         together = max(1, self._gpu.l2_bytes // _L2_SHARE // max(1, self._sets[0].bytes)) if self._groups else 1
         shuffled = secrets.SystemRandom().sample(self._sets, len(self._sets))
         try:
-            with torch.cuda.graph(self._calls):
+            with self._gpu.capture(self._calls):
                 for number, each in enumerate(shuffled):
                     if number % together == 0:
                         self._gpu.write_over_cache()
@@ -93,11 +97,8 @@ class Replays:
         except RuntimeError as error:
             raise NotCapturedError(str(error)) from error
         self.flushes = -(-len(self._sets) // together)
-        with torch.cuda.graph(self._flushes):
-            for _ in range(self.flushes):
-                self._gpu.write_over_cache()
+        self._flushes = self._gpu.capture_flushes(self.flushes)
         self._calls.replay()
-        self._flushes.replay()
         self._gpu.synchronize()
 
     def refresh(self, seeds: list[int]) -> None:

@@ -153,10 +153,7 @@ class _Runner:
             described = {**message, "distribution": distribution.value}
             workload = open_workload(self._definition, described, device=self._device, root=root)
             _find_changed(workload.make(message["seed"]), workload.make(message["seed"]))
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._gpu.write_over_cache()
-        graph.replay()
+        self._gpu.capture_flushes(1)
 
     def _start_device(self, timer: str) -> tuple[Any, Timer]:
         if self._device == "cpu":
