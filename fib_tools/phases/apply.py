@@ -52,9 +52,9 @@ class ApplyEntry(Result):
     solution: str = ""
     author: str = ""
     ratio: float | None = None
-    """How many times as fast as the fastest baseline, the geometric mean over the Workloads."""
+    """How many times as fast as the fastest baseline, the geometric mean over the Workloads, weighted by their counts."""
     milliseconds: float | None = None
-    """The geometric mean over the Workloads."""
+    """The same mean of its times."""
     routed_as: str = ""
     """The name that FlashInfer computes for such a call."""
     not_routed: dict[str, Any] = Field(default_factory=dict)
@@ -228,7 +228,7 @@ def _choose(
     subject = Subject(
         definition=definition.name,
         solutions=wanted,
-        workloads=[workload.uuid for workload in workloads],
+        workloads={workload.uuid: workload.count for workload in workloads},
         device=device,
     )
     return choose_best(subject, reading.measurements, reading.evidence, least_ratio=least_ratio)
