@@ -274,3 +274,23 @@ def test_a_solution_that_cannot_be_read_is_told_of_and_the_others_are_measured(t
     with pytest.raises(FormatError, match="not JSON"):
         benchmark_kernels(context(tmp_path), device="cpu", solutions=("broken",))
     assert dataset.root.is_dir()
+
+
+def test_a_broken_file_is_told_of_wherever_it_may_have_been_chosen(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "dataset", {"honest": HONEST}, sizes=(3,))
+    for author, name in (("someone", "broken"), ("else", "honest")):
+        path = dataset.root / "solutions" / author / "rmsnorm" / "rmsnorm_h64" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{", encoding="utf-8")
+
+    def plan(**choice: tuple[str, ...]) -> BenchResult:
+        return benchmark_kernels(context(tmp_path), device="cpu", dry_run=True, **choice)  # type: ignore[arg-type]
+
+    (failure,) = plan(authors=("someone",)).failures
+    assert "someone/rmsnorm/rmsnorm_h64/broken.json" in failure
+    (failure,) = plan(solutions=("honest",)).failures
+    assert "else/rmsnorm/rmsnorm_h64/honest.json" in failure
+    assert len(plan().failures) == 2
+    assert plan().has_errors
+    assert plan().summary().lines[:2] == plan().failures
+    assert not plan(authors=("someone",), solutions=("honest",)).has_errors
