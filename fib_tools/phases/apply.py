@@ -16,7 +16,7 @@ from pydantic import Field
 
 from fib_tools.dataset.store import Dataset
 from fib_tools.errors import FormatError, RequestError
-from fib_tools.evaluate.application.application import Application, find_interface, make_application, make_documents
+from fib_tools.evaluate.application.application import find_interface, make_application, make_documents
 from fib_tools.evaluate.application.application_check import Checked, Dispatch, check_dispatch, find_needed_gpu
 from fib_tools.evaluate.application.choice import Choice, Subject, choose_best
 from fib_tools.evaluate.report.report_reading import Reading, read_measurements
@@ -48,7 +48,7 @@ class ApplyEntry(Result):
     definition: str
     op_type: str
     status: Literal["applied", "would apply", "skipped", "failed"]
-    """`failed`: FlashInfer did not dispatch a call to it, and the folder was left as it was."""
+    """`failed`: FlashInfer did not dispatch a call to it, and it is not in the folder."""
     solution: str = ""
     author: str = ""
     ratio: float | None = None
@@ -103,7 +103,8 @@ class ApplyResult(Result):
         use = f"FLASHINFER_TRACE_APPLY=1 FLASHINFER_TRACE_APPLY_PATH={self.folder}"
         lines = (f"to use it: {use}",) * bool(counts["applied"])
         checked = f"; checked on {self.checked}" if self.checked else "; not checked"
-        return Summary(tables=tables, lines=(*lines, f"{self.folder}: {said}{checked * bool(counts['applied'])}"))
+        kept = "; the folder stays as it was" * bool(counts["failed"] and not counts["applied"])
+        return Summary(tables=tables, lines=(*lines, f"{self.folder}: {said}{checked * bool(counts['applied'])}{kept}"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,9 +146,9 @@ def apply_solutions(
     """Write the best Solution of each Definition into a folder for FlashInfer's trace_apply, and check it by running.
 
     Only what fib bench measured on this GPU model counts, and only what passed on every Workload. The folder is
-    replaced as a whole, and only if all of it is dispatched. On a GPU the check runs Solutions with your rights.
+    replaced as a whole, by what the check saw dispatched. On a GPU the check runs Solutions with your rights.
 
-    Exit status 0: written; 1: a Solution is not dispatched, and the folder is as it was; 2: the request cannot be served.
+    Exit status 0: written; 1: a Solution is not dispatched, and is left out; 2: the request cannot be served.
     """
     dataset = Dataset.open(context.dataset.root)
     target = (out or context.workspace.root / _FOLDER).absolute()
@@ -307,22 +308,34 @@ def _check_means(context: Context, candidates: Sequence[_Candidate], *, check: b
 def _write(
     context: Context, target: Path, candidates: list[_Candidate], device: str, *, check: bool, on_gpu: bool
 ) -> list[_Candidate]:
-    """Write the folder beside its place, check it there, and put it in its place if all of it is dispatched."""
-    ready = [each.dispatch for each in candidates if each.dispatch]
-    with stage_folder(target) as staged:
-        _write_documents(staged, [dispatch.application for dispatch in ready], _facts(candidates, device))
-        if check and ready:
-            context.progress(f"checking {len(ready)} Solutions by running FlashInfer", 0, len(ready))
-            answers = iter(check_dispatch(staged, ready, on_gpu=on_gpu))
-            candidates = [replace(each, checked=next(answers)) if each.dispatch else each for each in candidates]
-        if not any(each.checked and each.checked.problem for each in candidates):
+    """Replace the folder by what passes the check; where nothing does, it stays as it was."""
+    ready = [each for each in candidates if each.dispatch]
+    if check and ready:
+        candidates = _check(context, target, candidates, device, on_gpu=on_gpu)
+    passed = [each for each in candidates if each.dispatch and not (each.checked and each.checked.problem)]
+    if passed or not ready:
+        with stage_folder(target) as staged:
+            _write_documents(staged, passed, device)
             replace_folder(staged, target)
     return candidates
 
 
-def _write_documents(folder: Path, applications: Sequence[Application], facts: Mapping[str, Any]) -> None:
+def _check(
+    context: Context, target: Path, candidates: Sequence[_Candidate], device: str, *, on_gpu: bool
+) -> list[_Candidate]:
+    """Write all of it into a folder beside the place, and see what FlashInfer dispatches to."""
+    dispatches = [each.dispatch for each in candidates if each.dispatch]
+    context.progress(f"checking {len(dispatches)} Solutions by running FlashInfer", 0, len(dispatches))
+    with stage_folder(target) as staged:
+        _write_documents(staged, candidates, device)
+        answers = iter(check_dispatch(staged, dispatches, on_gpu=on_gpu))
+        return [replace(each, checked=next(answers)) if each.dispatch else each for each in candidates]
+
+
+def _write_documents(folder: Path, candidates: Sequence[_Candidate], device: str) -> None:
+    applications = [each.dispatch.application for each in candidates if each.dispatch]
     with storage_errors(folder):
-        for relative, data in make_documents(applications, facts).items():
+        for relative, data in make_documents(applications, _facts(candidates, device)).items():
             path = folder.joinpath(*relative.split("/"))
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)

@@ -213,8 +213,26 @@ def test_a_solution_that_raises_leaves_the_folder_as_it_was(
     assert _only(result).status == "failed"
     assert "only on Tuesdays" in _only(result).reason
     assert result.has_errors
+    assert result.summary().lines == (f"{folder}: 1 failed; the folder stays as it was",)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     assert [path.name for path in folder.parent.iterdir() if "tmp" in path.name] == []
+
+
+def test_of_several_those_that_pass_the_check_are_written(
+    shelf: Shelf, norm: Definition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf.add(norm, _solution(norm, "fast"), (0.005, 0.010))
+    silu = shelf.define(_definition("silu_and_mul", intermediate_size=32))
+    shelf.add(silu, _solution(silu, "silu", content=SILU, destination_passing_style=True), (0.005, 0.010))
+    answers = [Checked(device="cuda"), Checked(problem="it fell back", device="cuda")]
+    monkeypatch.setattr(apply, "check_dispatch", lambda *_args, **_options: answers)
+    result = shelf.apply(least_ratio=0.0)
+    assert [entry.status for entry in result.entries] == ["applied", "failed"]
+    assert result.has_errors
+    folder = Path(result.folder)
+    assert [path.stem for path in folder.glob("solutions/**/*.json")] == ["fast"]
+    assert list(json.loads((folder / "fib_apply.json").read_text(encoding="utf-8"))["applied"]) == ["rmsnorm_h64"]
+    assert result.summary().lines[-1] == f"{folder}: 1 applied, 1 failed; checked on cuda"
 
 
 def test_a_second_run_replaces_the_whole_folder(shelf: Shelf, norm: Definition) -> None:
