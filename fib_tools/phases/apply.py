@@ -54,7 +54,7 @@ class ApplyEntry(Result):
     ratio: float | None = None
     """How many times as fast as the fastest baseline, the geometric mean over the Workloads, weighted by their counts."""
     milliseconds: float | None = None
-    """The same mean of its times."""
+    """The same mean of its times; of the best one also where that is refused."""
     routed_as: str = ""
     """The name that FlashInfer computes for such a call."""
     not_routed: dict[str, Any] = Field(default_factory=dict)
@@ -84,9 +84,9 @@ class ApplyResult(Result):
         return any(entry.status == "failed" for entry in self.entries)
 
     def summary(self) -> Summary:
-        """Show what failed and what is applied, then how to use it."""
+        """Show what failed, what is applied, and what was measured in vain before all else; then how to use it."""
         order = ("failed", "applied", "would apply", "skipped")
-        ranked = [entry for status in order for entry in self.entries if entry.status == status]
+        ranked = sorted(self.entries, key=lambda entry: (order.index(entry.status), entry.milliseconds is None))
         rows = tuple(
             (
                 entry.definition,
@@ -100,11 +100,14 @@ class ApplyResult(Result):
         tables = (Table(title=f"best on {self.hardware}", columns=columns, rows=rows),) if rows else ()
         counts = Counter(entry.status for entry in self.entries)
         said = ", ".join(f"{count} {status}" for status, count in counts.items()) or "no Definition is selected"
+        more = (f"... and {len(ranked) - _SHOWN} more; --json has all",) * (len(ranked) > _SHOWN)
         use = f"FLASHINFER_TRACE_APPLY=1 FLASHINFER_TRACE_APPLY_PATH={self.folder}"
         lines = (f"to use it: {use}",) * bool(counts["applied"])
         checked = f"; checked on {self.checked}" if self.checked else "; not checked"
         kept = "; the folder stays as it was" * bool(counts["failed"] and not counts["applied"])
-        return Summary(tables=tables, lines=(*lines, f"{self.folder}: {said}{checked * bool(counts['applied'])}{kept}"))
+        return Summary(
+            tables=tables, lines=(*more, *lines, f"{self.folder}: {said}{checked * bool(counts['applied'])}{kept}")
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -360,9 +363,9 @@ def _facts(candidates: Sequence[_Candidate], device: str) -> dict[str, Any]:
 def _report(candidate: _Candidate, *, dry_run: bool) -> ApplyEntry:
     definition, solution = candidate.definition, candidate.choice.solution
     own: dict[str, Any] = {"definition": definition.name, "op_type": definition.op_type}
+    own |= {"ratio": candidate.choice.ratio, "milliseconds": candidate.choice.milliseconds}
     if solution is not None:
-        own |= {"solution": solution.name, "author": solution.author, "ratio": candidate.choice.ratio}
-        own["milliseconds"] = candidate.choice.milliseconds
+        own |= {"solution": solution.name, "author": solution.author}
     if candidate.dispatch is None:
         return ApplyEntry(status="skipped", reason=candidate.reason, routed_as=candidate.fi_name, **own)
     seen = candidate.dispatch.application.interface.keys.values()

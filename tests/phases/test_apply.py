@@ -235,6 +235,23 @@ def test_of_several_those_that_pass_the_check_are_written(
     assert result.summary().lines[-1] == f"{folder}: 1 applied, 1 failed; checked on cuda"
 
 
+def test_what_was_measured_is_shown_first_and_what_is_not_shown_is_counted() -> None:
+    entries = [ApplyEntry(definition=f"empty_{place}", op_type="noise", status="skipped") for place in range(31)]
+    entries += [
+        ApplyEntry(definition="slow", op_type="noise", status="skipped", ratio=0.5, milliseconds=2.0, reason="slower"),
+        ApplyEntry(definition="fast", op_type="noise", status="applied", ratio=2.0, milliseconds=1.0, solution="mine"),
+    ]
+    summary = ApplyResult(dataset="d", hardware=H200, folder="f", checked="cuda", entries=tuple(entries)).summary()
+    rows = summary.tables[0].rows
+    assert rows[:3] == (
+        ("fast", "applied", "2.00x", "mine"),
+        ("slow", "skipped", "0.50x", "slower"),
+        ("empty_0", "skipped", "", ""),
+    )
+    assert len(rows) == 30
+    assert summary.lines[0] == "... and 3 more; --json has all"
+
+
 def test_a_second_run_replaces_the_whole_folder(shelf: Shelf, norm: Definition) -> None:
     shelf.add(norm, _solution(norm, "fast"), (0.005, 0.010))
     folder = Path(shelf.apply(check=False).folder)
@@ -267,8 +284,9 @@ def test_nothing_less_than_better_on_every_workload_is_applied(
 ) -> None:
     shelf.add(norm, _solution(norm, name), times, **options)
     entry = _only(shelf.apply())
-    assert entry.status == "skipped"
+    assert (entry.status, entry.solution) == ("skipped", "")
     assert word in entry.reason
+    assert (entry.milliseconds is None) == (word == "all 2 Workloads")
 
 
 def test_a_baseline_is_never_applied(shelf: Shelf, norm: Definition) -> None:

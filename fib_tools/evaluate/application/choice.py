@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fib_tools.evaluate.engines.items import hash_solution
 from fib_tools.evaluate.report.report_reading import OWN_TOOL
@@ -37,8 +37,8 @@ class Choice:
     """The best Solution, or why there is none."""
 
     solution: Solution | None = None
-    milliseconds: float = 0.0
-    """The geometric mean over the Workloads, weighted by how often they occur where all say it."""
+    milliseconds: float | None = None
+    """The geometric mean over the Workloads, weighted by how often they occur where all say it; of the best also where it is refused."""
     ratio: float | None = None
     """How many times as fast as the fastest baseline it is, the same mean; None without one."""
     reason: str = ""
@@ -67,14 +67,16 @@ def choose_best(
     if not choices:
         wanted = f"all {len(subject.workloads)} Workloads on {subject.device}"
         return Choice(reason=f"no Solution but baselines has passed on {wanted}; run: fib bench {subject.definition}")
-    best = min(choices, key=lambda choice: choice.milliseconds)
+    best = min(choices, key=lambda choice: choice.milliseconds or math.inf)
     if not least_ratio:
         return best
     if best.ratio is None:
-        return Choice(reason="no baseline has passed on all Workloads; run: fib baselines write, then fib bench")
+        reason = "no baseline has passed on all Workloads; run: fib baselines write, then fib bench"
+        return replace(best, solution=None, reason=reason)
     if best.ratio < least_ratio:
         name = best.solution.name if best.solution else ""
-        return Choice(reason=f"the best, {name}, is {best.ratio:.3f} times as fast as the baseline")
+        reason = f"the best, {name}, is {best.ratio:.3f} times as fast as the baseline"
+        return replace(best, solution=None, reason=reason)
     return best
 
 
