@@ -47,6 +47,7 @@ from fib_tools.phases.request import COMMAND_LINE_ONLY, check_op_types
 __all__ = ["BenchResult", "BenchRow", "benchmark_kernels", "find_hardware", "limit_time", "make_bundle"]
 
 _SHOWN = 60
+_NAMED = 10
 _RUNS = "bench"
 _MESSAGES = 20
 """To a Solution on one Workload, each with the time limit."""
@@ -96,7 +97,7 @@ class BenchResult(Result):
     failures: tuple[str, ...] = ()
     """What could not be read, or the machinery could not evaluate."""
     unfit: tuple[str, ...] = ()
-    """Solutions that were left out, since their target_hardware names other GPUs."""
+    """Solutions that were left out, since their target_hardware is another."""
     conflicts: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     """Of Traces, new or changed."""
@@ -122,7 +123,8 @@ class BenchResult(Result):
         kept = (f"{self.reused} of them were not run: the dataset has their evidence (--fresh runs them)",) * bool(
             self.reused
         )
-        unfit = (f"{len(self.unfit)} Solutions are for other GPUs (spec.target_hardware)",) * bool(self.unfit)
+        names = ", ".join((*self.unfit[:_NAMED], *("...",) * (len(self.unfit) > _NAMED)))
+        unfit = (f"{len(self.unfit)} left out, for other hardware (spec.target_hardware): {names}",) * bool(names)
         if not self.run:
             said = f"{self.planned} evaluations would be made on {self.hardware}{label}; the dataset has evidence on {self.reused} more"
             return Summary(lines=(*self.failures, said, *unfit))
@@ -371,7 +373,7 @@ class _Planner:
         self._dataset, self._options = dataset, options
         self._bundles = bundles
         self.unfit: list[str] = []
-        """Solutions that are for other GPUs, by name."""
+        """Solutions that are for other hardware, by name."""
 
     def __call__(self, hardware: str, capability: int) -> Plan:
         """Plan for a model of GPU.
@@ -379,13 +381,14 @@ class _Planner:
         Raises:
             RequestError: every Solution is for others.
         """
-        kept = [bundle.for_gpu(capability) for bundle in self._bundles]
+        is_cpu = self._options.device == "cpu"
+        kept = [bundle.for_cpu() if is_cpu else bundle.for_gpu(capability) for bundle in self._bundles]
         pairs = zip(self._bundles, kept, strict=True)
         self.unfit = [each.name for whole, left in pairs for each in whole.solutions if each not in left.solutions]
         items = plan_items(kept, hash_blob=BlobHasher(self._dataset.root))
         if not items:
             raise RequestError(
-                f"no Solution chosen is for {hardware} (sm{capability})",
+                f"no Solution chosen is for {hardware}{f' (sm{capability})' if capability else ''}",
                 todo="see spec.target_hardware of each, or choose others",
             )
         return Plan(dataset=str(self._dataset.root), hardware=hardware, options=self._options, items=items)

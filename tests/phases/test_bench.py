@@ -112,10 +112,24 @@ def test_solutions_for_other_gpus_are_left_out_and_named(tmp_path: Path, monkeyp
     monkeypatch.setattr("fib_tools.phases.bench.find_hardware", lambda _device: ("NVIDIA H200", 90))
     planned = benchmark_kernels(context(tmp_path), dry_run=True)
     assert (planned.planned, planned.unfit) == (2, ("other",))
-    assert "1 Solutions are for other GPUs" in "\n".join(planned.summary().lines)
+    assert planned.summary().lines[-1] == "1 left out, for other hardware (spec.target_hardware): other"
     with pytest.raises(RequestError, match="no Solution chosen is for NVIDIA H200"):
         benchmark_kernels(context(tmp_path), solutions=("other",), dry_run=True)
     assert dataset.root.is_dir()
+
+
+def test_on_a_cpu_solutions_for_gpus_are_left_out_and_named(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "dataset", {"python": HONEST, "triton": HONEST + "\n", "both": HONEST + "\n\n"})
+    for name, hardware in (("python", '"sm90"'), ("triton", '"sm90"'), ("both", '"sm90", "CPU"')):
+        (path,) = (tmp_path / "dataset").glob(f"solutions/**/{name}.json")
+        text = path.read_text(encoding="utf-8").replace('"cpu"', hardware)
+        language = "python" if name == "python" else "triton"
+        path.write_text(text.replace('"language": "python"', f'"language": "{language}"'), encoding="utf-8")
+    planned = benchmark_kernels(context(tmp_path), device="cpu", dry_run=True)
+    assert (planned.planned, planned.unfit) == (4, ("triton",))
+    with pytest.raises(RequestError) as refused:
+        benchmark_kernels(context(tmp_path), device="cpu", solutions=("triton",), dry_run=True)
+    assert refused.value.what == f"no Solution chosen is for {planned.hardware}"
 
 
 @pytest.mark.parametrize(
