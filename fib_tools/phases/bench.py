@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Annotated, Literal
@@ -48,6 +49,8 @@ __all__ = ["BenchResult", "BenchRow", "benchmark_kernels", "find_hardware", "lim
 
 _SHOWN = 60
 _NAMED = 10
+_UNTOLD_SECONDS = 1.0
+"""Of reading the dataset: what is over by then needs no progress."""
 _RUNS = "bench"
 _MESSAGES = 20
 """To a Solution on one Workload, each with the time limit."""
@@ -305,8 +308,10 @@ def _bundle(context: Context, dataset: Dataset, choice: _Choice) -> tuple[list[B
     seen: list[Solution] = []
     unread: list[FibError] = []
     chosen = [definition for _, definition in sorted(loaded.items()) if choice.takes(definition)]
+    begun = time.monotonic()
     for done, definition in enumerate(chosen):
-        context.progress("reading Solutions and Workloads", done, len(chosen))
+        if time.monotonic() - begun > _UNTOLD_SECONDS:
+            context.progress("reading Solutions and Workloads", done, len(chosen))
         found, wrong = dataset.read_solutions(definition.op_type, definition.name)
         unread += [error for path, error in wrong.items() if choice.may_take_file(path)]
         seen += found

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -130,6 +131,21 @@ def test_on_a_cpu_solutions_for_gpus_are_left_out_and_named(tmp_path: Path) -> N
     with pytest.raises(RequestError) as refused:
         benchmark_kernels(context(tmp_path), device="cpu", solutions=("triton",), dry_run=True)
     assert refused.value.what == f"no Solution chosen is for {planned.hardware}"
+
+
+@pytest.mark.parametrize(("seconds", "count"), [(0.01, 0), (0.6, 2)])
+def test_reading_is_told_of_once_it_takes_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, count: int
+) -> None:
+    dataset = write_dataset(tmp_path / "dataset", {"honest": HONEST})
+    for size in (32, 128):
+        dataset.write_definition(norm(size))
+    clock = itertools.count(step=seconds)
+    monkeypatch.setattr("fib_tools.phases.bench.time.monotonic", lambda: next(clock))
+    told: list[tuple[str, int, int]] = []
+    telling = replace(context(tmp_path), progress=lambda *what: told.append(what))
+    benchmark_kernels(telling, device="cpu", dry_run=True)
+    assert told == [("reading Solutions and Workloads", done, 3) for done in (1, 2)][:count]
 
 
 @pytest.mark.parametrize(
