@@ -15,7 +15,7 @@ from fib_tools.evaluate.judge.contest import Contest, RunnerMaker
 from fib_tools.evaluate.judge.device import Device
 from fib_tools.evaluate.judge.judge import Judge, Judgement
 from fib_tools.evaluate.judge.measurement import as_series
-from fib_tools.evaluate.judge.refusal import RefusedError
+from fib_tools.evaluate.judge.refusal import ReferenceFailedError
 from fib_tools.evaluate.judge.runner import PRELOAD
 from fib_tools.evaluate.judge.trial import Trial
 from fib_tools.host.env import engine_environment
@@ -101,7 +101,7 @@ class Worker:
         tolerances = {name: bound.to_tolerance() for name, bound in task.bounds.items()}
         try:
             judgement = self._judge.judge(contest, task, master=options.seed, tolerances=tolerances)
-        except RefusedError as error:
+        except ReferenceFailedError as error:
             self._drop(task)
             raise RequestError(
                 f"the reference failed: {error.refusal.detail}",
