@@ -27,7 +27,8 @@ from side_by_side_dataset import write_dataset
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = sorted({size for power in range(13) for size in (2**power, 3 * 2**power)} - {6144, 8192, 12288})
 VERSIONS = ("torch", "triton")
-_PROGRESS = re.compile(r"\[ *([0-9.]+) s\] .* [0-9]+/[0-9]+$", re.MULTILINE)
+_RESULT = re.compile(r"^\[ *([0-9.]+) s\] .+ on .+: (?:[A-Z_]+|failed) [0-9]+/[0-9]+$", re.MULTILINE)
+"""A line of progress that tells how an evaluation ended."""
 
 
 @dataclass(kw_only=True)
@@ -53,10 +54,15 @@ def run(options: argparse.Namespace, gpus: int, number: int) -> Run:
     with log.open("wb") as stream:
         subprocess.run([*command, "--gpus", str(gpus)], stdout=stream, stderr=stream, check=True, env=environment)
     seconds = time.perf_counter() - begun
-    moments = [float(said) for said in _PROGRESS.findall(log.read_text())]
     times, ends = read_traces(root)
     print(f"{gpus} GPUs: {seconds:.1f} s, {ends}", file=sys.stderr, flush=True)
-    return Run(gpus=gpus, seconds=seconds, measuring=moments[-1] - moments[2] if len(moments) > 2 else 0.0, times=times)
+    return Run(gpus=gpus, seconds=seconds, measuring=find_measuring_seconds(log.read_text()), times=times)
+
+
+def find_measuring_seconds(log: str) -> float:
+    """Find the seconds from the first result to the last that a run's progress tells of."""
+    moments = [float(said) for said in _RESULT.findall(log)]
+    return moments[-1] - moments[0] if moments else 0.0
 
 
 def compare(base: Run, other: Run) -> str:

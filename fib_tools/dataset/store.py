@@ -153,15 +153,15 @@ class Dataset:
         """
         loaded, broken = self.read_solutions(op_type, definition)
         if broken:
-            raise broken[0]
+            raise next(iter(broken.values()))
         return loaded
 
     def read_solutions(
         self, op_type: str, definition: str
-    ) -> tuple[tuple[Solution, ...], tuple[FormatError | PathError, ...]]:
-        """Load those that can be, in the order of their paths, and say what is wrong with the others."""
+    ) -> tuple[tuple[Solution, ...], dict[str, FormatError | PathError]]:
+        """Load those that can be, in the order of their paths, and say what is wrong with the others, by path."""
         loaded: list[Solution] = []
-        broken: list[FormatError | PathError] = []
+        broken: dict[str, FormatError | PathError] = {}
         for path in sorted(
             self.root.glob(f"solutions/*/{check_component(op_type)}/{check_component(definition)}/*.json")
         ):
@@ -169,14 +169,14 @@ class Dataset:
             try:
                 solution = read_lenient(Solution, load_json(self.read(relative), where=relative), where=relative)
             except (FormatError, PathError) as error:
-                broken.append(error)
+                broken[relative] = error
                 continue
             if solution.definition != definition:
                 what = f"it says that it is of the Definition {solution.definition}"
-                broken.append(FormatError(what, where=relative, todo="move the file, or change its `definition`"))
+                broken[relative] = FormatError(what, where=relative, todo="move the file, or change its `definition`")
             else:
                 loaded.append(solution)
-        return tuple(loaded), tuple(broken)
+        return tuple(loaded), broken
 
     def read_lines(self, relative: str) -> list[str]:
         """Read the lines of a JSONL file that are not blank; none where there is no file.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
@@ -16,6 +15,7 @@ from fib_tools.model.base import Model, NonNegative
 from fib_tools.model.evidence import L2, Evidence, Launch
 from fib_tools.model.solution import Solution
 from fib_tools.model.trace import EvaluationStatus
+from fib_tools.model.weights import geometric_mean
 
 __all__ = ["Ask", "AskKind", "Attempt", "Draft", "ShapeResult", "find_best", "sum_up"]
 
@@ -120,10 +120,7 @@ class Attempt(Model):
     def score(self) -> float:
         """The geometric mean of its speed-ups, weighted by how often their Workloads occur; 0 if it is not right."""
         known = [(result.weight, result.speedup) for result in self.results if result.speedup]
-        if not self.passed or not known:
-            return 0.0
-        total = sum(weight for weight, _ in known)
-        return math.exp(sum(weight * math.log(speedup) for weight, speedup in known) / total)
+        return geometric_mean(known) if self.passed and known else 0.0
 
     @property
     def first_wrong(self) -> ShapeResult | None:

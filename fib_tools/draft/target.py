@@ -8,6 +8,7 @@ from fib_tools.evaluate.engines.items import Bound
 from fib_tools.model.base import Model
 from fib_tools.model.definition import Definition
 from fib_tools.model.solution import Language
+from fib_tools.model.weights import find_weights, is_weighted
 
 __all__ = ["Shape", "Target", "format_us", "list_gpu_facts"]
 
@@ -56,14 +57,16 @@ class Target(Model):
     @property
     def is_weighted(self) -> bool:
         """Tell whether every Workload says how often it occurs: some counts alone do not compare with the rest."""
-        return bool(self.shapes) and all(shape.count for shape in self.shapes)
+        return is_weighted(self._counts.values())
 
     @property
     def weights(self) -> dict[str, float]:
         """The share of each Workload in what occurs; the same for all where that is not known."""
-        counts = {shape.workload: (shape.count or 1) if self.is_weighted else 1 for shape in self.shapes}
-        total = sum(counts.values())
-        return {workload: count / total for workload, count in counts.items()}
+        return find_weights(self._counts)
+
+    @property
+    def _counts(self) -> dict[str, int | None]:
+        return {shape.workload: shape.count for shape in self.shapes}
 
 
 _FACTS: dict[int, tuple[str, ...]] = {

@@ -78,6 +78,11 @@ class BuildSpec(Model):
         named = [_CAPABILITY.fullmatch(hardware) for hardware in self.target_hardware]
         return not capability or any(found is None or int(found[1]) == capability for found in named)
 
+    @property
+    def fits_cpu(self) -> bool:
+        """Tell whether it can run without a GPU: it is plain Python, or names `cpu`."""
+        return self.language is Language.PYTHON or "cpu" in map(str.casefold, self.target_hardware)
+
 
 class Solution(Model):
     """A named, authored implementation of one Definition."""

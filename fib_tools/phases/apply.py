@@ -16,7 +16,7 @@ from pydantic import Field
 
 from fib_tools.dataset.store import Dataset
 from fib_tools.errors import FormatError, RequestError
-from fib_tools.evaluate.application.application import Application, find_interface, make_application, make_documents
+from fib_tools.evaluate.application.application import find_interface, make_application, make_documents
 from fib_tools.evaluate.application.application_check import Checked, Dispatch, check_dispatch, find_needed_gpu
 from fib_tools.evaluate.application.choice import Choice, Subject, choose_best
 from fib_tools.evaluate.report.report_reading import Reading, read_measurements
@@ -48,13 +48,13 @@ class ApplyEntry(Result):
     definition: str
     op_type: str
     status: Literal["applied", "would apply", "skipped", "failed"]
-    """`failed`: FlashInfer did not dispatch a call to it, and the folder was left as it was."""
+    """`failed`: FlashInfer did not dispatch a call to it, and it is not in the folder."""
     solution: str = ""
     author: str = ""
     ratio: float | None = None
-    """How many times as fast as the fastest baseline, the geometric mean over the Workloads."""
+    """How many times as fast as the fastest baseline, the geometric mean over the Workloads, weighted by their counts."""
     milliseconds: float | None = None
-    """The geometric mean over the Workloads."""
+    """The same mean of its times; of the best one also where that is refused."""
     routed_as: str = ""
     """The name that FlashInfer computes for such a call."""
     not_routed: dict[str, Any] = Field(default_factory=dict)
@@ -84,9 +84,9 @@ class ApplyResult(Result):
         return any(entry.status == "failed" for entry in self.entries)
 
     def summary(self) -> Summary:
-        """Show what failed and what is applied, then how to use it."""
+        """Show what failed, what is applied, and what was measured in vain before all else; then how to use it."""
         order = ("failed", "applied", "would apply", "skipped")
-        ranked = [entry for status in order for entry in self.entries if entry.status == status]
+        ranked = sorted(self.entries, key=lambda entry: (order.index(entry.status), entry.milliseconds is None))
         rows = tuple(
             (
                 entry.definition,
@@ -100,10 +100,14 @@ class ApplyResult(Result):
         tables = (Table(title=f"best on {self.hardware}", columns=columns, rows=rows),) if rows else ()
         counts = Counter(entry.status for entry in self.entries)
         said = ", ".join(f"{count} {status}" for status, count in counts.items()) or "no Definition is selected"
+        more = (f"... and {len(ranked) - _SHOWN} more; --json has all",) * (len(ranked) > _SHOWN)
         use = f"FLASHINFER_TRACE_APPLY=1 FLASHINFER_TRACE_APPLY_PATH={self.folder}"
         lines = (f"to use it: {use}",) * bool(counts["applied"])
         checked = f"; checked on {self.checked}" if self.checked else "; not checked"
-        return Summary(tables=tables, lines=(*lines, f"{self.folder}: {said}{checked * bool(counts['applied'])}"))
+        kept = "; the folder stays as it was" * bool(counts["failed"] and not counts["applied"])
+        return Summary(
+            tables=tables, lines=(*more, *lines, f"{self.folder}: {said}{checked * bool(counts['applied'])}{kept}")
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,9 +149,9 @@ def apply_solutions(
     """Write the best Solution of each Definition into a folder for FlashInfer's trace_apply, and check it by running.
 
     Only what fib bench measured on this GPU model counts, and only what passed on every Workload. The folder is
-    replaced as a whole, and only if all of it is dispatched. On a GPU the check runs Solutions with your rights.
+    replaced as a whole, by what the check saw dispatched. On a GPU the check runs Solutions with your rights.
 
-    Exit status 0: written; 1: a Solution is not dispatched, and the folder is as it was; 2: the request cannot be served.
+    Exit status 0: written; 1: a Solution is not dispatched, and is left out; 2: the request cannot be served.
     """
     dataset = Dataset.open(context.dataset.root)
     target = (out or context.workspace.root / _FOLDER).absolute()
@@ -228,7 +232,7 @@ def _choose(
     subject = Subject(
         definition=definition.name,
         solutions=wanted,
-        workloads=[workload.uuid for workload in workloads],
+        workloads={workload.uuid: workload.count for workload in workloads},
         device=device,
     )
     return choose_best(subject, reading.measurements, reading.evidence, least_ratio=least_ratio)
@@ -307,22 +311,34 @@ def _check_means(context: Context, candidates: Sequence[_Candidate], *, check: b
 def _write(
     context: Context, target: Path, candidates: list[_Candidate], device: str, *, check: bool, on_gpu: bool
 ) -> list[_Candidate]:
-    """Write the folder beside its place, check it there, and put it in its place if all of it is dispatched."""
-    ready = [each.dispatch for each in candidates if each.dispatch]
-    with stage_folder(target) as staged:
-        _write_documents(staged, [dispatch.application for dispatch in ready], _facts(candidates, device))
-        if check and ready:
-            context.progress(f"checking {len(ready)} Solutions by running FlashInfer", 0, len(ready))
-            answers = iter(check_dispatch(staged, ready, on_gpu=on_gpu))
-            candidates = [replace(each, checked=next(answers)) if each.dispatch else each for each in candidates]
-        if not any(each.checked and each.checked.problem for each in candidates):
+    """Replace the folder by what passes the check; where nothing does, it stays as it was."""
+    ready = [each for each in candidates if each.dispatch]
+    if check and ready:
+        candidates = _check(context, target, candidates, device, on_gpu=on_gpu)
+    passed = [each for each in candidates if each.dispatch and not (each.checked and each.checked.problem)]
+    if passed or not ready:
+        with stage_folder(target) as staged:
+            _write_documents(staged, passed, device)
             replace_folder(staged, target)
     return candidates
 
 
-def _write_documents(folder: Path, applications: Sequence[Application], facts: Mapping[str, Any]) -> None:
+def _check(
+    context: Context, target: Path, candidates: Sequence[_Candidate], device: str, *, on_gpu: bool
+) -> list[_Candidate]:
+    """Write all of it into a folder beside the place, and see what FlashInfer dispatches to."""
+    dispatches = [each.dispatch for each in candidates if each.dispatch]
+    context.progress(f"checking {len(dispatches)} Solutions by running FlashInfer", 0, len(dispatches))
+    with stage_folder(target) as staged:
+        _write_documents(staged, candidates, device)
+        answers = iter(check_dispatch(staged, dispatches, on_gpu=on_gpu))
+        return [replace(each, checked=next(answers)) if each.dispatch else each for each in candidates]
+
+
+def _write_documents(folder: Path, candidates: Sequence[_Candidate], device: str) -> None:
+    applications = [each.dispatch.application for each in candidates if each.dispatch]
     with storage_errors(folder):
-        for relative, data in make_documents(applications, facts).items():
+        for relative, data in make_documents(applications, _facts(candidates, device)).items():
             path = folder.joinpath(*relative.split("/"))
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
@@ -347,9 +363,9 @@ def _facts(candidates: Sequence[_Candidate], device: str) -> dict[str, Any]:
 def _report(candidate: _Candidate, *, dry_run: bool) -> ApplyEntry:
     definition, solution = candidate.definition, candidate.choice.solution
     own: dict[str, Any] = {"definition": definition.name, "op_type": definition.op_type}
+    own |= {"ratio": candidate.choice.ratio, "milliseconds": candidate.choice.milliseconds}
     if solution is not None:
-        own |= {"solution": solution.name, "author": solution.author, "ratio": candidate.choice.ratio}
-        own["milliseconds"] = candidate.choice.milliseconds
+        own |= {"solution": solution.name, "author": solution.author}
     if candidate.dispatch is None:
         return ApplyEntry(status="skipped", reason=candidate.reason, routed_as=candidate.fi_name, **own)
     seen = candidate.dispatch.application.interface.keys.values()

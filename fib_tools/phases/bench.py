@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from fib_tools.dataset.layout import find_location
 from fib_tools.dataset.store import Dataset
 from fib_tools.errors import FibError, FormatError, RequestError
 from fib_tools.evaluate.calibration.calibration import find_calibration, find_tolerances
@@ -46,6 +48,9 @@ from fib_tools.phases.request import COMMAND_LINE_ONLY, check_op_types
 __all__ = ["BenchResult", "BenchRow", "benchmark_kernels", "find_hardware", "limit_time", "make_bundle"]
 
 _SHOWN = 60
+_NAMED = 10
+_UNTOLD_SECONDS = 1.0
+"""Of reading the dataset: what is over by then needs no progress."""
 _RUNS = "bench"
 _MESSAGES = 20
 """To a Solution on one Workload, each with the time limit."""
@@ -93,9 +98,9 @@ class BenchResult(Result):
     """Those that the dataset had evidence on."""
     evaluations: tuple[BenchRow, ...] = ()
     failures: tuple[str, ...] = ()
-    """What the machinery could not evaluate."""
+    """What could not be read, or the machinery could not evaluate."""
     unfit: tuple[str, ...] = ()
-    """Solutions that were left out, since their target_hardware names other GPUs."""
+    """Solutions that were left out, since their target_hardware is another."""
     conflicts: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     """Of Traces, new or changed."""
@@ -121,10 +126,11 @@ class BenchResult(Result):
         kept = (f"{self.reused} of them were not run: the dataset has their evidence (--fresh runs them)",) * bool(
             self.reused
         )
-        unfit = (f"{len(self.unfit)} Solutions are for other GPUs (spec.target_hardware)",) * bool(self.unfit)
+        names = ", ".join((*self.unfit[:_NAMED], *("...",) * (len(self.unfit) > _NAMED)))
+        unfit = (f"{len(self.unfit)} left out, for other hardware (spec.target_hardware): {names}",) * bool(names)
         if not self.run:
             said = f"{self.planned} evaluations would be made on {self.hardware}{label}; the dataset has evidence on {self.reused} more"
-            return Summary(lines=(said, *unfit))
+            return Summary(lines=(*self.failures, said, *unfit))
         return Summary(tables=tables, lines=(*more, *wrong, *self.failures, *self.conflicts, said, *kept, *unfit))
 
 
@@ -181,11 +187,12 @@ def benchmark_kernels(
     Each Solution runs in a confined process of its own, on fresh inputs at each call; every output of every call is
     compared, and times are checked against an outside clock and the device's measured limits.
 
-    Exit status 0: all was evaluated (a Solution that fails is a result); 1: something could not be evaluated.
+    Exit status 0: all was evaluated (a Solution that fails is a result); 1: something could not be read or evaluated.
     """
     dataset = Dataset.open(context.dataset.root)
     started = datetime.now().astimezone()
     bundles, unread = _bundle(context, dataset, _Choice(definitions, op_types, solutions, authors, workloads))
+    failures = tuple(f"not read: {error}" for error in unread)
     load = {bundle.definition.name: bundle for bundle in bundles}.__getitem__
     options = Options(
         device=device,
@@ -203,6 +210,7 @@ def benchmark_kernels(
             hardware=plan.hardware,
             planned=plan.evaluations - known,
             reused=known,
+            failures=failures,
             unfit=tuple(plan_for.unfit),
         )
     if engine == "ray":
@@ -225,7 +233,7 @@ def benchmark_kernels(
                 found = _name_all(bundles, [*reusable.values(), *journal.results()])
                 files = _write(dataset, bundles, found)
             result = _to_result(dataset, journal, reusable, bundles, files, started)
-            failures = (*(f"not read: {error}" for error in unread), *result.failures)
+            failures += result.failures
             return result.model_copy(update={"unfit": tuple(plan_for.unfit), "failures": failures})
 
 
@@ -255,13 +263,16 @@ class _Choice:
         return is_named and (self.op_types is None or definition.op_type in self.op_types)
 
     def takes_solution(self, solution: Solution) -> bool:
-        is_named = self._solutions is None or solution.name in self._solutions
-        return is_named and (self._authors is None or solution.author in self._authors)
+        return self._takes(solution.name, solution.author)
 
-    @property
-    def is_by_name(self) -> bool:
-        """Tell whether Solutions or authors were named."""
-        return self._solutions is not None or self._authors is not None
+    def may_take_file(self, path: str) -> bool:
+        """Tell whether a Solution that cannot be read is one of those named, as far as its path says it."""
+        at = find_location(path)
+        return at is None or self._takes(at.file, at.author)
+
+    def _takes(self, name: str, author: str) -> bool:
+        is_named = self._solutions is None or name in self._solutions
+        return is_named and (self._authors is None or author in self._authors)
 
     def find_missing(self, found: Collection[Solution]) -> list[str]:
         """Find the Solutions, then the authors, that were named and are not there."""
@@ -286,7 +297,7 @@ class _Choice:
 
 
 def _bundle(context: Context, dataset: Dataset, choice: _Choice) -> tuple[list[Bundle], list[FibError]]:
-    """Load what is to be evaluated, and what is wrong with Solutions that nobody chose by name.
+    """Load what is to be evaluated, and what is wrong with Solutions that may have been among it.
 
     Raises:
         RequestError: nothing is.
@@ -297,10 +308,12 @@ def _bundle(context: Context, dataset: Dataset, choice: _Choice) -> tuple[list[B
     seen: list[Solution] = []
     unread: list[FibError] = []
     chosen = [definition for _, definition in sorted(loaded.items()) if choice.takes(definition)]
+    begun = time.monotonic()
     for done, definition in enumerate(chosen):
-        context.progress("reading Solutions and Workloads", done, len(chosen))
+        if time.monotonic() - begun > _UNTOLD_SECONDS:
+            context.progress("reading Solutions and Workloads", done, len(chosen))
         found, wrong = dataset.read_solutions(definition.op_type, definition.name)
-        unread += wrong
+        unread += [error for path, error in wrong.items() if choice.may_take_file(path)]
         seen += found
         kept = tuple(solution for solution in found if choice.takes_solution(solution))
         workloads = dataset.load_workloads(definition.op_type, definition.name)[: choice.workloads]
@@ -318,7 +331,7 @@ def _bundle(context: Context, dataset: Dataset, choice: _Choice) -> tuple[list[B
         raise RequestError(
             "no Definition chosen has both a Solution and a Workload", where=str(dataset.root), todo=todo
         )
-    return bundles, [] if choice.is_by_name else unread
+    return bundles, unread
 
 
 def make_bundle(
@@ -365,7 +378,7 @@ class _Planner:
         self._dataset, self._options = dataset, options
         self._bundles = bundles
         self.unfit: list[str] = []
-        """Solutions that are for other GPUs, by name."""
+        """Solutions that are for other hardware, by name."""
 
     def __call__(self, hardware: str, capability: int) -> Plan:
         """Plan for a model of GPU.
@@ -373,13 +386,14 @@ class _Planner:
         Raises:
             RequestError: every Solution is for others.
         """
-        kept = [bundle.for_gpu(capability) for bundle in self._bundles]
+        is_cpu = self._options.device == "cpu"
+        kept = [bundle.for_cpu() if is_cpu else bundle.for_gpu(capability) for bundle in self._bundles]
         pairs = zip(self._bundles, kept, strict=True)
         self.unfit = [each.name for whole, left in pairs for each in whole.solutions if each not in left.solutions]
         items = plan_items(kept, hash_blob=BlobHasher(self._dataset.root))
         if not items:
             raise RequestError(
-                f"no Solution chosen is for {hardware} (sm{capability})",
+                f"no Solution chosen is for {hardware}{f' (sm{capability})' if capability else ''}",
                 todo="see spec.target_hardware of each, or choose others",
             )
         return Plan(dataset=str(self._dataset.root), hardware=hardware, options=self._options, items=items)

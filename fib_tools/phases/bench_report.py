@@ -243,14 +243,14 @@ def _standings(device: DeviceReport) -> Table:
             s.author or "unknown",
             f"{100 * s.correct:.0f}%",
             f"{s.passed}/{s.attempted}",
-            _factor(s.speedup),
+            _factor(s.speedup if device.has_baseline else s.reference_speedup),
             _share(s.fast_1),
             _percent(s.percent),
             str(s.rejected) if s.rejected else "",
         )
         for s in device.leaderboard
     )
-    columns = ("author", "correct", "workloads", "speed-up", "fast_1", "% of limit", "rejected")
+    columns = ("author", "correct", "workloads", _name_factor(device), "fast_1", "% of limit", "rejected")
     return Table(title=f"leaderboard: {_name(device)}", columns=columns, rows=rows)
 
 
@@ -266,13 +266,17 @@ def _solutions(definition: DefinitionReport, measurements: Sequence[Measurement]
         head = (
             f"{s.author or 'unknown'}/{s.solution}",
             f"{s.passed}/{s.attempted}",
-            _factor(s.speedup),
+            _factor(s.speedup if definition.has_baseline else s.reference_speedup),
             _percent(s.percent),
         )
         rows.append((*head, *cells))
-    columns = ("solution", "passed", "speed-up", "% of limit", *(w.label for w in definition.workloads))
+    columns = ("solution", "passed", _name_factor(definition), "% of limit", *(w.label for w in definition.workloads))
     title = f"{definition.definition} ({definition.op_type})"
     return Table(title=title, columns=columns, rows=tuple(rows))
+
+
+def _name_factor(report: DeviceReport | DefinitionReport) -> str:
+    return "speed-up" if report.has_baseline else "x reference"
 
 
 def _outcome(m: Measurement | None) -> str:

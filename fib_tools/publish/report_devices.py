@@ -94,7 +94,7 @@ def _leaderboard(device: DeviceReport, marks: Marks) -> Html:
         ("author", ""),
         ("correct", "n"),
         ("workloads", "n"),
-        ("speed-up", "n"),
+        ("speed-up" if device.has_baseline else "over reference", "n"),
         ("fast_1", "n"),
         ("% of limit", "n"),
         ("rejected", "n"),
@@ -104,24 +104,26 @@ def _leaderboard(device: DeviceReport, marks: Marks) -> Html:
             (marks.label(s.author), s.author),
             (format_percent(100 * s.correct), s.correct),
             (f"{s.passed}/{s.attempted}", s.passed),
-            (format_factor(s.speedup), s.speedup),
+            (format_factor(factor), factor),
             (draw_bar(None if s.fast_1 is None else 100 * s.fast_1, classes=marks.colour(s.author)), s.fast_1),
             (draw_bar(s.percent, classes=marks.colour(s.author)), s.percent),
             (tag("span", str(s.rejected), class_="bad") if s.rejected else "0", s.rejected),
         )
         for s in device.leaderboard
+        for factor in (s.speedup if device.has_baseline else s.reference_speedup,)
     ]
     return make_table(columns, rows, label=f"Leaderboard on {device.device}", sorted_by=4)
 
 
 def _index_table(place: int, definitions: Sequence[DefinitionReport], marks: Marks) -> Html:
+    has_baseline = any(report.has_baseline for report in definitions)
     columns = (
         ("definition", ""),
         ("op_type", ""),
         ("workloads", "n"),
         ("best Solution", ""),
         ("passed", "n"),
-        ("speed-up", "n"),
+        ("speed-up" if has_baseline else "over reference", "n"),
         ("% of limit", "n"),
         ("baseline's %", "n"),
     )
@@ -138,7 +140,7 @@ def _index_table(place: int, definitions: Sequence[DefinitionReport], marks: Mar
                 if best
                 else (tag("span", "none", class_="dim"), None),
                 (f"{best.passed}/{best.attempted}", best.passed / best.attempted) if best else (NOTHING, None),
-                factor_cell(best.speedup if best else None),
+                factor_cell((best.speedup if has_baseline else best.reference_speedup) if best else None),
                 (
                     draw_bar(best.percent, classes=marks.colour(best.author)) if best else NOTHING,
                     best.percent if best else None,

@@ -213,8 +213,43 @@ def test_a_solution_that_raises_leaves_the_folder_as_it_was(
     assert _only(result).status == "failed"
     assert "only on Tuesdays" in _only(result).reason
     assert result.has_errors
+    assert result.summary().lines == (f"{folder}: 1 failed; the folder stays as it was",)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     assert [path.name for path in folder.parent.iterdir() if "tmp" in path.name] == []
+
+
+def test_of_several_those_that_pass_the_check_are_written(
+    shelf: Shelf, norm: Definition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf.add(norm, _solution(norm, "fast"), (0.005, 0.010))
+    silu = shelf.define(_definition("silu_and_mul", intermediate_size=32))
+    shelf.add(silu, _solution(silu, "silu", content=SILU, destination_passing_style=True), (0.005, 0.010))
+    answers = [Checked(device="cuda"), Checked(problem="it fell back", device="cuda")]
+    monkeypatch.setattr(apply, "check_dispatch", lambda *_args, **_options: answers)
+    result = shelf.apply(least_ratio=0.0)
+    assert [entry.status for entry in result.entries] == ["applied", "failed"]
+    assert result.has_errors
+    folder = Path(result.folder)
+    assert [path.stem for path in folder.glob("solutions/**/*.json")] == ["fast"]
+    assert list(json.loads((folder / "fib_apply.json").read_text(encoding="utf-8"))["applied"]) == ["rmsnorm_h64"]
+    assert result.summary().lines[-1] == f"{folder}: 1 applied, 1 failed; checked on cuda"
+
+
+def test_what_was_measured_is_shown_first_and_what_is_not_shown_is_counted() -> None:
+    entries = [ApplyEntry(definition=f"empty_{place}", op_type="noise", status="skipped") for place in range(31)]
+    entries += [
+        ApplyEntry(definition="slow", op_type="noise", status="skipped", ratio=0.5, milliseconds=2.0, reason="slower"),
+        ApplyEntry(definition="fast", op_type="noise", status="applied", ratio=2.0, milliseconds=1.0, solution="mine"),
+    ]
+    summary = ApplyResult(dataset="d", hardware=H200, folder="f", checked="cuda", entries=tuple(entries)).summary()
+    rows = summary.tables[0].rows
+    assert rows[:3] == (
+        ("fast", "applied", "2.00x", "mine"),
+        ("slow", "skipped", "0.50x", "slower"),
+        ("empty_0", "skipped", "", ""),
+    )
+    assert len(rows) == 30
+    assert summary.lines[0] == "... and 3 more; --json has all"
 
 
 def test_a_second_run_replaces_the_whole_folder(shelf: Shelf, norm: Definition) -> None:
@@ -249,8 +284,9 @@ def test_nothing_less_than_better_on_every_workload_is_applied(
 ) -> None:
     shelf.add(norm, _solution(norm, name), times, **options)
     entry = _only(shelf.apply())
-    assert entry.status == "skipped"
+    assert (entry.status, entry.solution) == ("skipped", "")
     assert word in entry.reason
+    assert (entry.milliseconds is None) == (word == "all 2 Workloads")
 
 
 def test_a_baseline_is_never_applied(shelf: Shelf, norm: Definition) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -112,10 +113,39 @@ def test_solutions_for_other_gpus_are_left_out_and_named(tmp_path: Path, monkeyp
     monkeypatch.setattr("fib_tools.phases.bench.find_hardware", lambda _device: ("NVIDIA H200", 90))
     planned = benchmark_kernels(context(tmp_path), dry_run=True)
     assert (planned.planned, planned.unfit) == (2, ("other",))
-    assert "1 Solutions are for other GPUs" in "\n".join(planned.summary().lines)
+    assert planned.summary().lines[-1] == "1 left out, for other hardware (spec.target_hardware): other"
     with pytest.raises(RequestError, match="no Solution chosen is for NVIDIA H200"):
         benchmark_kernels(context(tmp_path), solutions=("other",), dry_run=True)
     assert dataset.root.is_dir()
+
+
+def test_on_a_cpu_solutions_for_gpus_are_left_out_and_named(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "dataset", {"python": HONEST, "triton": HONEST + "\n", "both": HONEST + "\n\n"})
+    for name, hardware in (("python", '"sm90"'), ("triton", '"sm90"'), ("both", '"sm90", "CPU"')):
+        (path,) = (tmp_path / "dataset").glob(f"solutions/**/{name}.json")
+        text = path.read_text(encoding="utf-8").replace('"cpu"', hardware)
+        language = "python" if name == "python" else "triton"
+        path.write_text(text.replace('"language": "python"', f'"language": "{language}"'), encoding="utf-8")
+    planned = benchmark_kernels(context(tmp_path), device="cpu", dry_run=True)
+    assert (planned.planned, planned.unfit) == (4, ("triton",))
+    with pytest.raises(RequestError) as refused:
+        benchmark_kernels(context(tmp_path), device="cpu", solutions=("triton",), dry_run=True)
+    assert refused.value.what == f"no Solution chosen is for {planned.hardware}"
+
+
+@pytest.mark.parametrize(("seconds", "count"), [(0.01, 0), (0.6, 2)])
+def test_reading_is_told_of_once_it_takes_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, count: int
+) -> None:
+    dataset = write_dataset(tmp_path / "dataset", {"honest": HONEST})
+    for size in (32, 128):
+        dataset.write_definition(norm(size))
+    clock = itertools.count(step=seconds)
+    monkeypatch.setattr("fib_tools.phases.bench.time.monotonic", lambda: next(clock))
+    told: list[tuple[str, int, int]] = []
+    telling = replace(context(tmp_path), progress=lambda *what: told.append(what))
+    benchmark_kernels(telling, device="cpu", dry_run=True)
+    assert told == [("reading Solutions and Workloads", done, 3) for done in (1, 2)][:count]
 
 
 @pytest.mark.parametrize(
@@ -274,3 +304,23 @@ def test_a_solution_that_cannot_be_read_is_told_of_and_the_others_are_measured(t
     with pytest.raises(FormatError, match="not JSON"):
         benchmark_kernels(context(tmp_path), device="cpu", solutions=("broken",))
     assert dataset.root.is_dir()
+
+
+def test_a_broken_file_is_told_of_wherever_it_may_have_been_chosen(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "dataset", {"honest": HONEST}, sizes=(3,))
+    for author, name in (("someone", "broken"), ("else", "honest")):
+        path = dataset.root / "solutions" / author / "rmsnorm" / "rmsnorm_h64" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{", encoding="utf-8")
+
+    def plan(**choice: tuple[str, ...]) -> BenchResult:
+        return benchmark_kernels(context(tmp_path), device="cpu", dry_run=True, **choice)  # type: ignore[arg-type]
+
+    (failure,) = plan(authors=("someone",)).failures
+    assert "someone/rmsnorm/rmsnorm_h64/broken.json" in failure
+    (failure,) = plan(solutions=("honest",)).failures
+    assert "else/rmsnorm/rmsnorm_h64/honest.json" in failure
+    assert len(plan().failures) == 2
+    assert plan().has_errors
+    assert plan().summary().lines[:2] == plan().failures
+    assert not plan(authors=("someone",), solutions=("honest",)).has_errors

@@ -54,6 +54,17 @@ def test_a_person_sees_standings_definitions_and_rejections(context: Context) ->
     )
 
 
+def test_without_a_baseline_speed_ups_are_over_the_reference(context: Context, tmp_path: Path) -> None:
+    write_cases(context.dataset.root, [replace(FAST, gpu=CPU), replace(FAST, gpu=CPU, author="gpt", noise=0.1)])
+    page = tmp_path / "report.html"
+    standings, definition = report_benchmarks(context, html=page).summary().tables
+    assert (standings.columns[3], definition.columns[2]) == ("x reference", "x reference")
+    assert all(abs(float(row[3].removesuffix("x")) - 7.5) < 0.5 for row in standings.rows)
+    assert all(abs(float(row[2].removesuffix("x")) - 7.5) < 0.5 for row in definition.rows)
+    text = page.read_text(encoding="utf-8")
+    assert text.count(">over reference<") == 3
+
+
 @pytest.mark.usefixtures("dataset")
 def test_the_document_comes_back_as_it_was(context: Context) -> None:
     result = report_benchmarks(context)

@@ -7,14 +7,15 @@ its Evidence lies beside it, the hash there must be that of the Solution, so tha
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from fib_tools.evaluate.engines.items import hash_solution
 from fib_tools.evaluate.report.report_reading import OWN_TOOL
 from fib_tools.evaluate.report.report_schema import Measurement
 from fib_tools.model.evidence import Evidence
 from fib_tools.model.solution import BASELINE, Solution
+from fib_tools.model.weights import find_weights, geometric_mean
 
 __all__ = ["Choice", "Subject", "choose_best"]
 
@@ -25,8 +26,8 @@ class Subject:
 
     definition: str
     solutions: Sequence[Solution]
-    workloads: Sequence[str]
-    """Their uuids."""
+    workloads: Mapping[str, int | None]
+    """How often each occurs, by its uuid; None where it does not say."""
     device: str
     """The GPU's model, such as NVIDIA H200."""
 
@@ -36,10 +37,10 @@ class Choice:
     """The best Solution, or why there is none."""
 
     solution: Solution | None = None
-    milliseconds: float = 0.0
-    """The geometric mean over the Workloads."""
+    milliseconds: float | None = None
+    """The geometric mean over the Workloads, weighted by how often they occur where all say it; of the best also where it is refused."""
     ratio: float | None = None
-    """How many times as fast as the fastest baseline it is, the geometric mean; None without one."""
+    """How many times as fast as the fastest baseline it is, the same mean; None without one."""
     reason: str = ""
 
 
@@ -59,18 +60,23 @@ def choose_best(
     own = [each for each in measurements if _counts(each, subject)]
     passed = _find_passed(subject, own, evidence)
     baseline = _find_fastest(own, subject.workloads)
-    choices = [_measure(solution, times, baseline) for solution, times in passed if solution.author != BASELINE]
+    weights = find_weights(subject.workloads)
+    choices = [
+        _measure(solution, times, baseline, weights) for solution, times in passed if solution.author != BASELINE
+    ]
     if not choices:
         wanted = f"all {len(subject.workloads)} Workloads on {subject.device}"
         return Choice(reason=f"no Solution but baselines has passed on {wanted}; run: fib bench {subject.definition}")
-    best = min(choices, key=lambda choice: choice.milliseconds)
+    best = min(choices, key=lambda choice: choice.milliseconds or math.inf)
     if not least_ratio:
         return best
     if best.ratio is None:
-        return Choice(reason="no baseline has passed on all Workloads; run: fib baselines write, then fib bench")
+        reason = "no baseline has passed on all Workloads; run: fib baselines write, then fib bench"
+        return replace(best, solution=None, reason=reason)
     if best.ratio < least_ratio:
         name = best.solution.name if best.solution else ""
-        return Choice(reason=f"the best, {name}, is {best.ratio:.3f} times as fast as the baseline")
+        reason = f"the best, {name}, is {best.ratio:.3f} times as fast as the baseline"
+        return replace(best, solution=None, reason=reason)
     return best
 
 
@@ -105,7 +111,7 @@ def _is_of(solution: Solution, measurement: Measurement, evidence: Mapping[str, 
     return seen is None or seen.subject.solution_hash == hash_solution(solution)
 
 
-def _find_fastest(measurements: Sequence[Measurement], workloads: Sequence[str]) -> _Times:
+def _find_fastest(measurements: Sequence[Measurement], workloads: Collection[str]) -> _Times:
     """Find the fastest baseline on each Workload; empty where one has none."""
     found: dict[str, Measurement] = {}
     for each in measurements:
@@ -115,19 +121,13 @@ def _find_fastest(measurements: Sequence[Measurement], workloads: Sequence[str])
     return found if set(workloads) <= found.keys() else {}
 
 
-def _measure(solution: Solution, times: _Times, baseline: _Times) -> Choice:
-    mean = _geometric_mean(_time(each) for each in times.values())
-    comparable = [(baseline[uuid], each) for uuid, each in times.items() if uuid in baseline]
-    if not baseline or any(one.timer != other.timer for one, other in comparable):
+def _measure(solution: Solution, times: _Times, baseline: _Times, weights: Mapping[str, float]) -> Choice:
+    mean = geometric_mean((weights[uuid], _time(each)) for uuid, each in times.items())
+    if not baseline or any(baseline[uuid].timer != each.timer for uuid, each in times.items()):
         return Choice(solution=solution, milliseconds=mean)
-    ratio = _geometric_mean(_time(one) / _time(other) for one, other in comparable)
+    ratio = geometric_mean((weights[uuid], _time(baseline[uuid]) / _time(each)) for uuid, each in times.items())
     return Choice(solution=solution, milliseconds=mean, ratio=ratio)
 
 
 def _time(measurement: Measurement) -> float:
     return measurement.milliseconds or math.inf
-
-
-def _geometric_mean(values: Iterable[float]) -> float:
-    logarithms = [math.log(value) for value in values]
-    return math.exp(sum(logarithms) / len(logarithms))

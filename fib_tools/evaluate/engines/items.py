@@ -188,8 +188,14 @@ class Bundle(Model):
 
     def for_gpu(self, capability: int) -> Bundle:
         """Leave out Solutions that are for other GPUs."""
-        fit = tuple(solution for solution in self.solutions if solution.spec.fits(capability))
-        return self.model_copy(update={"solutions": fit})
+        return self._keep(solution for solution in self.solutions if solution.spec.fits(capability))
+
+    def for_cpu(self) -> Bundle:
+        """Leave out Solutions that are for GPUs."""
+        return self._keep(solution for solution in self.solutions if solution.spec.fits_cpu)
+
+    def _keep(self, solutions: Iterable[Solution]) -> Bundle:
+        return self.model_copy(update={"solutions": tuple(solutions)})
 
 
 class Task(Model):

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fib_tools.evaluate.judge.arena import Arena
-from fib_tools.evaluate.judge.refusal import RefusedError
+from fib_tools.evaluate.judge.refusal import RefusedError, blame_reference
 from fib_tools.evaluate.judge.runner import Runner
 from fib_tools.evaluate.judge.sampling import (
     DrawVerdict,
@@ -57,10 +57,12 @@ class Draws:
 
         Raises:
             RefusedError: they do not agree (`wrong-values`).
+            ReferenceFailedError: the reference has none.
         """
         kept = want.copy(DRAW_BYTES)
         try:
-            shape = reference.ask(self._message(catches=True), _SECONDS)["shape"]
+            with blame_reference():
+                shape = reference.ask(self._message(catches=True), _SECONDS)["shape"]
             reference.stop()
             runner.ask(self._message(catches=False), _SECONDS)
             draws = self._read(got)

@@ -18,7 +18,7 @@ from fib_tools.evaluate.judge.device import Device
 from fib_tools.evaluate.judge.draws import DRAW_BYTES, Draws
 from fib_tools.evaluate.judge.given import load_given_inputs
 from fib_tools.evaluate.judge.outputs import Copy, Outputs
-from fib_tools.evaluate.judge.refusal import RefusedError
+from fib_tools.evaluate.judge.refusal import RefusedError, blame_reference
 from fib_tools.evaluate.judge.rounds import MOST_ROUNDS, Rounds
 from fib_tools.evaluate.judge.runner import Runner, read_numbers
 from fib_tools.evaluate.judge.scene import Batch, Scene, call, stage
@@ -80,11 +80,12 @@ class Judge:
         """Evaluate every Solution of a task.
 
         Raises:
-            RefusedError: the reference itself fails.
+            ReferenceFailedError: the reference itself fails.
         """
         seed = int.from_bytes(os.urandom(8), "little") >> 11 if master is None else master  # exact in JSON
         hearing = _Hearing(self, contest, task, seed=seed, tolerances=tolerances, device=self._device)
-        return hearing.hold()
+        with blame_reference():  # whatever a Solution does wrong ends in its trial
+            return hearing.hold()
 
     def arenas(self, contest: Contest, size: int) -> tuple[Arena, Arena]:
         """Give both memories, large enough."""

@@ -10,7 +10,7 @@ from fib_tools.evaluate.engines.items import Limits, Task
 from fib_tools.evaluate.judge.device import Device
 from fib_tools.evaluate.judge.measurement import count_missing, find_fault, has_enough
 from fib_tools.evaluate.judge.outputs import Outputs
-from fib_tools.evaluate.judge.refusal import Refusal, RefusedError
+from fib_tools.evaluate.judge.refusal import Refusal, RefusedError, blame_reference
 from fib_tools.evaluate.judge.runner import Runner, read_numbers
 from fib_tools.evaluate.judge.scene import Batch, Scene, call, derive_seed
 from fib_tools.evaluate.judge.stopwatch import time_loops
@@ -139,6 +139,7 @@ class Rounds:
 
         Raises:
             RefusedError: they do.
+            ReferenceFailedError: the reference cannot say what is right on new contents.
         """
         fault = self._find_fault(trial, runner)
         for number in range(_DOUBTS):
@@ -165,18 +166,20 @@ class Rounds:
     def _time_anew(self, trial: Trial, runner: Runner, reference: Runner, number: int) -> None:
         """Throw the times away, and make the calls on contents that are new again."""
         batch = self._scene.timed.anew(number)
-        limit = self._limits.build_seconds
         runner.stop()
-        reference.ask(call(batch), limit)
-        reference.stop()
+        self._ask_reference(reference, batch)
         trial.forget_times()
         self._outputs.forget(trial)
         try:
             for _ in range(_ROUNDS_ANEW):
                 self._time(trial, runner, batch)
         finally:
-            reference.ask(call(self._scene.timed), limit)
-            reference.stop()
+            self._ask_reference(reference, self._scene.timed)
+
+    def _ask_reference(self, reference: Runner, batch: Batch) -> None:
+        with blame_reference():
+            reference.ask(call(batch), self._limits.build_seconds)
+        reference.stop()
 
 
 def _check_kernels(trial: Trial) -> None:

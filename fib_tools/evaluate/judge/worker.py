@@ -15,7 +15,7 @@ from fib_tools.evaluate.judge.contest import Contest, RunnerMaker
 from fib_tools.evaluate.judge.device import Device
 from fib_tools.evaluate.judge.judge import Judge, Judgement
 from fib_tools.evaluate.judge.measurement import as_series
-from fib_tools.evaluate.judge.refusal import RefusedError
+from fib_tools.evaluate.judge.refusal import ReferenceFailedError
 from fib_tools.evaluate.judge.runner import PRELOAD
 from fib_tools.evaluate.judge.trial import Trial
 from fib_tools.host.env import engine_environment
@@ -55,6 +55,8 @@ class Worker:
         self._contests: dict[tuple[str, int], Contest] = {}
         self._coming: dict[tuple[str, int], Task] = {}
         """One of each group that is to be prepared as soon as those before it have built."""
+        self._prepared: list[tuple[str, int]] = []
+        """Groups that are to be measured, in this order unless others take them."""
         self._last = ("", 0)
         """The group that was measured last."""
         self._was_large = False
@@ -73,6 +75,7 @@ class Worker:
         One group may always be prepared, and more where there is memory; on a CPU they would disturb the measurement.
         """
         self._coming[_name(task)] = task
+        self._prepared.append(_name(task))
         self._open_next()
 
     def _open_next(self) -> None:
@@ -94,6 +97,7 @@ class Worker:
 
     def evaluate(self, task: Task) -> Iterator[Evidence | None]:
         """Judge a task's Solutions side by side."""
+        self._drop_taken(task)
         contest = self._open(task)
         self._close_last(task)
         begun = time.perf_counter()
@@ -101,8 +105,8 @@ class Worker:
         tolerances = {name: bound.to_tolerance() for name, bound in task.bounds.items()}
         try:
             judgement = self._judge.judge(contest, task, master=options.seed, tolerances=tolerances)
-        except RefusedError as error:
-            self._drop(task)
+        except ReferenceFailedError as error:
+            self._drop(_name(task))
             raise RequestError(
                 f"the reference failed: {error.refusal.detail}",
                 where=f"{task.definition.name}, workload {task.workload.uuid}",
@@ -114,9 +118,9 @@ class Worker:
 
     def forget(self, definition: str) -> None:
         """End what was prepared of a Definition that others have taken."""
-        self._coming = {name: task for name, task in self._coming.items() if name[0] != definition}
-        for name in [name for name in self._contests if name[0] == definition]:
-            self._contests.pop(name).close()
+        self._prepared = [name for name in self._prepared if name[0] != definition]
+        for name in [name for name in (*self._coming, *self._contests) if name[0] == definition]:
+            self._drop(name)
 
     def _advance(self) -> None:
         """Have the runners go on that build meanwhile."""
@@ -134,8 +138,18 @@ class Worker:
         self._last = _name(task)
         self._was_large |= task.is_large
 
-    def _drop(self, task: Task) -> None:
-        contest = self._contests.pop(_name(task), None)
+    def _drop_taken(self, task: Task) -> None:
+        """End what was to be measured before this: others have taken it."""
+        name = _name(task)
+        if name in self._prepared:
+            place = self._prepared.index(name)
+            for taken in self._prepared[:place]:
+                self._drop(taken)
+            self._prepared = self._prepared[place + 1 :]
+
+    def _drop(self, name: tuple[str, int]) -> None:
+        self._coming.pop(name, None)
+        contest = self._contests.pop(name, None)
         if contest is not None:
             contest.close()
 

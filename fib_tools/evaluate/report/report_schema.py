@@ -114,6 +114,11 @@ class DefinitionReport(Model):
     solutions: tuple[SolutionReport, ...]
     """The best first."""
 
+    @property
+    def has_baseline(self) -> bool:
+        """Tell whether any speed-up is known; if not, there are those over the reference."""
+        return any(solution.speedup is not None for solution in self.solutions)
+
 
 class FastCurve(Model):
     """fast_p: the share of workloads on which someone passed and is at least p times as fast as the baseline."""
@@ -143,6 +148,8 @@ class Standing(Model):
     """Evaluations that an integrity rule rejected."""
     speedup: float | None = None
     """The geometric mean, with the best Solution for each workload."""
+    reference_speedup: float | None = None
+    """The same over the reference."""
     fast_1: float | None = None
     """The share of all workloads with a baseline on which the author is at least as fast."""
     percent: float | None = None
@@ -176,6 +183,11 @@ class DeviceReport(Model):
     leaderboard: tuple[Standing, ...]
     curves: tuple[FastCurve, ...]
     rejections: tuple[Rejection, ...] = ()
+
+    @property
+    def has_baseline(self) -> bool:
+        """Tell whether any speed-up is known; if not, there are those over the reference."""
+        return any(standing.speedup is not None for standing in self.leaderboard)
 
 
 class Verdict(str, Enum):

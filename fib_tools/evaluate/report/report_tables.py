@@ -202,8 +202,9 @@ def _report_device(
     )
 
 
-def _rank_author(standing: Standing) -> tuple[float, float, float, str]:
-    return -(standing.fast_1 or 0.0), -(standing.speedup or 0.0), -standing.correct, standing.author
+def _rank_author(standing: Standing) -> tuple[float, float, float, float, str]:
+    fast, speedup, reference = standing.fast_1 or 0.0, standing.speedup or 0.0, standing.reference_speedup or 0.0
+    return -fast, -speedup, -standing.correct, -reference, standing.author
 
 
 def _best(group: Iterable[Measurement]) -> list[Measurement]:
@@ -235,6 +236,7 @@ def _stand(author: str, own: Sequence[Measurement], comparable: int) -> Standing
         correct=sum(m.passed for m in own) / len(own),
         rejected=sum(m.rule is not None for m in own),
         speedup=geometric_mean(speedups),
+        reference_speedup=geometric_mean(m.reference_speedup for m in best),
         fast_1=sum(value >= 1.0 for value in speedups) / comparable if comparable else None,
         percent=geometric_mean(m.percent for m in best),
     )

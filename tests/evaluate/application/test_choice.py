@@ -53,9 +53,12 @@ def _choose(
     *names: str,
     least_ratio: float = 1.0,
     evidence: Mapping[str, Evidence] | None = None,
+    counts: tuple[int | None, int | None] = (None, None),
 ) -> Choice:
     solutions = [_solution("wrapper", "baseline"), *(_solution(name) for name in names)]
-    subject = Subject(definition="copy", solutions=solutions, workloads=UUIDS, device=GPU)
+    subject = Subject(
+        definition="copy", solutions=solutions, workloads=dict(zip(UUIDS, counts, strict=True)), device=GPU
+    )
     return choose_best(subject, measurements, evidence or {}, least_ratio=least_ratio)
 
 
@@ -68,6 +71,15 @@ def test_the_fastest_by_geometric_mean_is_chosen() -> None:
     assert choice.solution.name == "odd"
     assert choice.milliseconds == pytest.approx(3.5**0.5)
     assert choice.ratio == pytest.approx((16 / 3.5) ** 0.5)
+
+
+def test_workloads_count_as_often_as_they_occur_if_all_say_it() -> None:
+    times = [*BASE, *_times("even", 2.0, 2.0), *_times("odd", 0.5, 7.0)]
+    choice = _choose(times, "even", "odd", counts=(1, 3))
+    assert choice.solution is not None
+    assert choice.solution.name == "even"
+    assert choice.ratio == pytest.approx(4.0**0.75)
+    assert _choose(times, "even", "odd", counts=(1, None)) == _choose(times, "even", "odd")
 
 
 def test_the_fastest_baseline_of_each_workload_is_the_yardstick() -> None:
@@ -115,7 +127,7 @@ def test_without_a_comparable_baseline_there_is_no_ratio() -> None:
 
 
 def test_no_workloads_choose_nothing() -> None:
-    subject = Subject(definition="copy", solutions=[_solution("mine")], workloads=(), device=GPU)
+    subject = Subject(definition="copy", solutions=[_solution("mine")], workloads={}, device=GPU)
     assert "no Workloads" in choose_best(subject, [], {}, least_ratio=0.0).reason
 
 

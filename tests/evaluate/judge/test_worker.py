@@ -101,3 +101,26 @@ def test_a_group_begins_to_build_when_those_before_it_have_and_not_once_it_is_ov
         assert said[5:] == ["open c"]
     finally:
         worker.close()
+
+
+@pytest.mark.parametrize("builds", [False, True])
+def test_what_others_took_is_given_up_when_the_next_group_is_measured(
+    world: World, monkeypatch: pytest.MonkeyPatch, *, builds: bool
+) -> None:
+    worker, tasks = make_worker(world), list_tasks(world)
+    try:
+        assert list(worker.evaluate(tasks["a"])) == []
+        monkeypatch.setattr(Contest, "builds", builds)
+        for name in ("taken", "b", "c"):
+            worker.prepare(tasks[name])
+        assert list(worker.evaluate(tasks["b"])) == []
+        monkeypatch.setattr(Contest, "builds", False)
+        worker._judge.between()
+    finally:
+        worker.close()
+    measured = ["close a", "judge b"]
+    if builds:
+        assert said == ["open a", "judge a", "open b", *measured, "open c", "close b", "close c"]
+    else:
+        opened = ["open taken", "open b", "open c", "close taken"]
+        assert said == ["open a", "judge a", *opened, *measured, "close b", "close c"]
