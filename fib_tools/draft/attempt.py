@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import Enum
 
 from pydantic import Field
@@ -78,6 +78,8 @@ class ShapeResult(Model):
     """Of what the device was measured to allow."""
     speedup: float | None = None
     """Over the baseline; over the reference where there is none."""
+    against: str = ""
+    """Which of the two; empty in runs of older versions."""
     warm_ms: float | None = None
     """With its data in the L2, where a graph's replay was timed so."""
     kernels: tuple[str, ...] = ()
@@ -106,14 +108,29 @@ class Attempt(Model):
     problem: str = ""
     """Why it was not evaluated: no code, or the same as an earlier attempt."""
     results: tuple[ShapeResult, ...] = ()
+    untried: NonNegative = 0
+    """Workloads of the Definition that it was not judged on."""
+    time_limit: float = 0.0
+    """Seconds that it had on each Workload; 0 in runs of older versions."""
     exactness: Exactness | None = None
     """How far its outputs are from float64, where they were compared at all."""
     profile: Profile | None = None
     """Of one that was the best when it was judged."""
 
+    def narrow(self, workloads: Collection[str]) -> Attempt:
+        """Take what was said on these Workloads alone; nothing unless it was judged on all of them."""
+        kept = tuple(result for result in self.results if result.workload in workloads)
+        return self.model_copy(update={"results": kept if len(kept) == len(workloads) else ()})
+
+    @property
+    def sizes(self) -> str:
+        """Say in words on how many Workloads it was judged."""
+        count = len(self.results)
+        return f"{count} of {count + self.untried} sizes"
+
     @property
     def passed(self) -> bool:
-        """Tell whether every Workload passed."""
+        """Tell whether every Workload that it was judged on passed."""
         return bool(self.results) and all(result.status is EvaluationStatus.PASSED for result in self.results)
 
     @property
@@ -124,6 +141,12 @@ class Attempt(Model):
             return 0.0
         total = sum(weight for weight, _ in known)
         return math.exp(sum(weight * math.log(speedup) for weight, speedup in known) / total)
+
+    @property
+    def against(self) -> str:
+        """Say what its speed is compared with."""
+        found = dict.fromkeys(result.against for result in self.results if result.against)
+        return " or ".join(f"the {each}" for each in found) or "what is to be beaten"
 
     @property
     def first_wrong(self) -> ShapeResult | None:
@@ -152,9 +175,13 @@ def _shorten(name: str) -> str:
     return telling[-1] if telling else name[:_NAME]
 
 
-def find_best(attempts: Iterable[Attempt]) -> Attempt | None:
-    """Find the fastest right attempt; the earliest of several."""
-    right = [attempt for attempt in attempts if attempt.passed]
+def find_best(attempts: Iterable[Attempt], workloads: Collection[str] | None = None) -> Attempt | None:
+    """Find the fastest right attempt, by these Workloads alone if any are named; the earliest of several.
+
+    Without names all are taken to be judged on the same ones, as within a search.
+    """
+    compared = attempts if workloads is None else (attempt.narrow(workloads) for attempt in attempts)
+    right = [attempt for attempt in compared if attempt.passed]
     return max(right, key=lambda attempt: (attempt.score, -attempt.number), default=None)
 
 
@@ -187,6 +214,7 @@ def _sum_up_one(evidence: Evidence, baseline: float | None, weight: float) -> Sh
         high=figure.high if figure else None,
         percent=evidence.roofline.percent if figure and evidence.roofline else None,
         speedup=against / figure.milliseconds if figure and figure.milliseconds and against else None,
+        against="baseline" if baseline else "reference",
         warm_ms=_find_warm(evidence) if figure else None,
         kernels=tuple(_shorten(name) for name in evidence.kernels[:_KERNELS]),
         launches=len(evidence.kernels),

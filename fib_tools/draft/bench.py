@@ -30,6 +30,17 @@ class Bench:
     options: Options
     gpus: int
     tell: Callable[[str], None]
+    untried: int = 0
+    """Workloads of the Definition that are left out."""
+
+    @property
+    def workloads(self) -> frozenset[str]:
+        """The uuids of those that count."""
+        return frozenset(workload.uuid for workload in self.bundle.workloads)
+
+    def take_first(self, count: int | None) -> Bench:
+        """Take so many Workloads at most; all for None."""
+        return self.narrow({workload.uuid for workload in self.bundle.workloads[:count]})
 
     def narrow(self, uuids: Collection[str]) -> Bench:
         """Take these Workloads only.
@@ -42,7 +53,9 @@ class Bench:
             missing = sorted(set(uuids) - {workload.uuid for workload in kept})
             what = f"the Workload {missing[0]} of {self.bundle.definition.name} is not there any more"
             raise RequestError(what, where=str(self.dataset.root), todo="begin a new run; what this one made is kept")
-        return replace(self, bundle=self.bundle.model_copy(update={"workloads": kept}))
+        left_out = len(self.bundle.workloads) - len(kept)
+        bundle = self.bundle.model_copy(update={"workloads": kept})
+        return replace(self, bundle=bundle, untried=self.untried + left_out)
 
     def evaluate(self, solutions: Sequence[Solution]) -> dict[str, list[Evidence]]:
         """Evaluate Solutions on all Workloads; evidence by the Solution's hash, in the order of the Workloads.

@@ -31,7 +31,9 @@ def write_feedback(attempt: Attempt) -> str:
         lines.append("")
     elif attempt.passed:
         lines.append(
-            f"Right everywhere; {attempt.score:.3f} times as fast as the baseline (geometric mean, weighted as in the brief)."
+            f"Right {f'on {attempt.sizes}' if attempt.untried else 'everywhere'};"
+            f" {attempt.score:.3f} times as fast as {attempt.against}"
+            " (geometric mean, weighted as in the brief)."
         )
     if attempt.exactness is not None:
         lines += _describe_exactness(attempt.exactness)
@@ -119,7 +121,7 @@ def write_history(attempts: Sequence[Attempt]) -> str:
 def _write_line(attempt: Attempt) -> str:
     wrong = attempt.first_wrong
     if attempt.passed:
-        said = f"right, {attempt.score:.3f} x"
+        said = f"right{f' on {attempt.sizes}' if attempt.untried else ''}, {attempt.score:.3f} x"
     elif wrong is None:
         said = attempt.problem
     else:

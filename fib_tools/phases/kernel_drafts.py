@@ -13,12 +13,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from fib_tools.dataset.store import Dataset
 from fib_tools.draft.attempt import Ask, AskKind, Attempt, Draft, find_best
 from fib_tools.draft.brief import write_brief, write_contract
 from fib_tools.draft.feedback import write_feedback, write_history
 from fib_tools.draft.inspection import Inspector
 from fib_tools.draft.judging import Judging
+from fib_tools.draft.machine import check_machine
 from fib_tools.draft.run_folder import RunFolder, SearchPlan
+from fib_tools.draft.solution import name_author
 from fib_tools.draft.target import Target
 from fib_tools.errors import RequestError
 from fib_tools.host.files import read_limited
@@ -29,7 +32,15 @@ from fib_tools.model.solution import Language
 from fib_tools.model.summary import Result, Summary
 from fib_tools.phases.bench import find_hardware
 from fib_tools.phases.context import Context
-from fib_tools.phases.drafting import NAME_LENGTH, find_runs, keep_solution, make_bench, measure_target, open_memory
+from fib_tools.phases.drafting import (
+    NAME_LENGTH,
+    find_definition,
+    find_runs,
+    keep_solution,
+    make_bench,
+    measure_target,
+    open_memory,
+)
 
 __all__ = [
     "DraftResult",
@@ -91,19 +102,31 @@ class DraftResult(Result):
     """How many times as fast as the baseline, or as the reference where none runs; the geometric mean."""
     best_attempt: int | None = None
     best_score: float | None = None
+    sizes: str = ""
+    """On how many Workloads it was judged, if not on all."""
     solution: str = ""
-    """Its name in the dataset: one that is right and the fastest so far is kept there, with its Traces."""
+    """Its name in the dataset: one that is right on all Workloads and the fastest so far is kept there, with its Traces."""
+    author: str = ""
+    """Whose that Solution is: the same source may have been there already."""
     files: tuple[str, ...] = ()
     """Of Traces, new or changed."""
 
+    @property
+    def has_errors(self) -> bool:
+        """Tell whether it is not right."""
+        return self.status != "right"
+
     def summary(self) -> Summary:
         """Show the feedback, and the best so far."""
+        where = f" on {self.sizes}" if self.sizes else ""
         best = (
-            f"best so far: attempt {self.best_attempt}, {self.best_score:.3f} x"
+            f"best so far{where}: attempt {self.best_attempt}, {self.best_score:.3f} x"
             if self.best_score
-            else "none is right yet"
+            else f"none is right{where} yet"
         )
-        return Summary(lines=(f"attempt {self.attempt}, {self.technique}: {self.status}", self.feedback, best))
+        kept = (f"kept as {self.solution} by {self.author}",) if self.solution else ()
+        head = f"attempt {self.attempt}, {self.technique}: {self.status}{where}"
+        return Summary(lines=(head, self.feedback, best, *kept))
 
 
 class EvaluationResult(Result):
@@ -139,7 +162,7 @@ def get_kernel_brief(
 
     Nothing is measured: a baseline's times are those that the dataset has evidence on, from fib bench.
     """
-    bench = make_bench(context, definition, workloads=workloads, device=device)
+    bench = make_bench(context, definition, device=device).take_first(workloads)
     target = measure_target(bench, Language(language), only_known=True)
     path = _find_folder(context, definition, language, device)
     attempts = RunFolder(path).attempts if path.is_dir() else []
@@ -180,16 +203,23 @@ def submit_solution(
 ) -> DraftResult:
     """Judge one drafted Solution: rules, outputs on all Workloads, times; the fastest right one is kept in the dataset.
 
-    A draft that does the same as an earlier one is not evaluated again.
+    A draft that does the same as an earlier one is not evaluated again, unless on more Workloads.
+
+    Exit status 0: it is right on the Workloads that were asked for; 1: it is not.
     """
-    bench = make_bench(context, definition, workloads=workloads, device=device, gpus=gpus, time_limit=time_limit)
+    name_author(author)
+    check_machine(Language(language), device, find_hardware(device)[1])
     text = _read_source(context, source)
-    folder = _open_folder(context, definition, language, device, lambda: measure_target(bench, Language(language)))
+    whole = make_bench(context, definition, device=device, gpus=gpus, time_limit=time_limit)
+    bench = whole.take_first(workloads)
+    folder = _open_folder(context, definition, language, device, lambda: measure_target(whole, Language(language)))
     with hold(folder.path / "lock", purpose=f"a draft of {definition}"):
         folder = RunFolder(folder.path)
-        before = find_best(folder.attempts)
         judging = Judging(
             folder=folder,
+            workloads=bench.workloads,
+            untried=bench.untried,
+            time_limit=time_limit,
             evaluate=bench.evaluate,
             inspect=Inspector(bench),
             memory=open_memory(context, definition),
@@ -205,11 +235,14 @@ def submit_solution(
         )
         folder.keep_draft(draft)
         judging.judge([draft])
-        attempt, best = folder.attempts[-1], find_best(folder.attempts)
-        is_best = (
-            best is not None and best.number == attempt.number and (before is None or best.number != before.number)
+        attempt = folder.attempts[-1]
+        leader = find_best(folder.attempts, whole.workloads)
+        kept = (
+            keep_solution(whole, attempt.solution, folder.find_evidence(attempt))
+            if attempt.solution and leader and leader.number == attempt.number
+            else None
         )
-        files = keep_solution(bench, folder, attempt) if is_best else ()
+        best = find_best(folder.attempts, bench.workloads)
     return DraftResult(
         definition=definition,
         attempt=attempt.number,
@@ -219,8 +252,10 @@ def submit_solution(
         score=attempt.score or None,
         best_attempt=best.number if best else None,
         best_score=best.score if best else None,
-        solution=attempt.solution.name if is_best and attempt.solution else "",
-        files=files,
+        sizes=attempt.sizes if attempt.untried else "",
+        solution=kept.solution.name if kept else "",
+        author=kept.solution.author if kept else "",
+        files=kept.files if kept else (),
     )
 
 
@@ -235,9 +270,11 @@ def get_evaluation(
     device: _Device = "cuda",
 ) -> EvaluationResult:
     """Show what was tried for a Definition, or one draft with its verdict and its source."""
+    dataset = Dataset.open(context.dataset.root)
+    op_type = find_definition(dataset, definition).op_type
     path = _find_folder(context, definition, language, device)
     attempts = RunFolder(path).attempts if path.is_dir() else []
-    best = find_best(attempts)
+    best = find_best(attempts, [workload.uuid for workload in dataset.load_workloads(op_type, definition)])
     chosen: Attempt | None = None
     if attempt is not None:
         chosen = next((each for each in attempts if each.number == attempt), None)

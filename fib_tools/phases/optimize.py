@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
@@ -16,19 +17,31 @@ from fib_tools.draft.brief import write_brief, write_contract
 from fib_tools.draft.card import write_card
 from fib_tools.draft.inspection import Inspector
 from fib_tools.draft.judging import Judging
+from fib_tools.draft.machine import check_machine
 from fib_tools.draft.providers import open_drafter
 from fib_tools.draft.run_folder import RunFolder, SearchPlan
 from fib_tools.draft.search import Ending, Limits, Search
+from fib_tools.draft.solution import name_author
 from fib_tools.draft.strategies import Beam, Evolve, Refine, Strategy
 from fib_tools.draft.target import Target
 from fib_tools.errors import RequestError
 from fib_tools.host.files import write_atomically
 from fib_tools.host.locks import hold
 from fib_tools.host.paths import check_component, confine
+from fib_tools.model.evidence import Evidence
 from fib_tools.model.solution import Language
+from fib_tools.model.trace import EvaluationStatus
 from fib_tools.phases.bench import find_hardware
 from fib_tools.phases.context import Context
-from fib_tools.phases.drafting import NAME_LENGTH, find_runs, keep_solution, make_bench, measure_target, open_memory
+from fib_tools.phases.drafting import (
+    NAME_LENGTH,
+    Kept,
+    find_runs,
+    keep_solution,
+    make_bench,
+    measure_target,
+    open_memory,
+)
 from fib_tools.phases.optimize_result import OptimizeResult, OptimizeRow
 from fib_tools.phases.search_options import SEARCH_DEFAULTS, SearchOptions
 
@@ -55,25 +68,21 @@ def optimize_kernel(
     Exit status 0: a right Solution was found; 1: none was.
     """
     runs = find_runs(context)
-    bench = make_bench(
-        context,
-        definition,
-        workloads=options.workloads,
-        device=options.device,
-        gpus=options.gpus,
-        time_limit=options.time_limit,
-    )
+    whole = make_bench(context, definition, device=options.device, gpus=options.gpus, time_limit=options.time_limit)
+    bench = whole.take_first(options.workloads)
     if dry_run:
         return _show_brief(context, measure_target(bench, Language(options.language)))
     with ExitStack() as held:
         if resume is not None:
             folder = _find_run(runs, definition, resume)
             _check_hardware(folder.plan, options.device)
-            bench = bench.narrow({shape.workload for shape in folder.plan.target.shapes})
+            bench = whole.narrow({shape.workload for shape in folder.plan.target.shapes})
             plan = folder.plan
             drafter = held.enter_context(open_drafter(plan.provider, is_batch=plan.is_batch, tell=bench.tell))
         else:
             price = options.find_price()
+            name_author(options.choose_model())
+            check_machine(Language(options.language), options.device, find_hardware(options.device)[1])
             # who has no key is told before anything is measured
             drafter = held.enter_context(open_drafter(options.provider, is_batch=options.batch, tell=bench.tell))
             target = measure_target(bench, Language(options.language))
@@ -94,6 +103,9 @@ def optimize_kernel(
         folder = RunFolder(folder.path)
         judging = Judging(
             folder=folder,
+            workloads=bench.workloads,
+            untried=bench.untried,
+            time_limit=options.time_limit,
             evaluate=bench.evaluate,
             inspect=Inspector(bench),
             memory=open_memory(context, definition),
@@ -101,7 +113,7 @@ def optimize_kernel(
         )
         search = Search(_make_strategy(folder.plan), drafter=drafter, judging=judging)
         ending = search.run(Limits(evaluations=max_evals, usd=max_usd))
-        return _conclude(bench, folder, ending)
+        return _conclude(whole, folder, ending)
 
 
 def _show_brief(context: Context, target: Target) -> OptimizeResult:
@@ -164,21 +176,32 @@ def _check_hardware(plan: SearchPlan, device: str) -> None:
         raise RequestError(f"the run {plan.run} is on {plan.target.hardware}, this is {hardware}", todo=todo)
 
 
-def _conclude(bench: Bench, folder: RunFolder, ending: Ending) -> OptimizeResult:
+def _keep(whole: Bench, folder: RunFolder, best: Attempt) -> Kept | None:
+    """Keep a Solution that is right on all Workloads; of a search on some of them, it is judged on all now."""
+    if best.solution is None:
+        return None
+    evidence: Sequence[Evidence] = folder.find_evidence(best)
+    if {each.subject.workload for each in evidence} != whole.workloads:
+        whole.tell(f"evaluating {best.solution.name} on all {len(whole.workloads)} Workloads")
+        evidence = whole.evaluate([best.solution]).get(best.solution.hash, ())
+    passed = {each.subject.workload for each in evidence if each.status is EvaluationStatus.PASSED}
+    return keep_solution(whole, best.solution, evidence) if passed == whole.workloads else None
+
+
+def _conclude(whole: Bench, folder: RunFolder, ending: Ending) -> OptimizeResult:
     """Keep the best Solution and its Traces in the dataset, and write the card."""
     plan, best = folder.plan, find_best(folder.attempts)
-    files = keep_solution(bench, folder, best) if best else ()
+    kept = _keep(whole, folder, best) if best else None
     card = write_card(plan, folder.attempts, ending=ending.value, usd=folder.ledger.usd)
     tokens = folder.ledger.tokens
-    solution = best.solution if best else None
     return OptimizeResult(
         run=plan.run,
         ending=ending.value,
         definition=plan.target.definition.name,
         hardware=plan.target.hardware,
         baseline=plan.target.baseline,
-        best=solution.name if solution else "",
-        author=solution.author if solution else "",
+        best=kept.solution.name if kept else "",
+        author=kept.solution.author if kept else "",
         technique=best.technique if best else "",
         score=best.score if best else None,
         attempts=tuple(_to_row(attempt) for attempt in folder.attempts),
@@ -188,7 +211,7 @@ def _conclude(bench: Bench, folder: RunFolder, ending: Ending) -> OptimizeResult
         brief_bytes=len(write_brief(plan.target).encode()),
         card=str(folder.write_card(card)),
         folder=str(folder.path),
-        files=files,
+        files=kept.files if kept else (),
     )
 
 

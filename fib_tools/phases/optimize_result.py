@@ -79,6 +79,8 @@ class OptimizeResult(Result):
             if self.best and self.score
             else []
         )
+        if self.score and not self.best:
+            lines.append(f"{self.technique} is right on the sizes of this run and not on all: it is not kept")
         if self.ending in self._MEANINGS:
             lines.append(f"stopped: {self._MEANINGS[self.ending]}")
         if self.ending in {Ending.BUDGET.value, Ending.EVALUATIONS.value, Ending.INTERRUPTED.value}:

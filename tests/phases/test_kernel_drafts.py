@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench_dataset import CPU, Case, make_evidence
 from bench_run import HALF_ROW, HONEST, workload, write_dataset
 from fib_tools.dataset.store import Dataset
+from fib_tools.draft.bench import Bench
 from fib_tools.errors import ChildCrashedError, FibError, LockedError, RequestError
-from fib_tools.model.trace import Trace
+from fib_tools.evaluate.engines.items import hash_solution
+from fib_tools.model.evidence import Evidence
+from fib_tools.model.solution import Solution
+from fib_tools.model.trace import EvaluationStatus, Trace
 from fib_tools.phases.context import Context, Workspace
 from fib_tools.phases.kernel_drafts import DraftResult, get_evaluation, get_kernel_brief, submit_solution
 
@@ -24,10 +30,136 @@ def context(tmp_path: Path) -> Context:
     return Context(workspace=Workspace(root=tmp_path / "work"), offline=True, dataset_override=tmp_path / "dataset")
 
 
-def submit(context: Context, source: str, technique: str, author: str = "agent") -> DraftResult:
-    return submit_solution(
-        context, NAME, source=source, technique=technique, language="python", device="cpu", author=author
+def submit(context: Context, source: str, technique: str, author: str = "agent", **options: Any) -> DraftResult:
+    chosen = {"language": "python", "device": "cpu", **options}
+    return submit_solution(context, NAME, source=source, technique=technique, author=author, **chosen)
+
+
+def add_size(root: Path, size: int) -> None:
+    """Give the dataset's Definition one more Workload."""
+    sizes = (3, size)
+    Dataset(root).write_workloads("rmsnorm", [Trace(definition=NAME, workload=workload(each)) for each in sizes])
+
+
+Verdict = Callable[[Solution, int], dict[str, Any]]
+"""What comes of a Solution on a batch size: fields of a Case."""
+
+
+@pytest.fixture
+def judge_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[Verdict], None]:
+    """Have drafts judged by a function, and looked at no closer."""
+
+    def use(verdict: Verdict) -> None:
+        def evaluate(bench: Bench, solutions: Sequence[Solution]) -> dict[str, list[Evidence]]:
+            return {
+                hash_solution(each): [
+                    _make_evidence(each, workload.uuid, workload.axes, verdict(each, workload.axes["batch_size"]))
+                    for workload in bench.bundle.workloads
+                ]
+                for each in solutions
+            }
+
+        monkeypatch.setattr("fib_tools.draft.bench.Bench.evaluate", evaluate)
+        monkeypatch.setattr("fib_tools.draft.inspection.Inspector.__call__", lambda _, attempts, *__: list(attempts))
+
+    return use
+
+
+def _make_evidence(made: Solution, uuid: str, axes: dict[str, int], said: dict[str, Any]) -> Evidence:
+    case = Case(
+        definition=NAME, op_type="rmsnorm", author=made.author, solution=made.name, axes=axes, **{"gpu": CPU, **said}
     )
+    found = make_evidence(case)
+    subject = {"workload": uuid, "solution_hash": hash_solution(made), "workload_hash": uuid}
+    return found.model_copy(update={"subject": found.subject.model_copy(update=subject)})
+
+
+WRONG = {"status": EvaluationStatus.INCORRECT_NUMERICAL, "rule": "wrong-values", "detail": "got 1, want 2"}
+
+
+def test_a_verdict_on_some_sizes_says_so_and_is_no_verdict_on_all(
+    context: Context, tmp_path: Path, judge_by: Callable[[Verdict], None]
+) -> None:
+    add_size(tmp_path / "dataset", 8)
+    sizes = {
+        each.uuid: each.axes["batch_size"] for each in Dataset(tmp_path / "dataset").load_workloads("rmsnorm", NAME)
+    }
+    first = next(iter(sizes.values()))
+    judge_by(lambda made, size: WRONG if size != first and "bad" in made.sources[0].content else {})
+    source = f"{HONEST}# bad\nbad = 1\n"
+    narrow = submit(context, source, "bad", workloads=1)
+    assert (narrow.status, narrow.sizes, narrow.solution, narrow.has_errors) == ("right", "1 of 2 sizes", "", False)
+    assert narrow.feedback.startswith("Right on 1 of 2 sizes; ")
+    assert "times as fast as the reference" in narrow.feedback
+    again = submit(context, source, "bad", workloads=1)
+    assert again.status == "not evaluated"
+    wide = submit(context, source, "bad")
+    assert (wide.status, wide.best_attempt, wide.has_errors) == ("wrong", None, True)
+    good = submit(context, HONEST, "good")
+    assert (good.status, good.best_attempt, good.sizes) == ("right", 3, "")
+    assert [each.name for each in Dataset(tmp_path / "dataset").load_solutions("rmsnorm", NAME)] == [good.solution]
+    assert submit(context, HONEST, "good", workloads=1).status == "not evaluated", "it was judged on more"
+    told = get_evaluation(context, NAME, language="python", device="cpu")
+    assert told.best_attempt == 3
+    assert "0. bad: right on 1 of 2 sizes" in told.tried
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"status": EvaluationStatus.COMPILE_ERROR, "detail": "ModuleNotFoundError: No module named 'triton'"},
+        {"status": EvaluationStatus.COMPILE_ERROR, "detail": "OSError: CUDA_HOME environment variable is not set"},
+        {"status": EvaluationStatus.TIMEOUT, "rule": "timeout", "detail": "no answer within 30 s"},
+    ],
+)
+def test_what_the_machine_could_not_judge_is_judged_when_it_can(
+    context: Context, judge_by: Callable[[Verdict], None], said: dict[str, Any]
+) -> None:
+    judge_by(lambda *_: said)
+    assert submit(context, HONEST, "plain").status == "wrong"
+    judge_by(lambda *_: {})
+    assert submit(context, HONEST, "plain", time_limit=60).status == "right"
+
+
+def test_what_was_not_evaluated_at_all_is_no_duplicate(
+    context: Context, judge_by: Callable[[Verdict], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fib_tools.draft.bench.Bench.evaluate", lambda *_: {})
+    assert "could not evaluate it" in submit(context, HONEST, "plain").feedback
+    judge_by(lambda *_: {})
+    assert submit(context, HONEST, "plain").status == "right"
+
+
+@pytest.mark.parametrize("author", ["baseline", "Baseline", "baseline-", "baseline.."])
+def test_nobody_drafts_as_the_baseline(context: Context, author: str, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="cannot draft"):
+        submit(context, HONEST, "plain", author=author)
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_source_that_stands_in_the_dataset_is_not_written_twice(
+    context: Context, tmp_path: Path, judge_by: Callable[[Verdict], None]
+) -> None:
+    judge_by(lambda *_: {})
+    first = submit(context, HONEST, "plain", author="ada")
+    (tmp_path / "work").rename(tmp_path / "elsewhere")
+    second = submit(context, HONEST, "plain", author="bob")
+    assert (second.solution, second.author) == (first.solution, "ada")
+    assert [each.author for each in Dataset(tmp_path / "dataset").load_solutions("rmsnorm", NAME)] == ["ada"]
+    assert f"kept as {first.solution} by ada" in second.summary().lines
+    assert not (tmp_path / "dataset" / "traces" / "bob").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"language": "triton"}, "triton does not run on a CPU"), ({"device": "cuda"}, "there is no GPU here")],
+)
+def test_what_no_machine_here_can_judge_is_refused_at_once(
+    context: Context, tmp_path: Path, options: dict[str, str], message: str
+) -> None:
+    with pytest.raises(RequestError, match=message):
+        submit(context, HONEST, "plain", **options)
+    assert not (tmp_path / "work").exists()
 
 
 def test_drafts_are_judged_kept_and_told_of(context: Context, tmp_path: Path) -> None:
@@ -86,8 +218,7 @@ def test_what_is_not_there_is_refused(context: Context) -> None:
 
 def test_a_workload_that_came_after_the_first_draft_counts_too(context: Context, tmp_path: Path) -> None:
     assert submit(context, SLOW, "plain torch").status == "right"
-    later = Trace(definition=NAME, workload=workload(8))
-    Dataset(tmp_path / "dataset").write_workloads("rmsnorm", [Trace(definition=NAME, workload=workload(3)), later])
+    add_size(tmp_path / "dataset", 8)
     judged = submit(context, HONEST, "one pass")
     assert judged.status == "right"
     assert "batch_size=8: " in judged.feedback

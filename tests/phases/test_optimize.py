@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
-from bench_run import HALF_ROW, HONEST, REMEMBERS, write_dataset
+from bench_run import HALF_ROW, HONEST, REMEMBERS, workload, write_dataset
 from fib_tools.dataset.store import Dataset
+from fib_tools.draft.bench import Bench
 from fib_tools.draft.run_folder import RunFolder
 from fib_tools.errors import RequestError, SourceError
+from fib_tools.model.trace import Trace
 from fib_tools.phases.context import Context, Workspace
 from fib_tools.phases.optimize import optimize_kernel
 from fib_tools.phases.optimize_result import OptimizeResult
@@ -208,6 +210,23 @@ def test_a_wide_beam_asks_for_many_at_once(optimize: Optimize) -> None:
     assert kinds == ["first"] * 12 + ["improve"] * 2
     assert {parent for row in result.attempts[12:] for parent in row.parents} < set(range(12))
     assert result.best
+
+
+def test_what_was_searched_for_on_some_sizes_is_kept_only_if_it_is_right_on_all(
+    optimize: Optimize, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, evaluate = Dataset(tmp_path / "dataset"), Bench.evaluate
+    monkeypatch.setattr(Bench, "evaluate", lambda bench, found: evaluate(bench, found) if bench.untried else {})
+    dataset.write_workloads("rmsnorm", [Trace(definition=NAME, workload=workload(size)) for size in (3, 8)])
+    result = optimize([answer("one size", HONEST)], max_evals=1, workloads=1)
+    assert (result.best, result.attempts[0].status, result.has_errors) == ("", "PASSED", True)
+    assert "right on the sizes of this run and not on all" in result.summary().lines[0]
+    assert not dataset.load_solutions("rmsnorm", NAME)
+
+
+def test_no_model_drafts_as_the_baseline(optimize: Optimize) -> None:
+    with pytest.raises(RequestError, match="cannot draft"):
+        optimize([], model="baseline", usd_per_mtok="1,2")
 
 
 def test_a_dry_run_writes_the_brief_and_asks_nobody(optimize: Optimize) -> None:
