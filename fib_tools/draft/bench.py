@@ -12,7 +12,9 @@ from fib_tools.evaluate.engines.engine import Outcome
 from fib_tools.evaluate.engines.engine_local import LocalEngine
 from fib_tools.evaluate.engines.items import BlobHasher, Bundle, Options, Plan, hash_solution, plan_items
 from fib_tools.evaluate.engines.journal import find_reusable
-from fib_tools.model.evidence import Evidence
+from fib_tools.evaluate.judge.contest import refuse_sources
+from fib_tools.evaluate.judge.refusal import Refusal
+from fib_tools.model.evidence import Evidence, Gpu
 from fib_tools.model.solution import Language, Solution
 from fib_tools.model.trace import EvaluationStatus
 from fib_tools.model.workload import Workload
@@ -28,6 +30,8 @@ class Bench:
     bundle: Bundle
     """The Definition with its Workloads; its Solutions do not count."""
     options: Options
+    hardware: str
+    """The device's model."""
     gpus: int
     tell: Callable[[str], None]
     untried: int = 0
@@ -64,9 +68,33 @@ class Bench:
             RequestError: there are not so many GPUs.
             ChildCrashedError: no worker can be started.
         """
-        if not solutions:
-            return {}
-        bundle = self.bundle.model_copy(update={"solutions": tuple(solutions)})
+        refused = {each.hash: refusal for each in solutions if (refusal := refuse_sources(each)) is not None}
+        runnable = tuple(each for each in solutions if each.hash not in refused)
+        written = tuple(each for each in solutions if each.hash in refused)
+        return {**self._refuse(written, refused), **(self._run(runnable) if runnable else {})}
+
+    def _refuse(self, solutions: tuple[Solution, ...], refused: Mapping[str, Refusal]) -> dict[str, list[Evidence]]:
+        """Say of Solutions on every Workload what follows from their sources; no engine is started."""
+        plan = self._plan(self.bundle.model_copy(update={"solutions": solutions}), self.hardware)
+        axes = {workload.uuid: workload.axes for workload in self.bundle.workloads}
+        found: dict[str, list[Evidence]] = {}
+        for item in plan.items:
+            for ref in item.solutions:
+                refusal = refused[ref.hash]
+                evidence = Evidence(
+                    subject=item.subject(ref, self.hardware),
+                    status=refusal.status,
+                    rule=refusal.rule,
+                    detail=refusal.detail,
+                    axes=axes[item.workload],
+                    op_type=item.op_type,
+                    gpu=Gpu(name=self.hardware),
+                )
+                found.setdefault(ref.hash, []).append(evidence)
+        return found
+
+    def _run(self, solutions: tuple[Solution, ...]) -> dict[str, list[Evidence]]:
+        bundle = self.bundle.model_copy(update={"solutions": solutions})
         with LocalEngine({bundle.definition.name: bundle}.__getitem__, gpus=self.gpus) as engine:
             plan = self._plan(bundle, engine.hardware)
             known = {evidence.key: evidence for evidence in find_reusable(self.dataset, plan)}

@@ -12,7 +12,7 @@ from fib_tools.draft.target import Shape, Target, format_us, list_gpu_facts
 from fib_tools.model.definition import TensorSpec
 from fib_tools.model.solution import Language
 
-__all__ = ["BRIEF_BYTES", "write_brief", "write_contract"]
+__all__ = ["BRIEF_BYTES", "write_brief", "write_contract", "write_interface"]
 
 BRIEF_BYTES = 8192
 _MOST_SHAPES = 16
@@ -64,6 +64,19 @@ Launch on at::cuda::getCurrentCUDAStream().',
 }
 
 
+def write_interface(target: Target) -> str:
+    """Say in a few words what a source has to define."""
+    definition = target.definition
+    inputs, outputs = list(definition.inputs), list(definition.outputs)
+    if target.language is Language.PYTHON:
+        return f"define `run({', '.join(inputs)})`, which returns {_join_outputs(outputs)}"
+    return f"define `run({', '.join([*inputs, *outputs])})`, which fills {', '.join(outputs)} and returns nothing"
+
+
+def _join_outputs(outputs: list[str]) -> str:
+    return outputs[0] if len(outputs) == 1 else f"the tuple ({', '.join(outputs)})"
+
+
 def write_contract(target: Target) -> str:
     """Say what an answer is, and what is forbidden."""
     definition = target.definition
@@ -72,7 +85,7 @@ def write_contract(target: Target) -> str:
     said = language.format(
         arguments=", ".join([*definition.inputs, *outputs]),
         inputs=", ".join(definition.inputs),
-        returned=outputs[0] if len(outputs) == 1 else f"the tuple ({', '.join(outputs)})",
+        returned=_join_outputs(outputs),
     )
     return _CONTRACT.format(file=file, language=said)
 

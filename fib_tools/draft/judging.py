@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from fib_tools.draft.attempt import Attempt, Draft, find_best, sum_up
+from fib_tools.draft.brief import write_interface
 from fib_tools.draft.digest import digest_source
 from fib_tools.draft.machine import blames_machine
 from fib_tools.draft.memory import Memory
 from fib_tools.draft.run_folder import RunFolder
 from fib_tools.draft.solution import make_solution
+from fib_tools.draft.target import Target
 from fib_tools.errors import FormatError, RequestError
 from fib_tools.model.evidence import Evidence
 from fib_tools.model.solution import Solution
@@ -20,6 +23,10 @@ __all__ = ["Evaluate", "Inspect", "Judging"]
 
 _OF_THE_MOMENT = frozenset({"crash", "drift"})
 """Rules that another moment or machine may not find broken."""
+_INTERFACE = re.compile(
+    r"RequestError: (main\.\w+(?: has no function 'run'|::run is .* is called with [^:]*)).*", re.DOTALL
+)
+"""What the builder says of a function that cannot be called, and the field of a Solution by which that is told."""
 
 Evaluate = Callable[[Sequence[Solution]], Mapping[str, Sequence[Evidence]]]
 """Evaluates Solutions on all Workloads, and gives what it found by the Solution's hash."""
@@ -95,7 +102,8 @@ class Judging:
 
     def _sum_up(self, attempt: Attempt, evidence: Sequence[Evidence]) -> Attempt:
         target = self.folder.plan.target
-        results = sum_up(evidence, target.baseline_ms, target.weights)
+        found = sum_up(evidence, target.baseline_ms, target.weights)
+        results = tuple(each.model_copy(update={"detail": _reword(each.detail, target)}) for each in found)
         about = {"results": results, "untried": self.untried, "time_limit": self.time_limit}
         judged = attempt.model_copy(update=about)
         if attempt.solution is not None and not results:
@@ -114,3 +122,9 @@ class Judging:
             else judged.problem
         )
         self.tell(f"{judged.number}. {judged.technique}: {said}")
+
+
+def _reword(detail: str, target: Target) -> str:
+    """Say what is wrong with a draft's function in the words of its contract: its author sees no field of a Solution."""
+    found = _INTERFACE.match(detail)
+    return f"{found[1]}; {write_interface(target)}" if found else detail

@@ -62,6 +62,7 @@ def make_bench(context: Context, definition: str, *, device: str, gpus: int = 1,
         dataset=dataset,
         bundle=_find_bundle(context, dataset, definition),
         options=options,
+        hardware=find_hardware(device)[0],
         gpus=0 if device == "cpu" else gpus,
         tell=lambda text: context.progress(text, 0, 0),
     )

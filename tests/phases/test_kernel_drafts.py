@@ -130,6 +130,41 @@ def test_what_was_not_evaluated_at_all_is_no_duplicate(
     assert submit(context, HONEST, "plain").status == "right"
 
 
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("def run(x:\n", "COMPILE_ERROR on 1 of 1 sizes\n"),
+        (f"import subprocess\n{HONEST}", "by the rule `source-import`"),
+    ],
+)
+def test_what_follows_from_the_text_alone_starts_no_engine(
+    context: Context, monkeypatch: pytest.MonkeyPatch, source: str, said: str
+) -> None:
+    monkeypatch.setattr("fib_tools.draft.bench.LocalEngine", None)
+    judged = submit(context, source, "plain")
+    assert (judged.status, judged.attempt) == ("wrong", 0)
+    assert said in judged.feedback
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("def go(a, b):\n    return a\n", "main.py has no function 'run'"),
+        (
+            HONEST.replace(", weight)", ")"),
+            "main.py::run is (hidden_states), and is called with (hidden_states, weight)",
+        ),
+    ],
+)
+def test_a_function_that_cannot_be_called_is_told_in_the_words_of_the_contract(
+    context: Context, source: str, found: str
+) -> None:
+    feedback = submit(context, source, "plain").feedback
+    assert feedback.splitlines()[1] == f"{found}; define `run(hidden_states, weight)`, which returns output"
+    assert "spec." not in feedback
+    assert "File" not in feedback
+
+
 @pytest.mark.parametrize("author", ["baseline", "Baseline", "baseline-", "baseline.."])
 def test_nobody_drafts_as_the_baseline(context: Context, author: str, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="cannot draft"):
