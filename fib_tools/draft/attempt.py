@@ -17,7 +17,11 @@ from fib_tools.model.evidence import L2, Evidence, Launch
 from fib_tools.model.solution import Solution
 from fib_tools.model.trace import EvaluationStatus
 
-__all__ = ["Ask", "AskKind", "Attempt", "Draft", "ShapeResult", "find_best", "sum_up"]
+__all__ = ["REPEATS", "Ask", "AskKind", "Attempt", "Draft", "ShapeResult", "find_best", "sum_up"]
+
+
+REPEATS = "it does the same as attempt"
+"""So begins the problem of a draft that is not judged again."""
 
 
 class AskKind(str, Enum):
@@ -141,6 +145,11 @@ class Attempt(Model):
             return 0.0
         total = sum(weight for weight, _ in known)
         return math.exp(sum(weight * math.log(speedup) for weight, speedup in known) / total)
+
+    @property
+    def is_repeat(self) -> bool:
+        """Tell whether an earlier attempt does the same."""
+        return self.problem.startswith(REPEATS)
 
     @property
     def against(self) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from fib_tools.dataset.store import Dataset
 from fib_tools.draft.target import Shape, Target
+from fib_tools.draft.work import count_work
 from fib_tools.errors import RequestError
 from fib_tools.evaluate.engines.engine import Outcome
 from fib_tools.evaluate.engines.engine_local import LocalEngine
@@ -14,6 +16,7 @@ from fib_tools.evaluate.engines.items import BlobHasher, Bundle, Options, Plan, 
 from fib_tools.evaluate.engines.journal import find_reusable
 from fib_tools.evaluate.judge.contest import refuse_sources
 from fib_tools.evaluate.judge.refusal import Refusal
+from fib_tools.model.definition import Definition
 from fib_tools.model.evidence import Evidence, Gpu
 from fib_tools.model.solution import Language, Solution
 from fib_tools.model.trace import EvaluationStatus
@@ -132,10 +135,9 @@ def _sort(plan: Plan, known: Mapping[str, Evidence]) -> dict[str, list[Evidence]
 
 
 def make_target(
-    bundle: Bundle,
+    bench: Bench,
     language: Language,
     *,
-    hardware: str,
     capability: int,
     baselines: Sequence[Solution],
     found: dict[str, list[Evidence]],
@@ -154,14 +156,16 @@ def make_target(
             fastest[uuid] = solution, evidence
     some = next((evidence for _, evidence in fastest.values()), None)
     roofline = some.roofline if some else None
+    bundle, root = bench.bundle, bench.dataset.root
     return Target(
         definition=bundle.definition,
         language=language,
-        hardware=hardware,
+        hardware=bench.hardware,
         capability=capability,
         bounds=bundle.bounds,
         shapes=tuple(
-            _make_shape(workload, fastest.get(workload.uuid, (None, None))[1]) for workload in bundle.workloads
+            _make_shape(bundle.definition, workload, fastest.get(workload.uuid, (None, None))[1], root)
+            for workload in bundle.workloads
         ),
         baseline=", ".join(dict.fromkeys(solution.name for solution, _ in fastest.values())),
         bandwidth=roofline.bandwidth if roofline else 0.0,
@@ -170,16 +174,17 @@ def make_target(
     )
 
 
-def _make_shape(workload: Workload, evidence: Evidence | None) -> Shape:
+def _make_shape(definition: Definition, workload: Workload, evidence: Evidence | None, root: Path) -> Shape:
     roofline = evidence.roofline if evidence else None
+    work = roofline or count_work(definition, workload, root)
     return Shape(
         workload=workload.uuid,
         axes=workload.axes,
         count=workload.count,
         limit_ms=roofline.limit_ms if roofline else None,
         bound=roofline.bound if roofline else "",
-        bytes=roofline.bytes if roofline else 0,
-        flops=roofline.flops if roofline else 0,
+        bytes=work.bytes if work else 0,
+        flops=work.flops if work else 0,
         baseline_ms=evidence.milliseconds if evidence else None,
         reference_ms=evidence.reference_ms if evidence else None,
     )

@@ -112,9 +112,10 @@ def _write_row(result: ShapeResult) -> str:
 
 
 def write_history(attempts: Sequence[Attempt]) -> str:
-    """Sum up what was tried, the newest last: a line for each, so that nothing is tried twice."""
-    lines = [_write_line(attempt) for attempt in attempts[-_HISTORY:]]
-    left = len(attempts) - len(lines)
+    """Sum up what was tried, the newest last: a line for each but repetitions, so that nothing is tried twice."""
+    tried = [attempt for attempt in attempts if not attempt.is_repeat]
+    lines = [_write_line(attempt) for attempt in tried[-_HISTORY:]]
+    left = len(tried) - len(lines)
     return "\n".join([*([f"({left} older ones)"] if left else []), *lines])
 
 

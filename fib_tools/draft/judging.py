@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from fib_tools.draft.attempt import Attempt, Draft, find_best, sum_up
+from fib_tools.draft.attempt import REPEATS, Attempt, Draft, find_best, sum_up
 from fib_tools.draft.brief import write_interface
 from fib_tools.draft.digest import digest_source
 from fib_tools.draft.machine import blames_machine
@@ -94,7 +94,7 @@ class Judging:
         if draft.problem:
             return attempt
         if digest in known:
-            return attempt.model_copy(update={"problem": f"it does the same as attempt {known[digest]}"})
+            return attempt.model_copy(update={"problem": f"{REPEATS} {known[digest]}"})
         try:
             return attempt.model_copy(update={"solution": make_solution(draft, plan)})
         except (FormatError, RequestError) as error:

@@ -45,9 +45,9 @@ def find_runs(context: Context) -> Path:
     return context.workspace.root / _FOLDER
 
 
-def open_memory(context: Context, definition: str) -> Memory:
-    """Open what is remembered of a Definition's failures."""
-    return Memory(find_runs(context) / "memory", definition)
+def open_memory(context: Context, target: Target) -> Memory:
+    """Open what is remembered of the failures of a Definition, in this language on this device."""
+    return Memory(find_runs(context) / "memory", target)
 
 
 def make_bench(context: Context, definition: str, *, device: str, gpus: int = 1, time_limit: float = 30.0) -> Bench:
@@ -95,15 +95,13 @@ def _find_bundle(context: Context, dataset: Dataset, name: str) -> Bundle:
 def measure_target(bench: Bench, language: Language, *, only_known: bool = False) -> Target:
     """Find what is to be beaten; what the dataset has evidence on is not measured again, and with `only_known` nothing is."""
     device = bench.options.device
-    hardware, capability = find_hardware(device)
+    _, capability = find_hardware(device)
     made = [solution for solution, _ in make_baselines(bench.bundle.definition) if solution.spec.fits(capability)]
     baselines = made if device == "cuda" else []
     if baselines and not only_known:
         bench.tell(f"measuring the baseline: {', '.join(solution.name for solution in baselines)}")
-    found = bench.recall(baselines, hardware) if only_known else bench.evaluate(baselines)
-    return make_target(
-        bench.bundle, language, hardware=hardware, capability=capability, baselines=baselines, found=found
-    )
+    found = bench.recall(baselines, bench.hardware) if only_known else bench.evaluate(baselines)
+    return make_target(bench, language, capability=capability, baselines=baselines, found=found)
 
 
 class Kept(NamedTuple):

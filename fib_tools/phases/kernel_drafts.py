@@ -165,10 +165,12 @@ def get_kernel_brief(
     bench = make_bench(context, definition, device=device).take_first(workloads)
     target = measure_target(bench, Language(language), only_known=True)
     path = _find_folder(context, definition, language, device)
-    attempts = RunFolder(path).attempts if path.is_dir() else []
+    folder = RunFolder(path) if path.is_dir() else None
+    attempts = folder.attempts if folder else []
+    target = target.take_reference_times(folder.find_reference_times() if folder else {})
     measured = (
         ""
-        if target.baseline_ms
+        if target.baseline_ms or device == "cpu"
         else "fib_benchmark_kernels with the author `baseline` measures what there is to beat. "
     )
     return KernelBriefResult(
@@ -177,7 +179,7 @@ def get_kernel_brief(
         contract=write_contract(target),
         brief=write_brief(target),
         tried=write_history(attempts),
-        failures=tuple(open_memory(context, definition).recall(besides="")),
+        failures=tuple(open_memory(context, target).recall(besides=path.name)),
         next=f"{measured}Send the whole source to fib_submit_solution; its feedback says what to change.",
     )
 
@@ -222,7 +224,7 @@ def submit_solution(
             time_limit=time_limit,
             evaluate=bench.evaluate,
             inspect=Inspector(bench),
-            memory=open_memory(context, definition),
+            memory=open_memory(context, folder.plan.target),
             tell=bench.tell,
         )
         judging.judge(folder.waiting)

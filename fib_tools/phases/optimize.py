@@ -108,7 +108,7 @@ def optimize_kernel(
             time_limit=options.time_limit,
             evaluate=bench.evaluate,
             inspect=Inspector(bench),
-            memory=open_memory(context, definition),
+            memory=open_memory(context, folder.plan.target),
             tell=lambda text: context.progress(text, len(folder.attempts), max_evals),
         )
         search = Search(_make_strategy(folder.plan), drafter=drafter, judging=judging)

@@ -179,14 +179,16 @@ def test_a_history_has_a_line_for_each_of_the_newest() -> None:
 
 
 def test_a_memory_keeps_each_failure_once_and_forgets_none(tmp_path: Path) -> None:
-    memory = Memory(tmp_path / "memory", "rmsnorm_h64")
+    memory = Memory(tmp_path / "memory", target())
     memory.note(wrong(0, "off by one"), "run1")
     memory.note(wrong(1, "off by one"), "run1")
     memory.note(wrong(2, "overflow", technique="other"), "run2")
-    again = Memory(tmp_path / "memory", "rmsnorm_h64")
+    memory.note(wrong(3, "ModuleNotFoundError: No module named 'triton'", technique="third"), "run2")
+    again = Memory(tmp_path / "memory", target())
     assert again.recall(besides="run2") == ["- plain: INCORRECT_NUMERICAL (wrong-values): off by one"]
     assert len(again.recall(besides="run3")) == 2
-    assert Memory(tmp_path / "memory", "other").recall(besides="") == []
+    for change in ({"language": Language.CUDA}, {"hardware": "NVIDIA B200"}):
+        assert Memory(tmp_path / "memory", target(**change)).recall(besides="") == []
 
 
 @pytest.mark.parametrize(
