@@ -70,6 +70,8 @@ _Workloads = Annotated[
 class KernelBriefResult(Result):
     """Everything that a drafter must know."""
 
+    is_text = True
+
     definition: str
     hardware: str
     contract: str
@@ -132,6 +134,8 @@ class DraftResult(Result):
 class EvaluationResult(Result):
     """What was said of drafts."""
 
+    is_text = True
+
     definition: str
     attempts: int
     tried: str = ""
@@ -142,11 +146,13 @@ class EvaluationResult(Result):
     """The one that the rest is about."""
     feedback: str = ""
     source: str = ""
+    elsewhere: str = ""
+    """Drafts in other languages or on other devices, where there is none in this."""
 
     def summary(self) -> Summary:
         """Show what was asked for."""
         if self.attempt is None:
-            return Summary(lines=(self.tried or "nothing was tried",))
+            return Summary(lines=(self.tried or self.elsewhere or "nothing was tried",))
         return Summary(lines=(self.feedback, self.source))
 
 
@@ -232,7 +238,7 @@ def submit_solution(
             number=len(folder.drafts),
             ask=Ask(kind=AskKind.FIRST),
             author=author,
-            technique=" ".join(technique.split()).casefold(),
+            technique=" ".join(technique.split()),
             source=text,
         )
         folder.keep_draft(draft)
@@ -281,19 +287,37 @@ def get_evaluation(
     if attempt is not None:
         chosen = next((each for each in attempts if each.number == attempt), None)
         if chosen is None:
+            there = (
+                f"take one from 0 to {attempts[-1].number}"
+                if attempts
+                else _find_others(context, definition, language, device)
+            )
             raise RequestError(
-                f"no draft {attempt} of {definition}", where=str(path), todo=f"there are {len(attempts)}, from 0"
+                f"no draft {attempt} of {definition}", where=str(path), todo=there or "nothing was tried"
             )
     return EvaluationResult(
         definition=definition,
         attempts=len(attempts),
-        tried=write_history(attempts),
+        tried=write_history(attempts) if chosen is None else "",
+        elsewhere="" if attempts else _find_others(context, definition, language, device),
         best_attempt=best.number if best else None,
         best_score=best.score if best else None,
         attempt=attempt,
         feedback=write_feedback(chosen) if chosen else "",
         source=chosen.solution.sources[0].content if chosen and chosen.solution else "",
     )
+
+
+def _find_others(context: Context, definition: str, language: str, device: str) -> str:
+    """Say where there are drafts of a Definition, if not in this language on this device; empty if nowhere."""
+    found = find_runs(context).glob(f"drafts-{definition[:NAME_LENGTH]}-*/run.json")
+    folders = [RunFolder(each.parent) for each in sorted(found)]
+    others = [
+        f"{len(each.attempts)} for {each.plan.target.language.value} on {each.plan.target.hardware}"
+        for each in folders
+        if each.attempts and each.plan.target.definition.name == definition
+    ]
+    return f"none for {language} on {find_hardware(device)[0]}; {', '.join(others)}" if others else ""
 
 
 def _find_folder(context: Context, definition: str, language: str, device: str) -> Path:
@@ -321,12 +345,18 @@ def _read_source(context: Context, text: str) -> str:
     """Take the source, or read the file that the text names.
 
     Raises:
-        RequestError: it is too long.
+        RequestError: it is empty, too long, or no text.
         PathError: the file is not one that this caller may name.
     """
-    if "\n" not in text:
+    if "\n" not in text and len(text) <= _LIMIT:
         path = context.check_readable(Path(text))
-        text = read_limited(path, _LIMIT).decode(errors="replace")
+        try:
+            text = read_limited(path, _LIMIT).decode()
+        except UnicodeDecodeError as error:
+            raise RequestError("the source is not UTF-8", where=str(path), todo="send a text") from error
     if len(text) > _LIMIT:
         raise RequestError(f"the source has {len(text)} characters", where="source", todo="write a shorter one")
+    if "\0" in text or not text.strip():
+        what = "the source holds a NUL" if "\0" in text else "the source is empty"
+        raise RequestError(what, where="source", todo="send the whole file")
     return text

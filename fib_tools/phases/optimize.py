@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import datetime
@@ -68,23 +69,29 @@ def optimize_kernel(
     Exit status 0: a right Solution was found; 1: none was.
     """
     runs = find_runs(context)
-    whole = make_bench(context, definition, device=options.device, gpus=options.gpus, time_limit=options.time_limit)
+    folder = _find_run(runs, definition, resume) if resume is not None else None
+    device = options.device if folder is None else "cpu" if folder.plan.target.is_cpu else "cuda"
+    whole = make_bench(context, definition, device=device, gpus=options.gpus, time_limit=options.time_limit)
     bench = whole.take_first(options.workloads)
     if dry_run:
-        return _show_brief(context, measure_target(bench, Language(options.language)))
+        return _show_brief(context, measure_target(bench, Language(options.language), only_known=True))
+    place = _spell_place(context, options)
     with ExitStack() as held:
-        if resume is not None:
-            folder = _find_run(runs, definition, resume)
-            _check_hardware(folder.plan, options.device)
+        if folder is not None:
+            _check_hardware(folder.plan, device)
             bench = whole.narrow({shape.workload for shape in folder.plan.target.shapes})
             plan = folder.plan
-            drafter = held.enter_context(open_drafter(plan.provider, is_batch=plan.is_batch, tell=bench.tell))
+            drafter = held.enter_context(
+                open_drafter(plan.provider, is_batch=plan.is_batch, tell=bench.tell, place=place)
+            )
         else:
             price = options.find_price()
             name_author(options.choose_model())
             check_machine(Language(options.language), options.device, find_hardware(options.device)[1])
             # who has no key is told before anything is measured
-            drafter = held.enter_context(open_drafter(options.provider, is_batch=options.batch, tell=bench.tell))
+            drafter = held.enter_context(
+                open_drafter(options.provider, is_batch=options.batch, tell=bench.tell, place=place)
+            )
             target = measure_target(bench, Language(options.language))
             plan = SearchPlan(
                 run=f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{definition[:NAME_LENGTH]}-{secrets.token_hex(2)}",
@@ -113,7 +120,24 @@ def optimize_kernel(
         )
         search = Search(_make_strategy(folder.plan), drafter=drafter, judging=judging)
         ending = search.run(Limits(evaluations=max_evals, usd=max_usd))
-        return _conclude(whole, folder, ending)
+        evaluations = max_evals * 2 if ending is Ending.EVALUATIONS else max_evals
+        usd = max_usd * 2 if ending is Ending.BUDGET else max_usd
+        go_on = (
+            f"fib optimize {definition} --resume {folder.plan.run}{place} --max-evals {evaluations} --max-usd {usd:g}"
+        )
+        return _conclude(whole, folder, ending).model_copy(update={"go_on": go_on})
+
+
+def _spell_place(context: Context, options: SearchOptions) -> str:
+    """Write the options that a run's folder does not hold: where it lies, and how it evaluates if not by default."""
+    found = f" --workspace {shlex.quote(str(context.workspace.root))}"
+    if context.dataset_override is not None:
+        found += f" --dataset {shlex.quote(str(context.dataset_override))}"
+    chosen = {
+        "--gpus": (options.gpus, SEARCH_DEFAULTS.gpus),
+        "--time-limit": (options.time_limit, SEARCH_DEFAULTS.time_limit),
+    }
+    return found + "".join(f" {name} {value:g}" for name, (value, default) in chosen.items() if value != default)
 
 
 def _show_brief(context: Context, target: Target) -> OptimizeResult:
@@ -127,7 +151,8 @@ def _show_brief(context: Context, target: Target) -> OptimizeResult:
         hardware=target.hardware,
         baseline=target.baseline,
         brief_bytes=len(brief.encode()),
-        card=str(path),
+        brief=brief,
+        brief_path=str(path),
     )
 
 

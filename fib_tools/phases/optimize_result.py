@@ -32,6 +32,8 @@ class OptimizeResult(Result):
 
     run: str = ""
     """Its name, for `--resume`."""
+    go_on: str = ""
+    """The command that goes on with it."""
     ending: str = ""
     definition: str
     hardware: str
@@ -46,6 +48,10 @@ class OptimizeResult(Result):
     tokens_in: int = 0
     tokens_out: int = 0
     usd: float = 0.0
+    brief: str = ""
+    """What whoever drafts by hand is given, where nobody was asked."""
+    brief_path: str = ""
+    """The file that holds it."""
     brief_bytes: int = 0
     card: str = ""
     """The file that sums the run up."""
@@ -67,9 +73,17 @@ class OptimizeResult(Result):
         return bool(self.ending) and not self.best
 
     def summary(self) -> Summary:
-        """Show the attempts, the best one, what it cost, and how to go on."""
+        """Show the attempts, the best one, what it cost, and how to go on; or the brief."""
+        if self.brief:
+            return Summary(lines=(self.brief, f"the brief: {self.brief_path}; nobody was asked"))
         shown = tuple(
-            (str(row.attempt), row.kind, row.technique, f"{row.status} {row.rule}".strip(), f"{row.score or 0:.3f}")
+            (
+                str(row.attempt),
+                row.kind,
+                row.technique,
+                f"{row.status} {row.rule}".strip(),
+                f"{row.score:.3f}" if row.score else "-",
+            )
             for row in self.attempts
         )
         columns = ("attempt", "kind", "technique", "status", "x baseline" if self.baseline else "x reference")
@@ -84,6 +98,6 @@ class OptimizeResult(Result):
         if self.ending in self._MEANINGS:
             lines.append(f"stopped: {self._MEANINGS[self.ending]}")
         if self.ending in {Ending.BUDGET.value, Ending.EVALUATIONS.value, Ending.INTERRUPTED.value}:
-            lines.append(f"go on with: fib optimize {self.definition} --resume {self.run}")
+            lines.append(f"go on with: {self.go_on}")
         tokens = f"{self.tokens_in} tokens in, {self.tokens_out} out, {self.usd:.4f} USD"
         return Summary(tables=tables, lines=(*lines, f"{tokens}; {self.card or self.folder or 'nothing was asked'}"))

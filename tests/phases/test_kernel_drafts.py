@@ -222,7 +222,7 @@ def test_drafts_are_judged_kept_and_told_of(context: Context, tmp_path: Path) ->
     ]
     told = get_evaluation(context, NAME, language="python", device="cpu")
     assert (told.attempts, told.best_attempt) == (4, 3)
-    assert "0. half the row: INCORRECT_NUMERICAL (wrong-values)" in told.tried
+    assert "0. Half the row: INCORRECT_NUMERICAL (wrong-values)" in told.tried
     one = get_evaluation(context, NAME, attempt=1, language="python", device="cpu")
     assert one.source == SLOW
     assert "us" in one.feedback
@@ -232,6 +232,30 @@ def test_drafts_are_judged_kept_and_told_of(context: Context, tmp_path: Path) ->
     assert "does the same as" not in brief.tried
     assert brief.failures == (), "each once: it stands in what was tried"
     assert re.search(r"batch_size=3 \| 100.0% \| 0.000896 \| 0 \| - \| - \| [0-9.]+$", brief.brief, re.MULTILINE)
+
+
+def test_a_source_that_is_no_text_is_refused(context: Context, tmp_path: Path) -> None:
+    (tmp_path / "kernel.py").write_bytes(b"# \xff\n")
+    with pytest.raises(RequestError, match="not UTF-8"):
+        submit(context, str(tmp_path / "kernel.py"), "plain")
+
+
+def test_drafts_in_another_language_are_told_of(context: Context, judge_by: Callable[[Verdict], None]) -> None:
+    judge_by(lambda *_: {})
+    made = submit(context, HONEST, "F.rms_norm")
+    assert made.technique == "F.rms_norm"
+    told = get_evaluation(context, NAME, language="triton", device="cpu")
+    assert re.fullmatch("none for triton on .+; 1 for python on .+", told.summary().lines[0])
+    with pytest.raises(RequestError, match="take one from 0 to 0"):
+        get_evaluation(context, NAME, attempt=3, language="python", device="cpu")
+    one = get_evaluation(context, NAME, attempt=0, language="python", device="cpu")
+    assert (one.tried, one.source) == ("", HONEST)
+
+
+def test_a_definition_without_workloads_names_the_file_for_them(context: Context, tmp_path: Path) -> None:
+    (tmp_path / "dataset" / "workloads" / "rmsnorm" / f"{NAME}.jsonl").unlink()
+    with pytest.raises(RequestError, match=f"collect some in workloads/rmsnorm/{NAME}.jsonl"):
+        get_kernel_brief(context, NAME, device="cpu")
 
 
 def test_a_brief_measures_nothing_and_says_what_comes_next(context: Context, tmp_path: Path) -> None:
@@ -252,6 +276,11 @@ def test_what_is_not_there_is_refused(context: Context) -> None:
         get_kernel_brief(context, "other", device="cpu")
     with pytest.raises(RequestError, match=f"no draft 3 of {NAME}"):
         get_evaluation(context, NAME, attempt=3, device="cpu")
+    with pytest.raises(RequestError, match=f"did you mean {NAME}"):
+        get_evaluation(context, "rmsnorm_h65", device="cpu")
+    for source, said in (("x" * 300_000, "300000 characters"), ("\n \n", "is empty"), ("a\0\n", "holds a NUL")):
+        with pytest.raises(RequestError, match=said):
+            submit(context, source, "long")
     with pytest.raises(RequestError, match="characters"):
         submit(context, "def run(): pass\n" + "#" * 200_001, "long")
 

@@ -173,11 +173,16 @@ def test_a_busy_service_is_asked_again_and_one_that_refuses_ends_the_run(
         optimize([Fault(401)], max_evals=1)
 
 
-def test_a_run_that_lost_the_service_goes_on_where_it_was(optimize: Optimize, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_lost_the_service_goes_on_where_it_was(
+    optimize: Optimize, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("fib_tools.draft.providers.time", SimpleNamespace(sleep=lambda _: None))
     with pytest.raises(SourceError, match="529"):
         optimize([answer("plain torch", SLOW), *[Fault(529)] * 6], max_evals=2)
-    result = optimize([answer("fused rms_norm", FUSED)], max_evals=2, resume="latest")
+    result = optimize([answer("fused rms_norm", FUSED)], max_evals=2, resume="latest", device="cuda")
+    place = f"--workspace {tmp_path / 'work'} --dataset {tmp_path / 'dataset'}"
+    going_on = f"fib optimize {NAME} --resume {result.run} {place} --max-evals 4 --max-usd 1"
+    assert f"go on with: {going_on}" in result.summary().lines
     assert [row.technique for row in result.attempts] == ["plain torch", "fused rms_norm"]
     assert result.attempts[1].kind == "improve"
 
@@ -229,10 +234,16 @@ def test_no_model_drafts_as_the_baseline(optimize: Optimize) -> None:
         optimize([], model="baseline", usd_per_mtok="1,2")
 
 
-def test_a_dry_run_writes_the_brief_and_asks_nobody(optimize: Optimize) -> None:
-    result = optimize([], dry_run=True)
-    brief = Path(result.card).read_text(encoding="utf-8")
-    assert "Define `run(hidden_states, weight)`" in brief
+@pytest.mark.parametrize("options", [{}, {"device": "cuda", "language": "triton"}])
+def test_a_dry_run_writes_the_brief_and_asks_nobody(
+    optimize: Optimize, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(Bench, "evaluate", None)
+    result = optimize([], dry_run=True, **options)
+    brief = Path(result.brief_path).read_text(encoding="utf-8")
+    assert "efine `run(hidden_states, weight" in brief
+    assert (result.brief, result.card) == (brief, "")
+    assert brief in result.summary().lines
     assert result.brief_bytes == len(brief.encode())
     assert not result.has_errors
 
