@@ -17,7 +17,7 @@ from fib_tools.model.evidence import L2, Evidence, Launch
 from fib_tools.model.solution import Solution
 from fib_tools.model.trace import EvaluationStatus
 
-__all__ = ["REPEATS", "Ask", "AskKind", "Attempt", "Draft", "ShapeResult", "find_best", "sum_up"]
+__all__ = ["REPEATS", "Ask", "AskKind", "Attempt", "Draft", "ShapeResult", "are_apart", "find_best", "sum_up"]
 
 
 REPEATS = "it does the same as attempt"
@@ -94,6 +94,11 @@ class ShapeResult(Model):
     """Its key."""
 
     @property
+    def half_width(self) -> float:
+        """Half the 95% interval of its time, as a share of it."""
+        return ((self.high or 0.0) - (self.low or 0.0)) / 2 / self.milliseconds if self.milliseconds else 0.0
+
+    @property
     def verdict(self) -> str:
         """Its status, and the rule that was broken."""
         return f"{self.status.value} ({self.rule})" if self.rule else self.status.value
@@ -158,6 +163,12 @@ class Attempt(Model):
         return " or ".join(f"the {each}" for each in found) or "what is to be beaten"
 
     @property
+    def is_apart(self) -> bool:
+        """Tell whether its score is not 1, by the intervals of its own times: of what it is compared with none is kept."""
+        known = [(result.weight, result.half_width) for result in self.results if result.speedup]
+        return bool(self.score) and abs(math.log(self.score)) > _find_width(known)
+
+    @property
     def first_wrong(self) -> ShapeResult | None:
         """The first Workload that did not pass."""
         return next((result for result in self.results if result.status is not EvaluationStatus.PASSED), None)
@@ -182,6 +193,23 @@ def _shorten(name: str) -> str:
     ]
     telling = [word for word in words if "kernel" in word.casefold() and word[:1].isalpha() and len(word) <= _NAME]
     return telling[-1] if telling else name[:_NAME]
+
+
+def _find_width(shares: Sequence[tuple[float, float]]) -> float:
+    """Give the half-width of a weighted geometric mean's logarithm, from weights and half-widths of what it is made of."""
+    total = sum(weight for weight, _ in shares)
+    return math.sqrt(sum((weight * width) ** 2 for weight, width in shares)) / total if total else 0.0
+
+
+def are_apart(one: Attempt, other: Attempt) -> bool:
+    """Tell whether the ratio of two right attempts' times on the same Workloads has a 95% interval without 1."""
+    theirs = {result.workload: result for result in other.results}
+    pairs = [(mine, theirs[mine.workload]) for mine in one.results if mine.milliseconds and mine.workload in theirs]
+    timed = [(mine, their, their.milliseconds) for mine, their in pairs if their.milliseconds]
+    total = sum(mine.weight for mine, _, _ in timed) or 1.0
+    mean = sum(mine.weight * math.log(time / (mine.milliseconds or time)) for mine, _, time in timed) / total
+    width = _find_width([(mine.weight, math.hypot(mine.half_width, their.half_width)) for mine, their, _ in timed])
+    return abs(mean) > width
 
 
 def find_best(attempts: Iterable[Attempt], workloads: Collection[str] | None = None) -> Attempt | None:

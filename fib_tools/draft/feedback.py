@@ -32,7 +32,7 @@ def write_feedback(attempt: Attempt) -> str:
     elif attempt.passed:
         lines.append(
             f"Right {f'on {attempt.sizes}' if attempt.untried else 'everywhere'};"
-            f" {attempt.score:.3f} times as fast as {attempt.against}"
+            f" {attempt.score:.3f} times as fast as {attempt.against}{'' if attempt.is_apart else ', not told apart from it'}"
             " (geometric mean, weighted as in the brief)."
         )
     if attempt.exactness is not None:

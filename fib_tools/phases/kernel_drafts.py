@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fib_tools.dataset.store import Dataset
-from fib_tools.draft.attempt import Ask, AskKind, Attempt, Draft, find_best
+from fib_tools.draft.attempt import Ask, AskKind, Attempt, Draft, are_apart, find_best
 from fib_tools.draft.brief import write_brief, write_contract
 from fib_tools.draft.feedback import write_feedback, write_history
 from fib_tools.draft.inspection import Inspector
@@ -104,6 +104,8 @@ class DraftResult(Result):
     """How many times as fast as the baseline, or as the reference where none runs; the geometric mean."""
     best_attempt: int | None = None
     best_score: float | None = None
+    rivals: tuple[int, ...] = ()
+    """Attempts whose times are not told apart from the best one's."""
     sizes: str = ""
     """On how many Workloads it was judged, if not on all."""
     solution: str = ""
@@ -126,6 +128,8 @@ class DraftResult(Result):
             if self.best_score
             else f"none is right{where} yet"
         )
+        if self.rivals:
+            best += f", not told apart from {', '.join(map(str, self.rivals))}"
         kept = (f"kept as {self.solution} by {self.author}",) if self.solution else ()
         head = f"attempt {self.attempt}, {self.technique}: {self.status}{where}"
         return Summary(lines=(head, self.feedback, best, *kept))
@@ -251,6 +255,7 @@ def submit_solution(
             else None
         )
         best = find_best(folder.attempts, bench.workloads)
+        right = [each for each in (made.narrow(bench.workloads) for made in folder.attempts) if each.passed]
     return DraftResult(
         definition=definition,
         attempt=attempt.number,
@@ -260,6 +265,9 @@ def submit_solution(
         score=attempt.score or None,
         best_attempt=best.number if best else None,
         best_score=best.score if best else None,
+        rivals=tuple(
+            each.number for each in right if best and each.number != best.number and not are_apart(best, each)
+        ),
         sizes=attempt.sizes if attempt.untried else "",
         solution=kept.solution.name if kept else "",
         author=kept.solution.author if kept else "",

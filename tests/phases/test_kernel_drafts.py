@@ -244,9 +244,12 @@ def test_drafts_in_another_language_are_told_of(context: Context, judge_by: Call
     judge_by(lambda *_: {})
     made = submit(context, HONEST, "F.rms_norm")
     assert made.technique == "F.rms_norm"
+    again = submit(context, HONEST + "\nA = 1\n", "the same speed")
+    assert (again.best_attempt, again.rivals) == (0, (1,))
+    assert again.summary().lines[2].endswith("x, not told apart from 1")
     told = get_evaluation(context, NAME, language="triton", device="cpu")
-    assert re.fullmatch("none for triton on .+; 1 for python on .+", told.summary().lines[0])
-    with pytest.raises(RequestError, match="take one from 0 to 0"):
+    assert re.fullmatch("none for triton on .+; 2 for python on .+", told.summary().lines[0])
+    with pytest.raises(RequestError, match="take one from 0 to 1"):
         get_evaluation(context, NAME, attempt=3, language="python", device="cpu")
     one = get_evaluation(context, NAME, attempt=0, language="python", device="cpu")
     assert (one.tried, one.source) == ("", HONEST)
