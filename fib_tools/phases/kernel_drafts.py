@@ -213,7 +213,7 @@ def submit_solution(
         str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$", description="Who drafted it: a folder in the dataset.")
     ] = "agent",
 ) -> DraftResult:
-    """Judge one drafted Solution: rules, outputs on all Workloads, times; the fastest right one is kept in the dataset.
+    """Judge one drafted Solution: rules, outputs on all Workloads, times; each right one that is the fastest so far is kept.
 
     A draft that does the same as an earlier one is not evaluated again, unless on more Workloads.
 

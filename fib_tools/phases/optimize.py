@@ -229,6 +229,7 @@ def _conclude(whole: Bench, folder: RunFolder, ending: Ending) -> OptimizeResult
         author=kept.solution.author if kept else "",
         technique=best.technique if best else "",
         score=best.score if best else None,
+        is_apart=best is None or best.is_apart,
         attempts=tuple(_to_row(attempt) for attempt in folder.attempts),
         tokens_in=tokens.prompt,
         tokens_out=tokens.output,

@@ -44,6 +44,8 @@ class OptimizeResult(Result):
     author: str = ""
     technique: str = ""
     score: float | None = None
+    is_apart: bool = True
+    """False: its intervals do not tell its speed from that of what it is compared with."""
     attempts: tuple[OptimizeRow, ...] = ()
     tokens_in: int = 0
     tokens_out: int = 0
@@ -88,8 +90,9 @@ class OptimizeResult(Result):
         )
         columns = ("attempt", "kind", "technique", "status", "x baseline" if self.baseline else "x reference")
         tables = (Table(title=self.definition, columns=columns, rows=shown),) if shown else ()
+        doubt = "" if self.is_apart else f", not told apart from the {'baseline' if self.baseline else 'reference'}"
         lines = (
-            [f"best: {self.best} by {self.author}, {self.technique}: {self.score:.3f} x"]
+            [f"best: {self.best} by {self.author}, {self.technique}: {self.score:.3f} x{doubt}"]
             if self.best and self.score
             else []
         )

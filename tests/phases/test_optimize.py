@@ -229,6 +229,13 @@ def test_what_was_searched_for_on_some_sizes_is_kept_only_if_it_is_right_on_all(
     assert not dataset.load_solutions("rmsnorm", NAME)
 
 
+def test_a_speed_within_its_interval_is_no_gain() -> None:
+    result = OptimizeResult(definition=NAME, hardware="AMD EPYC", best="a", author="b", technique="c", score=1.004)
+    assert result.summary().lines[0] == "best: a by b, c: 1.004 x"
+    doubtful = result.model_copy(update={"is_apart": False})
+    assert doubtful.summary().lines[0] == "best: a by b, c: 1.004 x, not told apart from the reference"
+
+
 def test_no_model_drafts_as_the_baseline(optimize: Optimize) -> None:
     with pytest.raises(RequestError, match="cannot draft"):
         optimize([], model="baseline", usd_per_mtok="1,2")
