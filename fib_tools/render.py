@@ -119,14 +119,15 @@ def _live(console: Console) -> Iterator[Report]:
 def _lines(console: Console) -> Report:
     began = time.monotonic()
     last_step, last_at = "", began
+    last_said = ("", 0)
 
     def report(step: str, done: int, total: int) -> None:
-        nonlocal last_step, last_at
+        nonlocal last_step, last_at, last_said
         now = time.monotonic()
         stem = step.partition(":")[0]
-        if stem == last_step and now - last_at < _LINE_SECONDS:
+        if (stem == last_step and now - last_at < _LINE_SECONDS) or (step, done) == last_said:
             return
-        last_step, last_at = stem, now
+        last_step, last_at, last_said = stem, now, (step, done)
         count = f" {done}/{total}" if total else ""
         console.print(_printable(f"[{now - began:5.1f} s] {step}{count}"), soft_wrap=True)
 

@@ -90,6 +90,15 @@ def test_progress_is_one_line_for_each_new_step(console: Console, monkeypatch: p
     ]
 
 
+def test_a_step_that_only_goes_on_is_said_once(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 5.0, 10.0, 15.0])
+    monkeypatch.setattr("fib_tools.render.time.monotonic", lambda: next(clock))
+    with show_progress(console, quiet=False) as report:
+        for _ in range(3):
+            report("the model writes", 2, 15)
+    assert printed(console).splitlines() == ["[  5.0 s] the model writes 2/15"]
+
+
 def test_quiet_means_no_progress(console: Console) -> None:
     with show_progress(console, quiet=True) as report:
         report("reading", 1, 2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import Enum
 
 from pydantic import Field
@@ -17,7 +17,11 @@ from fib_tools.model.solution import Solution
 from fib_tools.model.trace import EvaluationStatus
 from fib_tools.model.weights import geometric_mean
 
-__all__ = ["Ask", "AskKind", "Attempt", "Draft", "ShapeResult", "find_best", "sum_up"]
+__all__ = ["REPEATS", "Ask", "AskKind", "Attempt", "Draft", "ShapeResult", "are_apart", "find_best", "sum_up"]
+
+
+REPEATS = "it does the same as attempt"
+"""So begins the problem of a draft that is not judged again."""
 
 
 class AskKind(str, Enum):
@@ -78,6 +82,8 @@ class ShapeResult(Model):
     """Of what the device was measured to allow."""
     speedup: float | None = None
     """Over the baseline; over the reference where there is none."""
+    against: str = ""
+    """Which of the two; empty in runs of older versions."""
     warm_ms: float | None = None
     """With its data in the L2, where a graph's replay was timed so."""
     kernels: tuple[str, ...] = ()
@@ -86,6 +92,11 @@ class ShapeResult(Model):
     """How many there are."""
     evidence: str = ""
     """Its key."""
+
+    @property
+    def half_width(self) -> float:
+        """Half the 95% interval of its time, as a share of it."""
+        return ((self.high or 0.0) - (self.low or 0.0)) / 2 / self.milliseconds if self.milliseconds else 0.0
 
     @property
     def verdict(self) -> str:
@@ -106,14 +117,29 @@ class Attempt(Model):
     problem: str = ""
     """Why it was not evaluated: no code, or the same as an earlier attempt."""
     results: tuple[ShapeResult, ...] = ()
+    untried: NonNegative = 0
+    """Workloads of the Definition that it was not judged on."""
+    time_limit: float = 0.0
+    """Seconds that it had on each Workload; 0 in runs of older versions."""
     exactness: Exactness | None = None
     """How far its outputs are from float64, where they were compared at all."""
     profile: Profile | None = None
     """Of one that was the best when it was judged."""
 
+    def narrow(self, workloads: Collection[str]) -> Attempt:
+        """Take what was said on these Workloads alone; nothing unless it was judged on all of them."""
+        kept = tuple(result for result in self.results if result.workload in workloads)
+        return self.model_copy(update={"results": kept if len(kept) == len(workloads) else ()})
+
+    @property
+    def sizes(self) -> str:
+        """Say in words on how many Workloads it was judged."""
+        count = len(self.results)
+        return f"{count} of {count + self.untried} sizes"
+
     @property
     def passed(self) -> bool:
-        """Tell whether every Workload passed."""
+        """Tell whether every Workload that it was judged on passed."""
         return bool(self.results) and all(result.status is EvaluationStatus.PASSED for result in self.results)
 
     @property
@@ -121,6 +147,23 @@ class Attempt(Model):
         """The geometric mean of its speed-ups, weighted by how often their Workloads occur; 0 if it is not right."""
         known = [(result.weight, result.speedup) for result in self.results if result.speedup]
         return geometric_mean(known) if self.passed and known else 0.0
+
+    @property
+    def is_repeat(self) -> bool:
+        """Tell whether an earlier attempt does the same."""
+        return self.problem.startswith(REPEATS)
+
+    @property
+    def against(self) -> str:
+        """Say what its speed is compared with."""
+        found = dict.fromkeys(result.against for result in self.results if result.against)
+        return " or ".join(f"the {each}" for each in found) or "what is to be beaten"
+
+    @property
+    def is_apart(self) -> bool:
+        """Tell whether its score is not 1, by the intervals of its own times: of what it is compared with none is kept."""
+        known = [(result.weight, result.half_width) for result in self.results if result.speedup]
+        return bool(self.score) and abs(math.log(self.score)) > _find_width(known)
 
     @property
     def first_wrong(self) -> ShapeResult | None:
@@ -149,9 +192,30 @@ def _shorten(name: str) -> str:
     return telling[-1] if telling else name[:_NAME]
 
 
-def find_best(attempts: Iterable[Attempt]) -> Attempt | None:
-    """Find the fastest right attempt; the earliest of several."""
-    right = [attempt for attempt in attempts if attempt.passed]
+def _find_width(shares: Sequence[tuple[float, float]]) -> float:
+    """Give the half-width of a weighted geometric mean's logarithm, from weights and half-widths of what it is made of."""
+    total = sum(weight for weight, _ in shares)
+    return math.sqrt(sum((weight * width) ** 2 for weight, width in shares)) / total if total else 0.0
+
+
+def are_apart(one: Attempt, other: Attempt) -> bool:
+    """Tell whether the ratio of two right attempts' times on the same Workloads has a 95% interval without 1."""
+    theirs = {result.workload: result for result in other.results}
+    pairs = [(mine, theirs[mine.workload]) for mine in one.results if mine.milliseconds and mine.workload in theirs]
+    timed = [(mine, their, their.milliseconds) for mine, their in pairs if their.milliseconds]
+    total = sum(mine.weight for mine, _, _ in timed) or 1.0
+    mean = sum(mine.weight * math.log(time / (mine.milliseconds or time)) for mine, _, time in timed) / total
+    width = _find_width([(mine.weight, math.hypot(mine.half_width, their.half_width)) for mine, their, _ in timed])
+    return abs(mean) > width
+
+
+def find_best(attempts: Iterable[Attempt], workloads: Collection[str] | None = None) -> Attempt | None:
+    """Find the fastest right attempt, by these Workloads alone if any are named; the earliest of several.
+
+    Without names all are taken to be judged on the same ones, as within a search.
+    """
+    compared = attempts if workloads is None else (attempt.narrow(workloads) for attempt in attempts)
+    right = [attempt for attempt in compared if attempt.passed]
     return max(right, key=lambda attempt: (attempt.score, -attempt.number), default=None)
 
 
@@ -184,6 +248,7 @@ def _sum_up_one(evidence: Evidence, baseline: float | None, weight: float) -> Sh
         high=figure.high if figure else None,
         percent=evidence.roofline.percent if figure and evidence.roofline else None,
         speedup=against / figure.milliseconds if figure and figure.milliseconds and against else None,
+        against="baseline" if baseline else "reference",
         warm_ms=_find_warm(evidence) if figure else None,
         kernels=tuple(_shorten(name) for name in evidence.kernels[:_KERNELS]),
         launches=len(evidence.kernels),

@@ -12,7 +12,7 @@ from fib_tools.draft.target import Shape, Target, format_us, list_gpu_facts
 from fib_tools.model.definition import TensorSpec
 from fib_tools.model.solution import Language
 
-__all__ = ["BRIEF_BYTES", "write_brief", "write_contract"]
+__all__ = ["BRIEF_BYTES", "write_brief", "write_contract", "write_interface"]
 
 BRIEF_BYTES = 8192
 _MOST_SHAPES = 16
@@ -21,8 +21,8 @@ _LONGEST_TEXT = 400
 _CUT = "\n... (cut: the rest of the reference is not shown)\n"
 
 _CONTRACT = """\
-You write GPU kernels. Your answer is judged by a machine: it is built, run in a confined process, compared with a \
-reference on inputs you have not seen, and timed with a cold L2 on several sizes. Nobody reads along.
+You write kernels for a {device}. Your answer is judged by a machine: it is built, run in a confined process, compared with a \
+reference on inputs you have not seen, and timed {cold}on several sizes. Nobody reads along.
 
 Answer with
 TECHNIQUE: two to five words
@@ -36,10 +36,13 @@ Rules (who breaks one is rejected, however fast)
 workspaces and compiled code. Inputs are never written to.
 - No other library's kernels (flashinfer, sglang, vllm, deep_gemm); torch operations are allowed, though they are what is slow.
 - No files, processes, threads, ctypes, environment, clocks, profilers, eval, monkey patches; no `except` around a kernel.
+{streams}- Any length of the var axes must work, 1 included, and every value: zeros, huge ones, infinities where the reference allows them.
+- Outputs are plain contiguous tensors of their own with the declared shape and dtype.
+"""
+
+_STREAMS = """\
 - All work on the current stream, or joined with it before the call returns. The call must be capturable in a CUDA graph: \
 no synchronisation with the host, no .item().
-- Any length of the var axes must work, 1 included, and every value: zeros, huge ones, infinities where the reference allows them.
-- Outputs are plain contiguous tensors of their own with the declared shape and dtype.
 """
 
 _LANGUAGES: dict[Language, tuple[str, str]] = {
@@ -64,6 +67,19 @@ Launch on at::cuda::getCurrentCUDAStream().',
 }
 
 
+def write_interface(target: Target) -> str:
+    """Say in a few words what a source has to define."""
+    definition = target.definition
+    inputs, outputs = list(definition.inputs), list(definition.outputs)
+    if target.language is Language.PYTHON:
+        return f"define `run({', '.join(inputs)})`, which returns {_join_outputs(outputs)}"
+    return f"define `run({', '.join([*inputs, *outputs])})`, which fills {', '.join(outputs)} and returns nothing"
+
+
+def _join_outputs(outputs: list[str]) -> str:
+    return outputs[0] if len(outputs) == 1 else f"the tuple ({', '.join(outputs)})"
+
+
 def write_contract(target: Target) -> str:
     """Say what an answer is, and what is forbidden."""
     definition = target.definition
@@ -72,9 +88,14 @@ def write_contract(target: Target) -> str:
     said = language.format(
         arguments=", ".join([*definition.inputs, *outputs]),
         inputs=", ".join(definition.inputs),
-        returned=outputs[0] if len(outputs) == 1 else f"the tuple ({', '.join(outputs)})",
+        returned=_join_outputs(outputs),
     )
-    return _CONTRACT.format(file=file, language=said)
+    place = (
+        {"device": "CPU", "cold": "", "streams": ""}
+        if target.is_cpu
+        else {"device": "GPU", "cold": "with a cold L2 ", "streams": _STREAMS}
+    )
+    return _CONTRACT.format(file=file, language=said, **place)
 
 
 def write_brief(target: Target) -> str:
@@ -130,14 +151,14 @@ def _write_tail(target: Target) -> str:
         lines.append(f"- measured: {target.bandwidth / 1e12:.2f} TB/s of a copy (read plus written)")
     if target.flops_per_second:
         lines.append(f"- measured: {target.flops_per_second / 1e12:.0f} TFLOP/s in this kernel's arithmetic")
-    against = f"baseline ({target.baseline})" if target.baseline else "there is no baseline, the reference counts"
+    against = f"baseline ({target.baseline})" if target.baseline else "no baseline was measured, the reference counts"
     lines += ["", f"## Sizes that count; {against}", _describe_weights(target), _HEAD]
     return "\n".join([*lines, *_list_shapes(target), ""])
 
 
 def _describe_weights(target: Target) -> str:
     """Say how the ratios of the sizes become one figure."""
-    mean = "the score is the geometric mean of the ratios to the baseline"
+    mean = f"the score is the geometric mean of the ratios to the {'baseline' if target.baseline else 'reference'}"
     if target.is_weighted:
         return f"Weights are shares of what occurs; {mean}, weighted so."
     counted = sum(bool(shape.count) for shape in target.shapes)
@@ -164,8 +185,8 @@ def _write_shape(shape: Shape, weight: float) -> str:
     cells = (
         axes,
         f"{weight:.1%}",
-        f"{shape.bytes / 1e6:.3g}",
-        f"{shape.flops / 1e9:.3g}",
+        f"{shape.bytes / 1e6:.3g}" if shape.bytes else "-",
+        f"{shape.flops / 1e9:.3g}" if shape.bytes else "-",
         limit,
         f"{format_us(shape.baseline_ms)}{share}",
         format_us(shape.reference_ms),

@@ -31,7 +31,7 @@ def write_card(plan: SearchPlan, attempts: Sequence[Attempt], *, ending: str, us
         lines += [
             (
                 f"Best: `{best.solution.name}` by {best.solution.author}, attempt {best.number}: {best.technique};"
-                f" {best.score:.3f} times as fast as {against} (geometric mean of {len(best.results)} Workloads{weighted})."
+                f" {best.score:.3f} times as fast as {against}{'' if best.is_apart else ', not told apart from it'} (geometric mean of {len(best.results)} Workloads{weighted})."
             ),
             *([f"What made the difference, as its author says: {_escape(best.why)}"] if best.why else []),
             "",

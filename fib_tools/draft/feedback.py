@@ -31,7 +31,9 @@ def write_feedback(attempt: Attempt) -> str:
         lines.append("")
     elif attempt.passed:
         lines.append(
-            f"Right everywhere; {attempt.score:.3f} times as fast as the baseline (geometric mean, weighted as in the brief)."
+            f"Right {f'on {attempt.sizes}' if attempt.untried else 'everywhere'};"
+            f" {attempt.score:.3f} times as fast as {attempt.against}{'' if attempt.is_apart else ', not told apart from it'}"
+            " (geometric mean, weighted as in the brief)."
         )
     if attempt.exactness is not None:
         lines += _describe_exactness(attempt.exactness)
@@ -110,16 +112,17 @@ def _write_row(result: ShapeResult) -> str:
 
 
 def write_history(attempts: Sequence[Attempt]) -> str:
-    """Sum up what was tried, the newest last: a line for each, so that nothing is tried twice."""
-    lines = [_write_line(attempt) for attempt in attempts[-_HISTORY:]]
-    left = len(attempts) - len(lines)
+    """Sum up what was tried, the newest last: a line for each but repetitions, so that nothing is tried twice."""
+    tried = [attempt for attempt in attempts if not attempt.is_repeat]
+    lines = [_write_line(attempt) for attempt in tried[-_HISTORY:]]
+    left = len(tried) - len(lines)
     return "\n".join([*([f"({left} older ones)"] if left else []), *lines])
 
 
 def _write_line(attempt: Attempt) -> str:
     wrong = attempt.first_wrong
     if attempt.passed:
-        said = f"right, {attempt.score:.3f} x"
+        said = f"right{f' on {attempt.sizes}' if attempt.untried else ''}, {attempt.score:.3f} x"
     elif wrong is None:
         said = attempt.problem
     else:

@@ -27,8 +27,8 @@ _PURPOSE = "fib optimize"
 
 
 @contextmanager
-def open_drafter(name: str, *, is_batch: bool, tell: Callable[[str], None]) -> Iterator[Drafter]:
-    """Open `anthropic`, whose drafts may come in batches, or `openai`.
+def open_drafter(name: str, *, is_batch: bool, tell: Callable[[str], None], place: str) -> Iterator[Drafter]:
+    """Open `anthropic`, whose drafts may come in batches, or `openai`; `place` are the options that name the workspace.
 
     Raises:
         MissingDependencyError: its SDK is not installed.
@@ -39,14 +39,17 @@ def open_drafter(name: str, *, is_batch: bool, tell: Callable[[str], None]) -> I
             yield ModelDrafter(_Chat(chat))
     else:
         with open_client(_PURPOSE) as client:
-            yield BatchDrafter(client, tell=tell) if is_batch else ModelDrafter(_Messages(client, tell=tell))
+            yield (
+                BatchDrafter(client, tell=tell) if is_batch else ModelDrafter(_Messages(client, tell=tell, place=place))
+            )
 
 
 class _Messages:
     """The Messages API."""
 
-    def __init__(self, client: Anthropic, *, tell: Callable[[str], None]) -> None:
+    def __init__(self, client: Anthropic, *, tell: Callable[[str], None], place: str) -> None:
         self._client = client
+        self._place = place
         self._tell = tell
 
     def ask(self, question: str, folder: RunFolder, usd: float) -> Reply:
@@ -55,8 +58,9 @@ class _Messages:
             client=self._client,
             sleep=time.sleep,
             tell=self._tell,
+            show=lambda _: self._tell("the model writes"),
             discard=folder.discard,
-            resume_hint=f"try again later with: fib optimize {plan.target.definition.name} --resume {plan.run}",
+            resume_hint=f"try again later with: fib optimize {plan.target.definition.name} --resume {plan.run}{self._place}",
         )
         body = make_body(plan, question)
         allowed = afford_output(body, plan.price, usd=usd)

@@ -114,6 +114,11 @@ class RunFolder:
         found = {each.key: each for each in self._read("evidence.jsonl", Evidence) if each.key in keys}
         return list(found.values())
 
+    def find_reference_times(self) -> dict[str, float]:
+        """Find what the reference took when attempts were judged, by workload; the newest times."""
+        known = self._read("evidence.jsonl", Evidence)
+        return {each.subject.workload: each.reference_ms for each in known if each.reference_ms}
+
     def write_card(self, text: str) -> Path:
         """Write the card of the result."""
         path = self.path / "card.md"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from fib_tools.draft.attempt import Ask, Draft, find_best
+from fib_tools.draft.attempt import Ask, AskKind, Draft, find_best
 from fib_tools.draft.drafter import Answers
 from fib_tools.draft.extract import extract_source, extract_technique, extract_why
 from fib_tools.draft.judging import Judging
@@ -26,6 +26,12 @@ __all__ = ["Drafter", "Ending", "Limits", "Search"]
 
 _FRUITLESS = 5
 """Drafts in a row that could not be evaluated: the model has nothing more to say."""
+_KINDS = {
+    AskKind.FIRST: "first draft",
+    AskKind.REPAIR: "repair",
+    AskKind.IMPROVE: "improvement",
+    AskKind.CROSS: "crossing",
+}
 
 
 class Ending(str, Enum):
@@ -138,5 +144,6 @@ class Search:
 
 
 def _count(asks: Sequence[Ask]) -> str:
-    kinds = [ask.kind.value for ask in asks]
-    return ", ".join(f"{kinds.count(kind)} to {kind}" for kind in dict.fromkeys(kinds))
+    kinds = [ask.kind for ask in asks]
+    counted = [(kinds.count(kind), _KINDS[kind]) for kind in dict.fromkeys(kinds)]
+    return ", ".join(f"{count} {what}{'s' if count > 1 else ''}" for count, what in counted)

@@ -8,10 +8,10 @@ from pydantic import ValidationError
 
 from fib_tools.draft.attempt import Draft
 from fib_tools.draft.run_folder import SearchPlan
-from fib_tools.errors import FormatError
-from fib_tools.model.solution import Binding, BuildSpec, Language, Solution, SourceFile
+from fib_tools.errors import FormatError, RequestError
+from fib_tools.model.solution import BASELINE, Binding, BuildSpec, Language, Solution, SourceFile
 
-__all__ = ["make_solution"]
+__all__ = ["make_solution", "name_author"]
 
 _FILES = {Language.CUDA: "main.cu"}
 _DEPENDENCIES = {Language.TRITON: ["torch", "triton"], Language.TILELANG: ["torch", "tilelang"]}
@@ -23,6 +23,7 @@ def make_solution(draft: Draft, plan: SearchPlan) -> Solution:
 
     Raises:
         FormatError: it cannot be one; the message is written for the model.
+        RequestError: its author has a name that is taken.
     """
     target = plan.target
     file = _FILES.get(target.language, "main.py")
@@ -44,7 +45,7 @@ def make_solution(draft: Draft, plan: SearchPlan) -> Solution:
         made = Solution(
             name="draft",
             definition=target.definition.name,
-            author=_name_author(author),
+            author=name_author(author),
             description=description,
             spec=spec,
             sources=[SourceFile(path=file, content=draft.source)],
@@ -54,5 +55,16 @@ def make_solution(draft: Draft, plan: SearchPlan) -> Solution:
     return made.model_copy(update={"name": f"{target.language.value}_{made.hash[:_HASH_LENGTH]}"})
 
 
-def _name_author(model: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip("-.") or "model"
+def name_author(drafter: str) -> str:
+    """Name who drafts as the dataset does, where it is a folder.
+
+    Raises:
+        RequestError: it is the author to whom other rules apply, however it is spelled.
+    """
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", drafter).strip("-.") or "model"
+    if name.casefold() == BASELINE:
+        what = (
+            f"{drafter!r} cannot draft: the author {BASELINE} may call the libraries that drafts are measured against"
+        )
+        raise RequestError(what, where="author", todo="take another name")
+    return name

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pydantic import Field
 
 from fib_tools.evaluate.engines.items import Bound
@@ -25,6 +27,7 @@ class Shape(Model):
     bound: str = ""
     """`memory` or `compute`."""
     bytes: int = 0
+    """0: nobody could count them, nor the next."""
     flops: int = 0
     baseline_ms: float | None = None
     reference_ms: float | None = None
@@ -50,9 +53,22 @@ class Target(Model):
     """Of torch, triton, CUDA."""
 
     @property
+    def is_cpu(self) -> bool:
+        """Tell whether there are no streams, graphs and launches to think of."""
+        return self.language is Language.PYTHON and not self.capability
+
+    @property
     def baseline_ms(self) -> dict[str, float]:
         """The baseline's times by workload."""
         return {shape.workload: shape.baseline_ms for shape in self.shapes if shape.baseline_ms}
+
+    def take_reference_times(self, times: Mapping[str, float]) -> Target:
+        """Take the reference's times by workload, where they are not known yet."""
+        shapes = [
+            each.model_copy(update={"reference_ms": each.reference_ms or times.get(each.workload)})
+            for each in self.shapes
+        ]
+        return self.model_copy(update={"shapes": tuple(shapes)})
 
     @property
     def is_weighted(self) -> bool:

@@ -91,6 +91,8 @@ class Service:
     """Told what an answer cost that broke off."""
     resume_hint: str
     """What to do when the service stays away."""
+    show: Callable[[str], None] | None = None
+    """Told of text as it comes, if `tell` is not."""
 
     def ask(self, make_body: Callable[[], Mapping[str, Any]]) -> Reply:
         """Ask for one turn; the body is made anew for each attempt, since what is left of the budget shrinks.
@@ -115,7 +117,7 @@ class Service:
         import anthropic
         import httpx2
 
-        reader = StreamReader(show=lambda text: self.tell(_last_line(text)))
+        reader = StreamReader(show=lambda text: (self.show or self.tell)(_last_line(text)))
         try:
             with self.client.messages.stream(**make_body()) as stream:
                 return reader.read(stream)

@@ -34,6 +34,9 @@ class Result(Model):
     row_fields: ClassVar[tuple[str, ...]] = ()
     """The fields of its rows that agents are shown unless they ask for others; all if empty."""
 
+    is_text: ClassVar[bool] = False
+    """Its summary only sets out what the document says: agents are shown the document alone."""
+
     @property
     def has_errors(self) -> bool:
         """Tell whether the data has errors, which makes the command's exit status 1."""

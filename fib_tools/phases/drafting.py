@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+from fib_tools.dataset.layout import Kind, Location
 from fib_tools.dataset.store import Dataset
-from fib_tools.draft.attempt import Attempt
 from fib_tools.draft.bench import Bench, make_target
 from fib_tools.draft.memory import Memory
-from fib_tools.draft.run_folder import RunFolder
 from fib_tools.draft.target import Target
 from fib_tools.errors import RequestError
 from fib_tools.evaluate.engines.items import Bundle, Options
 from fib_tools.evaluate.engines.traces import write_results
 from fib_tools.host.locks import hold_dataset
-from fib_tools.model.solution import Language
+from fib_tools.model.definition import Definition
+from fib_tools.model.evidence import Evidence
+from fib_tools.model.solution import BASELINE, Language, Solution
 from fib_tools.phases.baselines import make_baselines
 from fib_tools.phases.bench import find_hardware, limit_time, make_bundle
 from fib_tools.phases.context import Context
 
-__all__ = ["NAME_LENGTH", "find_runs", "keep_solution", "make_bench", "measure_target", "open_memory"]
+__all__ = [
+    "NAME_LENGTH",
+    "Kept",
+    "find_definition",
+    "find_runs",
+    "keep_solution",
+    "make_bench",
+    "measure_target",
+    "open_memory",
+]
 
 _FOLDER = "optimize"
 _MOST_TOGETHER = 8
@@ -32,15 +45,13 @@ def find_runs(context: Context) -> Path:
     return context.workspace.root / _FOLDER
 
 
-def open_memory(context: Context, definition: str) -> Memory:
-    """Open what is remembered of a Definition's failures."""
-    return Memory(find_runs(context) / "memory", definition)
+def open_memory(context: Context, target: Target) -> Memory:
+    """Open what is remembered of the failures of a Definition, in this language on this device."""
+    return Memory(find_runs(context) / "memory", target)
 
 
-def make_bench(
-    context: Context, definition: str, *, workloads: int | None, device: str, gpus: int = 1, time_limit: float = 30.0
-) -> Bench:
-    """Load the Definition and its Workloads, and make ready to evaluate.
+def make_bench(context: Context, definition: str, *, device: str, gpus: int = 1, time_limit: float = 30.0) -> Bench:
+    """Load the Definition and all its Workloads, and make ready to evaluate.
 
     Raises:
         RequestError: there is no such Definition, or it has no Workload.
@@ -49,21 +60,34 @@ def make_bench(
     options = Options.model_validate({"device": device, "limits": limit_time(time_limit, together=_MOST_TOGETHER)})
     return Bench(
         dataset=dataset,
-        bundle=_find_bundle(context, dataset, definition, workloads),
+        bundle=_find_bundle(context, dataset, definition),
         options=options,
+        hardware=find_hardware(device)[0],
         gpus=0 if device == "cpu" else gpus,
         tell=lambda text: context.progress(text, 0, 0),
     )
 
 
-def _find_bundle(context: Context, dataset: Dataset, name: str, workloads: int | None) -> Bundle:
+def find_definition(dataset: Dataset, name: str) -> Definition:
+    """Find a Definition.
+
+    Raises:
+        RequestError: there is none of this name.
+    """
     loaded, _ = dataset.load_definitions()
-    definition = loaded.get(name)
-    if definition is None:
-        raise RequestError(f"no Definition {name!r}", where=str(dataset.root), todo="check the name")
-    found = dataset.load_workloads(definition.op_type, name)[:workloads]
+    if name not in loaded:
+        near = difflib.get_close_matches(name, loaded, n=3)
+        todo = f"did you mean {' or '.join(near)}?" if near else "see the folder definitions"
+        raise RequestError(f"no Definition {name!r}", where=str(dataset.root), todo=todo)
+    return loaded[name]
+
+
+def _find_bundle(context: Context, dataset: Dataset, name: str) -> Bundle:
+    definition = find_definition(dataset, name)
+    found = dataset.load_workloads(definition.op_type, name)
     if not found:
-        todo = "collect some first: a kernel that is tuned for invented sizes is of no use"
+        file = Location(kind=Kind.WORKLOADS, op_type=definition.op_type, definition=name)
+        todo = f"collect some in {file} of the dataset first: a kernel that is tuned for invented sizes is of no use"
         raise RequestError(f"{name} has no Workload", where=str(dataset.root), todo=todo)
     return make_bundle(context, definition, found, ())
 
@@ -71,22 +95,35 @@ def _find_bundle(context: Context, dataset: Dataset, name: str, workloads: int |
 def measure_target(bench: Bench, language: Language, *, only_known: bool = False) -> Target:
     """Find what is to be beaten; what the dataset has evidence on is not measured again, and with `only_known` nothing is."""
     device = bench.options.device
-    hardware, capability = find_hardware(device)
+    _, capability = find_hardware(device)
     made = [solution for solution, _ in make_baselines(bench.bundle.definition) if solution.spec.fits(capability)]
     baselines = made if device == "cuda" else []
     if baselines and not only_known:
         bench.tell(f"measuring the baseline: {', '.join(solution.name for solution in baselines)}")
-    found = bench.recall(baselines, hardware) if only_known else bench.evaluate(baselines)
-    return make_target(
-        bench.bundle, language, hardware=hardware, capability=capability, baselines=baselines, found=found
-    )
+    found = bench.recall(baselines, bench.hardware) if only_known else bench.evaluate(baselines)
+    return make_target(bench, language, capability=capability, baselines=baselines, found=found)
 
 
-def keep_solution(bench: Bench, folder: RunFolder, attempt: Attempt) -> tuple[str, ...]:
-    """Put an attempt's Solution and its Traces into the dataset; give the files of Traces that are new or changed."""
-    if attempt.solution is None:
-        return ()
+class Kept(NamedTuple):
+    """A Solution as it stands in the dataset, and the files of Traces that are new or changed."""
+
+    solution: Solution
+    files: tuple[str, ...]
+
+
+def keep_solution(bench: Bench, solution: Solution, evidence: Sequence[Evidence]) -> Kept:
+    """Put a Solution and its Traces into the dataset; one that runs the same and stands there already is taken instead.
+
+    Names of Solutions are unique in a dataset, and a draft's follows from what runs.
+    """
+    dataset, definition = bench.dataset, bench.bundle.definition
     workloads = {workload.uuid: workload for workload in bench.bundle.workloads}
-    with hold_dataset(bench.dataset.root, purpose="writing Traces"):
-        bench.dataset.write_solution(bench.bundle.definition.op_type, attempt.solution)
-        return write_results(bench.dataset, folder.find_evidence(attempt), lambda _, uuid: workloads[uuid]).files
+    with hold_dataset(dataset.root, purpose="writing Traces"):
+        standing = dataset.load_solutions(definition.op_type, definition.name)
+        same = [each for each in standing if each.hash == solution.hash and each.author != BASELINE]
+        kept = same[0] if same else solution
+        if not same:
+            dataset.write_solution(definition.op_type, kept)
+        name = {"solution": kept.name, "author": kept.author}
+        named = [each.model_copy(update={"subject": each.subject.model_copy(update=name)}) for each in evidence]
+        return Kept(kept, write_results(dataset, named, lambda _, uuid: workloads[uuid]).files)

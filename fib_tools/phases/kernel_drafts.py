@@ -13,12 +13,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fib_tools.draft.attempt import Ask, AskKind, Attempt, Draft, find_best
+from fib_tools.dataset.store import Dataset
+from fib_tools.draft.attempt import Ask, AskKind, Attempt, Draft, are_apart, find_best
 from fib_tools.draft.brief import write_brief, write_contract
 from fib_tools.draft.feedback import write_feedback, write_history
 from fib_tools.draft.inspection import Inspector
 from fib_tools.draft.judging import Judging
+from fib_tools.draft.machine import check_machine
 from fib_tools.draft.run_folder import RunFolder, SearchPlan
+from fib_tools.draft.solution import name_author
 from fib_tools.draft.target import Target
 from fib_tools.errors import RequestError
 from fib_tools.host.files import read_limited
@@ -29,7 +32,15 @@ from fib_tools.model.solution import Language
 from fib_tools.model.summary import Result, Summary
 from fib_tools.phases.bench import find_hardware
 from fib_tools.phases.context import Context
-from fib_tools.phases.drafting import NAME_LENGTH, find_runs, keep_solution, make_bench, measure_target, open_memory
+from fib_tools.phases.drafting import (
+    NAME_LENGTH,
+    find_definition,
+    find_runs,
+    keep_solution,
+    make_bench,
+    measure_target,
+    open_memory,
+)
 
 __all__ = [
     "DraftResult",
@@ -58,6 +69,8 @@ _Workloads = Annotated[
 
 class KernelBriefResult(Result):
     """Everything that a drafter must know."""
+
+    is_text = True
 
     definition: str
     hardware: str
@@ -91,23 +104,41 @@ class DraftResult(Result):
     """How many times as fast as the baseline, or as the reference where none runs; the geometric mean."""
     best_attempt: int | None = None
     best_score: float | None = None
+    rivals: tuple[int, ...] = ()
+    """Attempts whose times are not told apart from the best one's."""
+    sizes: str = ""
+    """On how many Workloads it was judged, if not on all."""
     solution: str = ""
-    """Its name in the dataset: one that is right and the fastest so far is kept there, with its Traces."""
+    """Its name in the dataset: one that is right on all Workloads and the fastest so far is kept there, with its Traces."""
+    author: str = ""
+    """Whose that Solution is: the same source may have been there already."""
     files: tuple[str, ...] = ()
     """Of Traces, new or changed."""
 
+    @property
+    def has_errors(self) -> bool:
+        """Tell whether it is not right."""
+        return self.status != "right"
+
     def summary(self) -> Summary:
         """Show the feedback, and the best so far."""
+        where = f" on {self.sizes}" if self.sizes else ""
         best = (
-            f"best so far: attempt {self.best_attempt}, {self.best_score:.3f} x"
+            f"best so far{where}: attempt {self.best_attempt}, {self.best_score:.3f} x"
             if self.best_score
-            else "none is right yet"
+            else f"none is right{where} yet"
         )
-        return Summary(lines=(f"attempt {self.attempt}, {self.technique}: {self.status}", self.feedback, best))
+        if self.rivals:
+            best += f", not told apart from {', '.join(map(str, self.rivals))}"
+        kept = (f"kept as {self.solution} by {self.author}",) if self.solution else ()
+        head = f"attempt {self.attempt}, {self.technique}: {self.status}{where}"
+        return Summary(lines=(head, self.feedback, best, *kept))
 
 
 class EvaluationResult(Result):
     """What was said of drafts."""
+
+    is_text = True
 
     definition: str
     attempts: int
@@ -119,11 +150,13 @@ class EvaluationResult(Result):
     """The one that the rest is about."""
     feedback: str = ""
     source: str = ""
+    elsewhere: str = ""
+    """Drafts in other languages or on other devices, where there is none in this."""
 
     def summary(self) -> Summary:
         """Show what was asked for."""
         if self.attempt is None:
-            return Summary(lines=(self.tried or "nothing was tried",))
+            return Summary(lines=(self.tried or self.elsewhere or "nothing was tried",))
         return Summary(lines=(self.feedback, self.source))
 
 
@@ -139,13 +172,15 @@ def get_kernel_brief(
 
     Nothing is measured: a baseline's times are those that the dataset has evidence on, from fib bench.
     """
-    bench = make_bench(context, definition, workloads=workloads, device=device)
+    bench = make_bench(context, definition, device=device).take_first(workloads)
     target = measure_target(bench, Language(language), only_known=True)
     path = _find_folder(context, definition, language, device)
-    attempts = RunFolder(path).attempts if path.is_dir() else []
+    folder = RunFolder(path) if path.is_dir() else None
+    attempts = folder.attempts if folder else []
+    target = target.take_reference_times(folder.find_reference_times() if folder else {})
     measured = (
         ""
-        if target.baseline_ms
+        if target.baseline_ms or device == "cpu"
         else "fib_benchmark_kernels with the author `baseline` measures what there is to beat. "
     )
     return KernelBriefResult(
@@ -154,7 +189,7 @@ def get_kernel_brief(
         contract=write_contract(target),
         brief=write_brief(target),
         tried=write_history(attempts),
-        failures=tuple(open_memory(context, definition).recall(besides="")),
+        failures=tuple(open_memory(context, target).recall(besides=path.name)),
         next=f"{measured}Send the whole source to fib_submit_solution; its feedback says what to change.",
     )
 
@@ -178,21 +213,28 @@ def submit_solution(
         str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$", description="Who drafted it: a folder in the dataset.")
     ] = "agent",
 ) -> DraftResult:
-    """Judge one drafted Solution: rules, outputs on all Workloads, times; the fastest right one is kept in the dataset.
+    """Judge one drafted Solution: rules, outputs on all Workloads, times; each right one that is the fastest so far is kept.
 
-    A draft that does the same as an earlier one is not evaluated again.
+    A draft that does the same as an earlier one is not evaluated again, unless on more Workloads.
+
+    Exit status 0: it is right on the Workloads that were asked for; 1: it is not.
     """
-    bench = make_bench(context, definition, workloads=workloads, device=device, gpus=gpus, time_limit=time_limit)
+    name_author(author)
+    check_machine(Language(language), device, find_hardware(device)[1])
     text = _read_source(context, source)
-    folder = _open_folder(context, definition, language, device, lambda: measure_target(bench, Language(language)))
+    whole = make_bench(context, definition, device=device, gpus=gpus, time_limit=time_limit)
+    bench = whole.take_first(workloads)
+    folder = _open_folder(context, definition, language, device, lambda: measure_target(whole, Language(language)))
     with hold(folder.path / "lock", purpose=f"a draft of {definition}"):
         folder = RunFolder(folder.path)
-        before = find_best(folder.attempts)
         judging = Judging(
             folder=folder,
+            workloads=bench.workloads,
+            untried=bench.untried,
+            time_limit=time_limit,
             evaluate=bench.evaluate,
             inspect=Inspector(bench),
-            memory=open_memory(context, definition),
+            memory=open_memory(context, folder.plan.target),
             tell=bench.tell,
         )
         judging.judge(folder.waiting)
@@ -200,16 +242,20 @@ def submit_solution(
             number=len(folder.drafts),
             ask=Ask(kind=AskKind.FIRST),
             author=author,
-            technique=" ".join(technique.split()).casefold(),
+            technique=" ".join(technique.split()),
             source=text,
         )
         folder.keep_draft(draft)
         judging.judge([draft])
-        attempt, best = folder.attempts[-1], find_best(folder.attempts)
-        is_best = (
-            best is not None and best.number == attempt.number and (before is None or best.number != before.number)
+        attempt = folder.attempts[-1]
+        leader = find_best(folder.attempts, whole.workloads)
+        kept = (
+            keep_solution(whole, attempt.solution, folder.find_evidence(attempt))
+            if attempt.solution and leader and leader.number == attempt.number
+            else None
         )
-        files = keep_solution(bench, folder, attempt) if is_best else ()
+        best = find_best(folder.attempts, bench.workloads)
+        right = [each for each in (made.narrow(bench.workloads) for made in folder.attempts) if each.passed]
     return DraftResult(
         definition=definition,
         attempt=attempt.number,
@@ -219,8 +265,13 @@ def submit_solution(
         score=attempt.score or None,
         best_attempt=best.number if best else None,
         best_score=best.score if best else None,
-        solution=attempt.solution.name if is_best and attempt.solution else "",
-        files=files,
+        rivals=tuple(
+            each.number for each in right if best and each.number != best.number and not are_apart(best, each)
+        ),
+        sizes=attempt.sizes if attempt.untried else "",
+        solution=kept.solution.name if kept else "",
+        author=kept.solution.author if kept else "",
+        files=kept.files if kept else (),
     )
 
 
@@ -235,26 +286,46 @@ def get_evaluation(
     device: _Device = "cuda",
 ) -> EvaluationResult:
     """Show what was tried for a Definition, or one draft with its verdict and its source."""
+    dataset = Dataset.open(context.dataset.root)
+    op_type = find_definition(dataset, definition).op_type
     path = _find_folder(context, definition, language, device)
     attempts = RunFolder(path).attempts if path.is_dir() else []
-    best = find_best(attempts)
+    best = find_best(attempts, [workload.uuid for workload in dataset.load_workloads(op_type, definition)])
     chosen: Attempt | None = None
     if attempt is not None:
         chosen = next((each for each in attempts if each.number == attempt), None)
         if chosen is None:
+            there = (
+                f"take one from 0 to {attempts[-1].number}"
+                if attempts
+                else _find_others(context, definition, language, device)
+            )
             raise RequestError(
-                f"no draft {attempt} of {definition}", where=str(path), todo=f"there are {len(attempts)}, from 0"
+                f"no draft {attempt} of {definition}", where=str(path), todo=there or "nothing was tried"
             )
     return EvaluationResult(
         definition=definition,
         attempts=len(attempts),
-        tried=write_history(attempts),
+        tried=write_history(attempts) if chosen is None else "",
+        elsewhere="" if attempts else _find_others(context, definition, language, device),
         best_attempt=best.number if best else None,
         best_score=best.score if best else None,
         attempt=attempt,
         feedback=write_feedback(chosen) if chosen else "",
         source=chosen.solution.sources[0].content if chosen and chosen.solution else "",
     )
+
+
+def _find_others(context: Context, definition: str, language: str, device: str) -> str:
+    """Say where there are drafts of a Definition, if not in this language on this device; empty if nowhere."""
+    found = find_runs(context).glob(f"drafts-{definition[:NAME_LENGTH]}-*/run.json")
+    folders = [RunFolder(each.parent) for each in sorted(found)]
+    others = [
+        f"{len(each.attempts)} for {each.plan.target.language.value} on {each.plan.target.hardware}"
+        for each in folders
+        if each.attempts and each.plan.target.definition.name == definition
+    ]
+    return f"none for {language} on {find_hardware(device)[0]}; {', '.join(others)}" if others else ""
 
 
 def _find_folder(context: Context, definition: str, language: str, device: str) -> Path:
@@ -282,12 +353,18 @@ def _read_source(context: Context, text: str) -> str:
     """Take the source, or read the file that the text names.
 
     Raises:
-        RequestError: it is too long.
+        RequestError: it is empty, too long, or no text.
         PathError: the file is not one that this caller may name.
     """
-    if "\n" not in text:
+    if "\n" not in text and len(text) <= _LIMIT:
         path = context.check_readable(Path(text))
-        text = read_limited(path, _LIMIT).decode(errors="replace")
+        try:
+            text = read_limited(path, _LIMIT).decode()
+        except UnicodeDecodeError as error:
+            raise RequestError("the source is not UTF-8", where=str(path), todo="send a text") from error
     if len(text) > _LIMIT:
         raise RequestError(f"the source has {len(text)} characters", where="source", todo="write a shorter one")
+    if "\0" in text or not text.strip():
+        what = "the source holds a NUL" if "\0" in text else "the source is empty"
+        raise RequestError(what, where="source", todo="send the whole file")
     return text

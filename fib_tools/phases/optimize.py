@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+import shlex
+from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
@@ -16,19 +18,31 @@ from fib_tools.draft.brief import write_brief, write_contract
 from fib_tools.draft.card import write_card
 from fib_tools.draft.inspection import Inspector
 from fib_tools.draft.judging import Judging
+from fib_tools.draft.machine import check_machine
 from fib_tools.draft.providers import open_drafter
 from fib_tools.draft.run_folder import RunFolder, SearchPlan
 from fib_tools.draft.search import Ending, Limits, Search
+from fib_tools.draft.solution import name_author
 from fib_tools.draft.strategies import Beam, Evolve, Refine, Strategy
 from fib_tools.draft.target import Target
 from fib_tools.errors import RequestError
 from fib_tools.host.files import write_atomically
 from fib_tools.host.locks import hold
 from fib_tools.host.paths import check_component, confine
+from fib_tools.model.evidence import Evidence
 from fib_tools.model.solution import Language
+from fib_tools.model.trace import EvaluationStatus
 from fib_tools.phases.bench import find_hardware
 from fib_tools.phases.context import Context
-from fib_tools.phases.drafting import NAME_LENGTH, find_runs, keep_solution, make_bench, measure_target, open_memory
+from fib_tools.phases.drafting import (
+    NAME_LENGTH,
+    Kept,
+    find_runs,
+    keep_solution,
+    make_bench,
+    measure_target,
+    open_memory,
+)
 from fib_tools.phases.optimize_result import OptimizeResult, OptimizeRow
 from fib_tools.phases.search_options import SEARCH_DEFAULTS, SearchOptions
 
@@ -55,27 +69,29 @@ def optimize_kernel(
     Exit status 0: a right Solution was found; 1: none was.
     """
     runs = find_runs(context)
-    bench = make_bench(
-        context,
-        definition,
-        workloads=options.workloads,
-        device=options.device,
-        gpus=options.gpus,
-        time_limit=options.time_limit,
-    )
+    folder = _find_run(runs, definition, resume) if resume is not None else None
+    device = options.device if folder is None else "cpu" if folder.plan.target.is_cpu else "cuda"
+    whole = make_bench(context, definition, device=device, gpus=options.gpus, time_limit=options.time_limit)
+    bench = whole.take_first(options.workloads)
     if dry_run:
-        return _show_brief(context, measure_target(bench, Language(options.language)))
+        return _show_brief(context, measure_target(bench, Language(options.language), only_known=True))
+    place = _spell_place(context, options)
     with ExitStack() as held:
-        if resume is not None:
-            folder = _find_run(runs, definition, resume)
-            _check_hardware(folder.plan, options.device)
-            bench = bench.narrow({shape.workload for shape in folder.plan.target.shapes})
+        if folder is not None:
+            _check_hardware(folder.plan, device)
+            bench = whole.narrow({shape.workload for shape in folder.plan.target.shapes})
             plan = folder.plan
-            drafter = held.enter_context(open_drafter(plan.provider, is_batch=plan.is_batch, tell=bench.tell))
+            drafter = held.enter_context(
+                open_drafter(plan.provider, is_batch=plan.is_batch, tell=bench.tell, place=place)
+            )
         else:
             price = options.find_price()
+            name_author(options.choose_model())
+            check_machine(Language(options.language), options.device, find_hardware(options.device)[1])
             # who has no key is told before anything is measured
-            drafter = held.enter_context(open_drafter(options.provider, is_batch=options.batch, tell=bench.tell))
+            drafter = held.enter_context(
+                open_drafter(options.provider, is_batch=options.batch, tell=bench.tell, place=place)
+            )
             target = measure_target(bench, Language(options.language))
             plan = SearchPlan(
                 run=f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{definition[:NAME_LENGTH]}-{secrets.token_hex(2)}",
@@ -94,14 +110,34 @@ def optimize_kernel(
         folder = RunFolder(folder.path)
         judging = Judging(
             folder=folder,
+            workloads=bench.workloads,
+            untried=bench.untried,
+            time_limit=options.time_limit,
             evaluate=bench.evaluate,
             inspect=Inspector(bench),
-            memory=open_memory(context, definition),
+            memory=open_memory(context, folder.plan.target),
             tell=lambda text: context.progress(text, len(folder.attempts), max_evals),
         )
         search = Search(_make_strategy(folder.plan), drafter=drafter, judging=judging)
         ending = search.run(Limits(evaluations=max_evals, usd=max_usd))
-        return _conclude(bench, folder, ending)
+        evaluations = max_evals * 2 if ending is Ending.EVALUATIONS else max_evals
+        usd = max_usd * 2 if ending is Ending.BUDGET else max_usd
+        go_on = (
+            f"fib optimize {definition} --resume {folder.plan.run}{place} --max-evals {evaluations} --max-usd {usd:g}"
+        )
+        return _conclude(whole, folder, ending).model_copy(update={"go_on": go_on})
+
+
+def _spell_place(context: Context, options: SearchOptions) -> str:
+    """Write the options that a run's folder does not hold: where it lies, and how it evaluates if not by default."""
+    found = f" --workspace {shlex.quote(str(context.workspace.root))}"
+    if context.dataset_override is not None:
+        found += f" --dataset {shlex.quote(str(context.dataset_override))}"
+    chosen = {
+        "--gpus": (options.gpus, SEARCH_DEFAULTS.gpus),
+        "--time-limit": (options.time_limit, SEARCH_DEFAULTS.time_limit),
+    }
+    return found + "".join(f" {name} {value:g}" for name, (value, default) in chosen.items() if value != default)
 
 
 def _show_brief(context: Context, target: Target) -> OptimizeResult:
@@ -115,7 +151,8 @@ def _show_brief(context: Context, target: Target) -> OptimizeResult:
         hardware=target.hardware,
         baseline=target.baseline,
         brief_bytes=len(brief.encode()),
-        card=str(path),
+        brief=brief,
+        brief_path=str(path),
     )
 
 
@@ -164,23 +201,35 @@ def _check_hardware(plan: SearchPlan, device: str) -> None:
         raise RequestError(f"the run {plan.run} is on {plan.target.hardware}, this is {hardware}", todo=todo)
 
 
-def _conclude(bench: Bench, folder: RunFolder, ending: Ending) -> OptimizeResult:
+def _keep(whole: Bench, folder: RunFolder, best: Attempt) -> Kept | None:
+    """Keep a Solution that is right on all Workloads; of a search on some of them, it is judged on all now."""
+    if best.solution is None:
+        return None
+    evidence: Sequence[Evidence] = folder.find_evidence(best)
+    if {each.subject.workload for each in evidence} != whole.workloads:
+        whole.tell(f"evaluating {best.solution.name} on all {len(whole.workloads)} Workloads")
+        evidence = whole.evaluate([best.solution]).get(best.solution.hash, ())
+    passed = {each.subject.workload for each in evidence if each.status is EvaluationStatus.PASSED}
+    return keep_solution(whole, best.solution, evidence) if passed == whole.workloads else None
+
+
+def _conclude(whole: Bench, folder: RunFolder, ending: Ending) -> OptimizeResult:
     """Keep the best Solution and its Traces in the dataset, and write the card."""
     plan, best = folder.plan, find_best(folder.attempts)
-    files = keep_solution(bench, folder, best) if best else ()
+    kept = _keep(whole, folder, best) if best else None
     card = write_card(plan, folder.attempts, ending=ending.value, usd=folder.ledger.usd)
     tokens = folder.ledger.tokens
-    solution = best.solution if best else None
     return OptimizeResult(
         run=plan.run,
         ending=ending.value,
         definition=plan.target.definition.name,
         hardware=plan.target.hardware,
         baseline=plan.target.baseline,
-        best=solution.name if solution else "",
-        author=solution.author if solution else "",
+        best=kept.solution.name if kept else "",
+        author=kept.solution.author if kept else "",
         technique=best.technique if best else "",
         score=best.score if best else None,
+        is_apart=best is None or best.is_apart,
         attempts=tuple(_to_row(attempt) for attempt in folder.attempts),
         tokens_in=tokens.prompt,
         tokens_out=tokens.output,
@@ -188,7 +237,7 @@ def _conclude(bench: Bench, folder: RunFolder, ending: Ending) -> OptimizeResult
         brief_bytes=len(write_brief(plan.target).encode()),
         card=str(folder.write_card(card)),
         folder=str(folder.path),
-        files=files,
+        files=kept.files if kept else (),
     )
 
 

@@ -85,7 +85,7 @@ def take_whole(result: Result) -> Whole:
     """Take what a tool needs of a result."""
     return Whole(
         has_errors=result.has_errors,
-        lines=tuple(map(reword, result.summary().lines)),
+        lines=() if result.is_text else tuple(map(reword, result.summary().lines)),
         rows=result.rows,
         row_fields=result.row_fields,
         document=to_document(result),

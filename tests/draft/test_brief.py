@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench_run import norm
-from fib_tools.draft.attempt import Ask, AskKind, Attempt, ShapeResult, sum_up
+from fib_tools.draft.attempt import Ask, AskKind, Attempt, ShapeResult, are_apart, sum_up
 from fib_tools.draft.brief import BRIEF_BYTES, write_brief, write_contract
 from fib_tools.draft.feedback import FEEDBACK_BYTES, write_feedback, write_history
 from fib_tools.draft.memory import Memory
@@ -154,7 +154,8 @@ def test_feedback_of_the_best_has_a_line_for_each_of_its_main_kernels() -> None:
         stall_share=0.63,
     )
     profile = Profile(axes={"n": 1}, kernels=(kernel, KernelCounters(name="m", microseconds=2.0)), launches=5)
-    passed = ShapeResult(workload="w", axes={"n": 1}, status=EvaluationStatus.PASSED, milliseconds=0.07, speedup=1.5)
+    times = {"milliseconds": 0.07, "low": 0.069, "high": 0.071}
+    passed = ShapeResult(workload="w", axes={"n": 1}, status=EvaluationStatus.PASSED, speedup=1.5, **times)
     best = Attempt(number=0, ask=Ask(kind=AskKind.FIRST), technique="t", digest="d", results=(passed,), profile=profile)
     lines = write_feedback(best).splitlines()
     assert lines[0].startswith("Right everywhere; 1.500 times as fast")
@@ -170,6 +171,27 @@ def test_feedback_of_the_best_has_a_line_for_each_of_its_main_kernels() -> None:
     assert "No counters of NCU: it is not installed here. What is said of the times below" in write_feedback(without)
 
 
+def right(number: int, milliseconds: float, *, width: float = 0.01) -> Attempt:
+    times = {"milliseconds": milliseconds, "low": milliseconds * (1 - width), "high": milliseconds * (1 + width)}
+    result = ShapeResult(
+        workload="w",
+        axes={"n": 1},
+        status=EvaluationStatus.PASSED,
+        speedup=1 / milliseconds,
+        against="reference",
+        **times,
+    )
+    return Attempt(number=number, ask=Ask(kind=AskKind.FIRST), technique="t", digest="d", results=(result,))
+
+
+def test_speeds_within_their_intervals_are_not_told_apart() -> None:
+    assert are_apart(right(0, 1.0), right(1, 0.9))
+    assert not are_apart(right(0, 1.0), right(1, 0.99))
+    assert not are_apart(right(0, 1.0), right(1, 0.9, width=0.2))
+    assert "0.995 times as fast as the reference, not told apart from it" in write_feedback(right(0, 1.005))
+    assert "not told apart" not in write_feedback(right(0, 0.9))
+
+
 def test_a_history_has_a_line_for_each_of_the_newest() -> None:
     history = write_history([wrong(number, "a\nb" * 200) for number in range(20)])
     lines = history.splitlines()
@@ -179,14 +201,16 @@ def test_a_history_has_a_line_for_each_of_the_newest() -> None:
 
 
 def test_a_memory_keeps_each_failure_once_and_forgets_none(tmp_path: Path) -> None:
-    memory = Memory(tmp_path / "memory", "rmsnorm_h64")
+    memory = Memory(tmp_path / "memory", target())
     memory.note(wrong(0, "off by one"), "run1")
     memory.note(wrong(1, "off by one"), "run1")
     memory.note(wrong(2, "overflow", technique="other"), "run2")
-    again = Memory(tmp_path / "memory", "rmsnorm_h64")
+    memory.note(wrong(3, "ModuleNotFoundError: No module named 'triton'", technique="third"), "run2")
+    again = Memory(tmp_path / "memory", target())
     assert again.recall(besides="run2") == ["- plain: INCORRECT_NUMERICAL (wrong-values): off by one"]
     assert len(again.recall(besides="run3")) == 2
-    assert Memory(tmp_path / "memory", "other").recall(besides="") == []
+    for change in ({"language": Language.CUDA}, {"hardware": "NVIDIA B200"}):
+        assert Memory(tmp_path / "memory", target(**change)).recall(besides="") == []
 
 
 @pytest.mark.parametrize(

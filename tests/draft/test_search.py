@@ -93,6 +93,24 @@ def test_answers_are_judged_while_the_model_is_at_the_others(monkeypatch: pytest
     assert said == ["keep 0", "judge 0", "more", "keep 1", "keep 2", "judge 1 2"]
 
 
+@pytest.mark.parametrize(
+    ("kinds", "said"),
+    [
+        ([AskKind.FIRST], "1 first draft"),
+        ([AskKind.IMPROVE, AskKind.REPAIR, AskKind.IMPROVE], "2 improvements, 1 repair"),
+    ],
+)
+def test_a_search_says_what_it_asks_for(monkeypatch: pytest.MonkeyPatch, kinds: list[AskKind], said: str) -> None:
+    told: list[str] = []
+    judge = Judge()
+    monkeypatch.setattr(judge, "tell", told.append)
+    monkeypatch.setattr("fib_tools.draft.search.write_question", lambda *_: "?")
+    strategy = SimpleNamespace(propose=lambda _: [Ask(kind=kind) for kind in kinds])
+    drafter = SimpleNamespace(draft=lambda *_: iter([[(place, reply("x = 0")) for place in range(len(kinds))]]))
+    Search(strategy, drafter=drafter, judging=cast("Judging", judge)).run(Limits(evaluations=len(kinds), usd=1.0))
+    assert told == [f"asking for {said}"]
+
+
 def test_answers_under_way_are_kept_when_a_search_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert search(Judge(breaks=True), monkeypatch) is Ending.INTERRUPTED
     assert said == ["keep 0", "judge 0", "more", "keep 1", "keep 2"]

@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench_dataset import CPU, Case, make_evidence
 from bench_run import HALF_ROW, HONEST, workload, write_dataset
 from fib_tools.dataset.store import Dataset
+from fib_tools.draft.bench import Bench
 from fib_tools.errors import ChildCrashedError, FibError, LockedError, RequestError
-from fib_tools.model.trace import Trace
+from fib_tools.evaluate.engines.items import hash_solution
+from fib_tools.model.evidence import Evidence
+from fib_tools.model.solution import Solution
+from fib_tools.model.trace import EvaluationStatus, Trace
 from fib_tools.phases.context import Context, Workspace
 from fib_tools.phases.kernel_drafts import DraftResult, get_evaluation, get_kernel_brief, submit_solution
 
@@ -24,10 +31,171 @@ def context(tmp_path: Path) -> Context:
     return Context(workspace=Workspace(root=tmp_path / "work"), offline=True, dataset_override=tmp_path / "dataset")
 
 
-def submit(context: Context, source: str, technique: str, author: str = "agent") -> DraftResult:
-    return submit_solution(
-        context, NAME, source=source, technique=technique, language="python", device="cpu", author=author
+def submit(context: Context, source: str, technique: str, author: str = "agent", **options: Any) -> DraftResult:
+    chosen = {"language": "python", "device": "cpu", **options}
+    return submit_solution(context, NAME, source=source, technique=technique, author=author, **chosen)
+
+
+def add_size(root: Path, size: int) -> None:
+    """Give the dataset's Definition one more Workload."""
+    sizes = (3, size)
+    Dataset(root).write_workloads("rmsnorm", [Trace(definition=NAME, workload=workload(each)) for each in sizes])
+
+
+Verdict = Callable[[Solution, int], dict[str, Any]]
+"""What comes of a Solution on a batch size: fields of a Case."""
+
+
+@pytest.fixture
+def judge_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[Verdict], None]:
+    """Have drafts judged by a function, and looked at no closer."""
+
+    def use(verdict: Verdict) -> None:
+        def evaluate(bench: Bench, solutions: Sequence[Solution]) -> dict[str, list[Evidence]]:
+            return {
+                hash_solution(each): [
+                    _make_evidence(each, workload.uuid, workload.axes, verdict(each, workload.axes["batch_size"]))
+                    for workload in bench.bundle.workloads
+                ]
+                for each in solutions
+            }
+
+        monkeypatch.setattr("fib_tools.draft.bench.Bench.evaluate", evaluate)
+        monkeypatch.setattr("fib_tools.draft.inspection.Inspector.__call__", lambda _, attempts, *__: list(attempts))
+
+    return use
+
+
+def _make_evidence(made: Solution, uuid: str, axes: dict[str, int], said: dict[str, Any]) -> Evidence:
+    case = Case(
+        definition=NAME, op_type="rmsnorm", author=made.author, solution=made.name, axes=axes, **{"gpu": CPU, **said}
     )
+    found = make_evidence(case)
+    subject = {"workload": uuid, "solution_hash": hash_solution(made), "workload_hash": uuid}
+    return found.model_copy(update={"subject": found.subject.model_copy(update=subject)})
+
+
+WRONG = {"status": EvaluationStatus.INCORRECT_NUMERICAL, "rule": "wrong-values", "detail": "got 1, want 2"}
+
+
+def test_a_verdict_on_some_sizes_says_so_and_is_no_verdict_on_all(
+    context: Context, tmp_path: Path, judge_by: Callable[[Verdict], None]
+) -> None:
+    add_size(tmp_path / "dataset", 8)
+    sizes = {
+        each.uuid: each.axes["batch_size"] for each in Dataset(tmp_path / "dataset").load_workloads("rmsnorm", NAME)
+    }
+    first = next(iter(sizes.values()))
+    judge_by(lambda made, size: WRONG if size != first and "bad" in made.sources[0].content else {})
+    source = f"{HONEST}# bad\nbad = 1\n"
+    narrow = submit(context, source, "bad", workloads=1)
+    assert (narrow.status, narrow.sizes, narrow.solution, narrow.has_errors) == ("right", "1 of 2 sizes", "", False)
+    assert narrow.feedback.startswith("Right on 1 of 2 sizes; ")
+    assert "times as fast as the reference" in narrow.feedback
+    again = submit(context, source, "bad", workloads=1)
+    assert again.status == "not evaluated"
+    wide = submit(context, source, "bad")
+    assert (wide.status, wide.best_attempt, wide.has_errors) == ("wrong", None, True)
+    good = submit(context, HONEST, "good")
+    assert (good.status, good.best_attempt, good.sizes) == ("right", 3, "")
+    assert [each.name for each in Dataset(tmp_path / "dataset").load_solutions("rmsnorm", NAME)] == [good.solution]
+    assert submit(context, HONEST, "good", workloads=1).status == "not evaluated", "it was judged on more"
+    told = get_evaluation(context, NAME, language="python", device="cpu")
+    assert told.best_attempt == 3
+    assert "0. bad: right on 1 of 2 sizes" in told.tried
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"status": EvaluationStatus.COMPILE_ERROR, "detail": "ModuleNotFoundError: No module named 'triton'"},
+        {"status": EvaluationStatus.COMPILE_ERROR, "detail": "OSError: CUDA_HOME environment variable is not set"},
+        {"status": EvaluationStatus.TIMEOUT, "rule": "timeout", "detail": "no answer within 30 s"},
+    ],
+)
+def test_what_the_machine_could_not_judge_is_judged_when_it_can(
+    context: Context, judge_by: Callable[[Verdict], None], said: dict[str, Any]
+) -> None:
+    judge_by(lambda *_: said)
+    assert submit(context, HONEST, "plain").status == "wrong"
+    judge_by(lambda *_: {})
+    assert submit(context, HONEST, "plain", time_limit=60).status == "right"
+
+
+def test_what_was_not_evaluated_at_all_is_no_duplicate(
+    context: Context, judge_by: Callable[[Verdict], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fib_tools.draft.bench.Bench.evaluate", lambda *_: {})
+    assert "could not evaluate it" in submit(context, HONEST, "plain").feedback
+    judge_by(lambda *_: {})
+    assert submit(context, HONEST, "plain").status == "right"
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("def run(x:\n", "COMPILE_ERROR on 1 of 1 sizes\n"),
+        (f"import subprocess\n{HONEST}", "by the rule `source-import`"),
+    ],
+)
+def test_what_follows_from_the_text_alone_starts_no_engine(
+    context: Context, monkeypatch: pytest.MonkeyPatch, source: str, said: str
+) -> None:
+    monkeypatch.setattr("fib_tools.draft.bench.LocalEngine", None)
+    judged = submit(context, source, "plain")
+    assert (judged.status, judged.attempt) == ("wrong", 0)
+    assert said in judged.feedback
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("def go(a, b):\n    return a\n", "main.py has no function 'run'"),
+        (
+            HONEST.replace(", weight)", ")"),
+            "main.py::run is (hidden_states), and is called with (hidden_states, weight)",
+        ),
+    ],
+)
+def test_a_function_that_cannot_be_called_is_told_in_the_words_of_the_contract(
+    context: Context, source: str, found: str
+) -> None:
+    feedback = submit(context, source, "plain").feedback
+    assert feedback.splitlines()[1] == f"{found}; define `run(hidden_states, weight)`, which returns output"
+    assert "spec." not in feedback
+    assert "File" not in feedback
+
+
+@pytest.mark.parametrize("author", ["baseline", "Baseline", "baseline-", "baseline.."])
+def test_nobody_drafts_as_the_baseline(context: Context, author: str, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="cannot draft"):
+        submit(context, HONEST, "plain", author=author)
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_source_that_stands_in_the_dataset_is_not_written_twice(
+    context: Context, tmp_path: Path, judge_by: Callable[[Verdict], None]
+) -> None:
+    judge_by(lambda *_: {})
+    first = submit(context, HONEST, "plain", author="ada")
+    (tmp_path / "work").rename(tmp_path / "elsewhere")
+    second = submit(context, HONEST, "plain", author="bob")
+    assert (second.solution, second.author) == (first.solution, "ada")
+    assert [each.author for each in Dataset(tmp_path / "dataset").load_solutions("rmsnorm", NAME)] == ["ada"]
+    assert f"kept as {first.solution} by ada" in second.summary().lines
+    assert not (tmp_path / "dataset" / "traces" / "bob").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"language": "triton"}, "triton does not run on a CPU"), ({"device": "cuda"}, "there is no GPU here")],
+)
+def test_what_no_machine_here_can_judge_is_refused_at_once(
+    context: Context, tmp_path: Path, options: dict[str, str], message: str
+) -> None:
+    with pytest.raises(RequestError, match=message):
+        submit(context, HONEST, "plain", **options)
+    assert not (tmp_path / "work").exists()
 
 
 def test_drafts_are_judged_kept_and_told_of(context: Context, tmp_path: Path) -> None:
@@ -54,22 +222,54 @@ def test_drafts_are_judged_kept_and_told_of(context: Context, tmp_path: Path) ->
     ]
     told = get_evaluation(context, NAME, language="python", device="cpu")
     assert (told.attempts, told.best_attempt) == (4, 3)
-    assert "0. half the row: INCORRECT_NUMERICAL (wrong-values)" in told.tried
+    assert "0. Half the row: INCORRECT_NUMERICAL (wrong-values)" in told.tried
     one = get_evaluation(context, NAME, attempt=1, language="python", device="cpu")
     assert one.source == SLOW
     assert "us" in one.feedback
     assert "max abs error vs FP64" in one.feedback
     brief = get_kernel_brief(context, NAME, language="python", device="cpu")
     assert brief.tried == told.tried
-    assert brief.failures == (
-        "- half the row: INCORRECT_NUMERICAL (wrong-values): " + brief.failures[0].split(": ", 2)[2],
-    )
+    assert "does the same as" not in brief.tried
+    assert brief.failures == (), "each once: it stands in what was tried"
+    assert re.search(r"batch_size=3 \| 100.0% \| 0.000896 \| 0 \| - \| - \| [0-9.]+$", brief.brief, re.MULTILINE)
+
+
+def test_a_source_that_is_no_text_is_refused(context: Context, tmp_path: Path) -> None:
+    (tmp_path / "kernel.py").write_bytes(b"# \xff\n")
+    with pytest.raises(RequestError, match="not UTF-8"):
+        submit(context, str(tmp_path / "kernel.py"), "plain")
+
+
+def test_drafts_in_another_language_are_told_of(context: Context, judge_by: Callable[[Verdict], None]) -> None:
+    judge_by(lambda *_: {})
+    made = submit(context, HONEST, "F.rms_norm")
+    assert made.technique == "F.rms_norm"
+    again = submit(context, HONEST + "\nA = 1\n", "the same speed")
+    assert (again.best_attempt, again.rivals) == (0, (1,))
+    assert again.summary().lines[2].endswith("x, not told apart from 1")
+    told = get_evaluation(context, NAME, language="triton", device="cpu")
+    assert re.fullmatch("none for triton on .+; 2 for python on .+", told.summary().lines[0])
+    with pytest.raises(RequestError, match="take one from 0 to 1"):
+        get_evaluation(context, NAME, attempt=3, language="python", device="cpu")
+    one = get_evaluation(context, NAME, attempt=0, language="python", device="cpu")
+    assert (one.tried, one.source) == ("", HONEST)
+
+
+def test_a_definition_without_workloads_names_the_file_for_them(context: Context, tmp_path: Path) -> None:
+    (tmp_path / "dataset" / "workloads" / "rmsnorm" / f"{NAME}.jsonl").unlink()
+    with pytest.raises(RequestError, match=f"collect some in workloads/rmsnorm/{NAME}.jsonl"):
+        get_kernel_brief(context, NAME, device="cpu")
 
 
 def test_a_brief_measures_nothing_and_says_what_comes_next(context: Context, tmp_path: Path) -> None:
     brief = get_kernel_brief(context, NAME, language="python", device="cpu")
     assert "def run(" in brief.brief
     assert "Define `run(hidden_states, weight)`" in brief.contract
+    for word in ("GPU", "stream", "CUDA graph", "cold L2", "baseline)"):
+        assert word not in brief.contract, word
+    assert "batch_size=3 | 100.0% | 0.000896 | 0 | - | - | -" in brief.brief
+    assert "no baseline was measured, the reference counts" in brief.brief
+    assert "ratios to the reference" in brief.brief
     assert "fib_submit_solution" in brief.next
     assert not (tmp_path / "work").exists()
     assert get_evaluation(context, NAME, language="python", device="cpu").attempts == 0
@@ -80,14 +280,18 @@ def test_what_is_not_there_is_refused(context: Context) -> None:
         get_kernel_brief(context, "other", device="cpu")
     with pytest.raises(RequestError, match=f"no draft 3 of {NAME}"):
         get_evaluation(context, NAME, attempt=3, device="cpu")
+    with pytest.raises(RequestError, match=f"did you mean {NAME}"):
+        get_evaluation(context, "rmsnorm_h65", device="cpu")
+    for source, said in (("x" * 300_000, "300000 characters"), ("\n \n", "is empty"), ("a\0\n", "holds a NUL")):
+        with pytest.raises(RequestError, match=said):
+            submit(context, source, "long")
     with pytest.raises(RequestError, match="characters"):
         submit(context, "def run(): pass\n" + "#" * 200_001, "long")
 
 
 def test_a_workload_that_came_after_the_first_draft_counts_too(context: Context, tmp_path: Path) -> None:
     assert submit(context, SLOW, "plain torch").status == "right"
-    later = Trace(definition=NAME, workload=workload(8))
-    Dataset(tmp_path / "dataset").write_workloads("rmsnorm", [Trace(definition=NAME, workload=workload(3)), later])
+    add_size(tmp_path / "dataset", 8)
     judged = submit(context, HONEST, "one pass")
     assert judged.status == "right"
     assert "batch_size=8: " in judged.feedback

@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
-from bench_run import HALF_ROW, HONEST, REMEMBERS, write_dataset
+from bench_run import HALF_ROW, HONEST, REMEMBERS, workload, write_dataset
 from fib_tools.dataset.store import Dataset
+from fib_tools.draft.bench import Bench
 from fib_tools.draft.run_folder import RunFolder
 from fib_tools.errors import RequestError, SourceError
+from fib_tools.model.trace import Trace
 from fib_tools.phases.context import Context, Workspace
 from fib_tools.phases.optimize import optimize_kernel
 from fib_tools.phases.optimize_result import OptimizeResult
@@ -171,11 +173,16 @@ def test_a_busy_service_is_asked_again_and_one_that_refuses_ends_the_run(
         optimize([Fault(401)], max_evals=1)
 
 
-def test_a_run_that_lost_the_service_goes_on_where_it_was(optimize: Optimize, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_lost_the_service_goes_on_where_it_was(
+    optimize: Optimize, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("fib_tools.draft.providers.time", SimpleNamespace(sleep=lambda _: None))
     with pytest.raises(SourceError, match="529"):
         optimize([answer("plain torch", SLOW), *[Fault(529)] * 6], max_evals=2)
-    result = optimize([answer("fused rms_norm", FUSED)], max_evals=2, resume="latest")
+    result = optimize([answer("fused rms_norm", FUSED)], max_evals=2, resume="latest", device="cuda")
+    place = f"--workspace {tmp_path / 'work'} --dataset {tmp_path / 'dataset'}"
+    going_on = f"fib optimize {NAME} --resume {result.run} {place} --max-evals 4 --max-usd 1"
+    assert f"go on with: {going_on}" in result.summary().lines
     assert [row.technique for row in result.attempts] == ["plain torch", "fused rms_norm"]
     assert result.attempts[1].kind == "improve"
 
@@ -210,10 +217,40 @@ def test_a_wide_beam_asks_for_many_at_once(optimize: Optimize) -> None:
     assert result.best
 
 
-def test_a_dry_run_writes_the_brief_and_asks_nobody(optimize: Optimize) -> None:
-    result = optimize([], dry_run=True)
-    brief = Path(result.card).read_text(encoding="utf-8")
-    assert "Define `run(hidden_states, weight)`" in brief
+def test_what_was_searched_for_on_some_sizes_is_kept_only_if_it_is_right_on_all(
+    optimize: Optimize, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, evaluate = Dataset(tmp_path / "dataset"), Bench.evaluate
+    monkeypatch.setattr(Bench, "evaluate", lambda bench, found: evaluate(bench, found) if bench.untried else {})
+    dataset.write_workloads("rmsnorm", [Trace(definition=NAME, workload=workload(size)) for size in (3, 8)])
+    result = optimize([answer("one size", HONEST)], max_evals=1, workloads=1)
+    assert (result.best, result.attempts[0].status, result.has_errors) == ("", "PASSED", True)
+    assert "right on the sizes of this run and not on all" in result.summary().lines[0]
+    assert not dataset.load_solutions("rmsnorm", NAME)
+
+
+def test_a_speed_within_its_interval_is_no_gain() -> None:
+    result = OptimizeResult(definition=NAME, hardware="AMD EPYC", best="a", author="b", technique="c", score=1.004)
+    assert result.summary().lines[0] == "best: a by b, c: 1.004 x"
+    doubtful = result.model_copy(update={"is_apart": False})
+    assert doubtful.summary().lines[0] == "best: a by b, c: 1.004 x, not told apart from the reference"
+
+
+def test_no_model_drafts_as_the_baseline(optimize: Optimize) -> None:
+    with pytest.raises(RequestError, match="cannot draft"):
+        optimize([], model="baseline", usd_per_mtok="1,2")
+
+
+@pytest.mark.parametrize("options", [{}, {"device": "cuda", "language": "triton"}])
+def test_a_dry_run_writes_the_brief_and_asks_nobody(
+    optimize: Optimize, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(Bench, "evaluate", None)
+    result = optimize([], dry_run=True, **options)
+    brief = Path(result.brief_path).read_text(encoding="utf-8")
+    assert "efine `run(hidden_states, weight" in brief
+    assert (result.brief, result.card) == (brief, "")
+    assert brief in result.summary().lines
     assert result.brief_bytes == len(brief.encode())
     assert not result.has_errors
 

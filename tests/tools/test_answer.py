@@ -38,6 +38,10 @@ def test_what_a_tool_needs_of_a_result_is_taken() -> None:
         def summary(self) -> Summary:
             return Summary(lines=("said",))
 
+    class Text(Found):
+        is_text: ClassVar[bool] = True
+
+    assert take_whole(Text()).lines == (), "its document says it all"
     assert take_whole(Found()) == Whole(
         has_errors=True, lines=("said",), rows="items", row_fields=("a",), document={"items": [1]}
     )

@@ -95,9 +95,8 @@ class _Runner:
 
     def _trace(self, error: BaseException) -> str:
         """Give the part of the traceback that lies in the Solution, which is all its author can mend."""
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if f"/{_FOLDER}/" in frame.filename]
-        lines = traceback.format_list(own or frames[-3:])
+        own = [frame for frame in traceback.extract_tb(error.__traceback__) if f"/{_FOLDER}/" in frame.filename]
+        lines = traceback.format_list(own)
         error.__traceback__ = None
         return "".join(lines).replace(str(Path.cwd()) + os.sep, "")[-_TRACE_LENGTH:]
 

@@ -19,7 +19,7 @@ from fib_tools.host.sandbox import Sandbox
 from fib_tools.model.solution import BASELINE, Solution
 from fib_tools.model.trace import EvaluationStatus
 
-__all__ = ["Contest", "Entrant", "RunnerMaker"]
+__all__ = ["Contest", "Entrant", "RunnerMaker", "refuse_sources"]
 
 _LIFETIME_SECONDS = 24 * 3600.0
 _MOST_TIMEOUTS = 2
@@ -94,15 +94,8 @@ class Contest:
 
     def _enter(self, solution: Solution) -> Entrant:
         """Read a Solution's sources; only one that breaks no rule gets a runner."""
-        try:
-            violations = check_sources(solution)
-        except FormatError as error:
-            refusal = Refusal(status=EvaluationStatus.COMPILE_ERROR, detail=str(error))
-            return Entrant(solution=solution, refusal=refusal)
-        if violations:
-            first = violations[0]
-            detail = "; ".join(violation.detail for violation in violations[:4])
-            refusal = Refusal(status=EvaluationStatus.RUNTIME_ERROR, detail=detail, rule=first.rule.name)
+        refusal = refuse_sources(solution)
+        if refusal is not None:
             return Entrant(solution=solution, refusal=refusal)
         return Entrant(solution=solution, runner=self._maker.make(self._task, solution))
 
@@ -195,6 +188,18 @@ class Contest:
     def _runners(self) -> Iterator[Runner]:
         yield self.reference
         yield from (entrant.runner for entrant in self.entrants.values() if entrant.runner is not None)
+
+
+def refuse_sources(solution: Solution) -> Refusal | None:
+    """Say what follows from the sources alone; nothing is run."""
+    try:
+        violations = check_sources(solution)
+    except FormatError as error:
+        return Refusal(status=EvaluationStatus.COMPILE_ERROR, detail=str(error))
+    if not violations:
+        return None
+    detail = "; ".join(violation.detail for violation in violations[:4])
+    return Refusal(status=EvaluationStatus.RUNTIME_ERROR, detail=detail, rule=violations[0].rule.name)
 
 
 def _end(entrant: Entrant) -> None:
