@@ -16,6 +16,7 @@ from fib_tools.errors import RequestError
 from fib_tools.evaluate.engines.items import Bundle, Options
 from fib_tools.evaluate.engines.traces import write_results
 from fib_tools.host.locks import hold_dataset
+from fib_tools.model.canonical import content_hash
 from fib_tools.model.definition import Definition
 from fib_tools.model.evidence import Evidence
 from fib_tools.model.solution import BASELINE, Language, Solution
@@ -24,7 +25,6 @@ from fib_tools.phases.bench import find_hardware, limit_time, make_bundle
 from fib_tools.phases.context import Context
 
 __all__ = [
-    "NAME_LENGTH",
     "Kept",
     "find_definition",
     "find_runs",
@@ -32,17 +32,25 @@ __all__ = [
     "make_bench",
     "measure_target",
     "open_memory",
+    "shorten_name",
 ]
 
 _FOLDER = "optimize"
 _MOST_TOGETHER = 8
-NAME_LENGTH = 60
-"""Of the part of a Definition's name that stands in a run's."""
+_NAME_LENGTH, _HASH_LENGTH = 60, 8
+"""Of a Definition's name in that of a run, and of what tells long ones apart."""
 
 
 def find_runs(context: Context) -> Path:
     """Name the folder of all searches."""
     return context.workspace.root / _FOLDER
+
+
+def shorten_name(definition: str) -> str:
+    """Give what stands for a Definition in the name of a run: its own name, or of a long one a part and a hash."""
+    if len(definition) <= _NAME_LENGTH:
+        return definition
+    return f"{definition[: _NAME_LENGTH - _HASH_LENGTH - 1]}-{content_hash(definition)[:_HASH_LENGTH]}"
 
 
 def open_memory(context: Context, target: Target) -> Memory:

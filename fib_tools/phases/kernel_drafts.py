@@ -33,13 +33,13 @@ from fib_tools.model.summary import Result, Summary
 from fib_tools.phases.bench import find_hardware
 from fib_tools.phases.context import Context
 from fib_tools.phases.drafting import (
-    NAME_LENGTH,
     find_definition,
     find_runs,
     keep_solution,
     make_bench,
     measure_target,
     open_memory,
+    shorten_name,
 )
 
 __all__ = [
@@ -318,7 +318,7 @@ def get_evaluation(
 
 def _find_others(context: Context, definition: str, language: str, device: str) -> str:
     """Say where there are drafts of a Definition, if not in this language on this device; empty if nowhere."""
-    found = find_runs(context).glob(f"drafts-{definition[:NAME_LENGTH]}-*/run.json")
+    found = find_runs(context).glob(f"drafts-{shorten_name(definition)}-*/run.json")
     folders = [RunFolder(each.parent) for each in sorted(found)]
     others = [
         f"{len(each.attempts)} for {each.plan.target.language.value} on {each.plan.target.hardware}"
@@ -331,7 +331,7 @@ def _find_others(context: Context, definition: str, language: str, device: str) 
 def _find_folder(context: Context, definition: str, language: str, device: str) -> Path:
     hardware, _ = find_hardware(device)
     where = re.sub(r"[^a-z0-9]+", "-", hardware.casefold()).strip("-") or device
-    name = f"drafts-{check_component(definition)[:NAME_LENGTH]}-{language}-{where}"
+    name = f"drafts-{shorten_name(check_component(definition))}-{language}-{where}"
     return confine(find_runs(context), name)
 
 

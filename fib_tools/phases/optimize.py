@@ -35,13 +35,13 @@ from fib_tools.model.trace import EvaluationStatus
 from fib_tools.phases.bench import find_hardware
 from fib_tools.phases.context import Context
 from fib_tools.phases.drafting import (
-    NAME_LENGTH,
     Kept,
     find_runs,
     keep_solution,
     make_bench,
     measure_target,
     open_memory,
+    shorten_name,
 )
 from fib_tools.phases.optimize_result import OptimizeResult, OptimizeRow
 from fib_tools.phases.search_options import SEARCH_DEFAULTS, SearchOptions
@@ -94,7 +94,7 @@ def optimize_kernel(
             )
             target = measure_target(bench, Language(options.language))
             plan = SearchPlan(
-                run=f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{definition[:NAME_LENGTH]}-{secrets.token_hex(2)}",
+                run=f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{shorten_name(definition)}-{secrets.token_hex(2)}",
                 target=target,
                 strategy=options.strategy,
                 width=options.width,
@@ -167,7 +167,7 @@ def _make_strategy(plan: SearchPlan) -> Strategy:
 
 def list_runs(runs: Path, definition: str) -> list[str]:
     """List the runs about a Definition that can go on, the newest last."""
-    return sorted(path.parent.name for path in runs.glob(f"[0-9]*-{definition[:NAME_LENGTH]}-*/run.json"))
+    return sorted(path.parent.name for path in runs.glob(f"[0-9]*-{shorten_name(definition)}-*/run.json"))
 
 
 def _find_run(runs: Path, definition: str, name: str) -> RunFolder:
