@@ -211,13 +211,17 @@ def are_apart(one: Attempt, other: Attempt) -> bool:
 
 
 def find_best(attempts: Iterable[Attempt], workloads: Collection[str] | None = None) -> Attempt | None:
-    """Find the fastest right attempt, by these Workloads alone if any are named; the earliest of several.
+    """Find the fastest right attempt, by these Workloads alone if any are named.
 
-    Without names all are taken to be judged on the same ones, as within a search.
+    Only one that can be told apart from the best before it takes its place. Without names all are taken to be judged on
+    the same Workloads, as within a search.
     """
     compared = attempts if workloads is None else (attempt.narrow(workloads) for attempt in attempts)
-    right = [attempt for attempt in compared if attempt.passed]
-    return max(right, key=lambda attempt: (attempt.score, -attempt.number), default=None)
+    best: Attempt | None = None
+    for attempt in sorted((each for each in compared if each.passed), key=lambda each: each.number):
+        if best is None or (attempt.score > best.score and are_apart(attempt, best)):
+            best = attempt
+    return best
 
 
 def sum_up(

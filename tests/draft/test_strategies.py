@@ -9,7 +9,7 @@ from fib_tools.model.trace import EvaluationStatus
 SPEC = BuildSpec(language=Language.PYTHON, target_hardware=["cpu"], entry_point="main.py::run")
 
 
-def attempt(
+def attempt(  # noqa: PLR0913  # each says one thing about it
     number: int,
     speedup: float = 0.0,
     *,
@@ -17,12 +17,15 @@ def attempt(
     technique: str = "plain",
     island: int = 0,
     has_code: bool = True,
+    half: float = 0.0,
 ) -> Attempt:
-    """An attempt that is right and so fast, or wrong where the speed-up is 0."""
+    """An attempt that is right and so fast, or wrong where the speed-up is 0; `half` of its time's interval is a share of it."""
     source = [SourceFile(path="main.py", content=f"def run(): return {number}")]
     solution = Solution(name=f"s{number}", definition=norm().name, author="a", spec=SPEC, sources=source)
     status = EvaluationStatus.PASSED if speedup else EvaluationStatus.INCORRECT_NUMERICAL
-    result = ShapeResult(workload="w", axes={}, status=status, speedup=speedup or None)
+    time = 1 / speedup if speedup else None
+    interval = {} if time is None else {"milliseconds": time, "low": time * (1 - half), "high": time * (1 + half)}
+    result = ShapeResult(workload="w", axes={}, status=status, speedup=speedup or None, **interval)
     return Attempt(
         number=number,
         ask=Ask(kind=kind, island=island),
@@ -41,6 +44,13 @@ def test_the_best_is_the_fastest_that_is_right_and_of_two_the_earlier() -> None:
     attempts = [attempt(0), attempt(1, 2.0), attempt(2, 3.0), attempt(3, 3.0)]
     assert find_best(attempts) == attempts[2]
     assert find_best(attempts[:1]) is None
+
+
+def test_what_cannot_be_told_apart_from_the_best_does_not_take_its_place() -> None:
+    best, near = attempt(0, 2.0, half=0.05), attempt(1, 2.1, half=0.05)
+    assert find_best([best, near]) == best
+    assert find_best([best, near, attempt(2, 2.3, half=0.05)]) == attempt(2, 2.3, half=0.05)
+    assert find_best([attempt(0, 2.0, half=0.01), attempt(1, 2.1, half=0.01)]) == attempt(1, 2.1, half=0.01)
 
 
 def test_a_size_that_occurs_often_decides_which_is_the_best() -> None:
