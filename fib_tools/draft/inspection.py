@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from fib_tools.draft.attempt import Attempt, ShapeResult
 from fib_tools.draft.bench import Bench
@@ -15,8 +13,8 @@ from fib_tools.evaluate.inspection.exactness import Exactness, list_numbers, mea
 from fib_tools.evaluate.inspection.ncu import Profile, find_ncu, profile_solution
 from fib_tools.evaluate.inspection.sample import Sample, Setting
 from fib_tools.evaluate.judge.slots import SlotLayout
-from fib_tools.host.env import engine_environment
-from fib_tools.host.gpu_lock import acquire
+from fib_tools.host.gpu_sandbox import open_gpu_sandbox
+from fib_tools.host.paths import list_import_paths
 from fib_tools.host.sandbox import Sandbox
 from fib_tools.model.evidence import Evidence
 from fib_tools.model.trace import EvaluationStatus
@@ -100,17 +98,15 @@ class Inspector:
     @contextmanager
     def _open_sandbox(self) -> Iterator[Sandbox]:
         """Open a sandbox; on a GPU, which is held meanwhile."""
-        packages = tuple(Path(entry) for entry in sys.path if entry and Path(entry).is_dir())
         programs = (self._ncu.resolve().parent,) if self._ncu else ()
         preload, readable = (*exactness.PRELOAD, *ncu.PRELOAD), (self._setting.dataset, *programs)
         if self._setting.device == "cpu":
-            with Sandbox(preload, import_paths=packages, readable=readable) as sandbox:
+            with Sandbox(preload, import_paths=list_import_paths(), readable=readable) as sandbox:
                 yield sandbox
             return
-        with acquire(1, timeout=_MOST_SECONDS, command="a closer look at drafts") as lease:
-            environment = {**engine_environment(), **lease.environment}
-            with Sandbox(preload, import_paths=packages, readable=readable, environment=environment) as sandbox:
-                yield sandbox
+        purpose = "a closer look at drafts"
+        with open_gpu_sandbox(preload, command=purpose, readable=readable, timeout=_MOST_SECONDS) as sandbox:
+            yield sandbox
 
 
 def _find_gain(result: ShapeResult) -> float:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from fib_tools.errors import PathError
 
-__all__ = ["check_component", "check_path", "confine", "locate", "slugify"]
+__all__ = ["check_component", "check_path", "confine", "list_import_paths", "locate", "slugify"]
 
 _LONGEST_NAME = 200
 """Leaves room for suffixes under the 255 bytes that file systems allow."""
 _COMPONENT = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9._+-]*", re.ASCII)
+
+
+def list_import_paths() -> tuple[Path, ...]:
+    """List where this process finds its packages: a child that is isolated would not know of PYTHONPATH by itself."""
+    return tuple(Path(entry) for entry in sys.path if entry and Path(entry).is_dir())
 
 
 def check_path(path: Path) -> Path:

@@ -7,10 +7,8 @@ On a CPU no real kernel runs: the bounds stay the op_type's, and the faults are 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -26,8 +24,8 @@ from fib_tools.evaluate.calibration.calibration import (
     save_calibration,
 )
 from fib_tools.gate.recognise import find_kernel
-from fib_tools.host.env import engine_environment, flashinfer_cache
-from fib_tools.host.gpu_lock import acquire
+from fib_tools.host.env import flashinfer_cache
+from fib_tools.host.gpu_sandbox import open_gpu_sandbox
 from fib_tools.host.sandbox import Limits, Outcome, Sandbox
 from fib_tools.model.base import read_strict, to_document
 from fib_tools.model.definition import Definition, DType
@@ -203,11 +201,8 @@ def _open_sandbox(device: str) -> Iterator[Sandbox]:
         with Sandbox((*_PRELOAD, *list_modules())) as sandbox:
             yield sandbox
         return
-    packages = tuple(Path(entry) for entry in sys.path if entry and Path(entry).is_dir())
-    with acquire(1, command="fib calibrate") as lease:
-        environment = {**engine_environment(), **lease.environment}
-        with Sandbox((*_PRELOAD, *list_modules()), import_paths=packages, environment=environment) as sandbox:
-            yield sandbox
+    with open_gpu_sandbox((*_PRELOAD, *list_modules()), command="fib calibrate") as sandbox:
+        yield sandbox
 
 
 def _find_policies(definition: Definition) -> dict[str, Tolerance]:

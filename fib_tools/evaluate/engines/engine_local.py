@@ -6,7 +6,6 @@ Its iterator is to be consumed in the thread that entered it: the kernel ends th
 from __future__ import annotations
 
 import selectors
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -24,6 +23,7 @@ from fib_tools.host.companion import Companion
 from fib_tools.host.cpu import read_cpu_name
 from fib_tools.host.env import engine_environment
 from fib_tools.host.gpu_lock import Lease, Waiting, acquire
+from fib_tools.host.paths import list_import_paths
 
 __all__ = ["ENTRY", "LocalEngine", "WorkerSetup", "list_places"]
 
@@ -50,7 +50,7 @@ class WorkerSetup:
             (self.entry,),
             environment={**engine_environment(), **environment},
             descriptors=descriptors,
-            import_paths=(*self.import_paths, *_list_import_paths()),
+            import_paths=(*self.import_paths, *list_import_paths()),
         )
 
 
@@ -193,11 +193,6 @@ class LocalEngine:
         words = f"worker {name}: {reason}: {companion.describe_end()}"
         companion.close()
         return words
-
-
-def _list_import_paths() -> list[Path]:
-    """List where this process finds its packages: a companion would not know of PYTHONPATH by itself."""
-    return [Path(entry) for entry in sys.path if entry and Path(entry).is_dir()]
 
 
 def list_places(lease: Lease | None) -> list[Place]:

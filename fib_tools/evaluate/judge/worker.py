@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -19,6 +18,7 @@ from fib_tools.evaluate.judge.refusal import ReferenceFailedError
 from fib_tools.evaluate.judge.runner import PRELOAD
 from fib_tools.evaluate.judge.trial import Trial
 from fib_tools.host.env import engine_environment
+from fib_tools.host.paths import list_import_paths
 from fib_tools.host.sandbox import Limits, Sandbox
 from fib_tools.model.evidence import Build, Evidence, Launch, Timer
 from fib_tools.model.trace import EvaluationStatus
@@ -42,11 +42,10 @@ class Worker:
         self._plan = plan
         self._kind = "cpu" if place.device == "cpu" else "cuda"
         environment = engine_environment() if self._kind == "cuda" else None
-        paths = tuple(Path(entry) for entry in sys.path if entry and Path(entry).is_dir())
         self._sandbox = Sandbox(
             PRELOAD,
             limits=Limits(gpu=self._kind == "cuda"),
-            import_paths=paths,
+            import_paths=list_import_paths(),
             readable=(Path(plan.dataset),),
             environment=environment,
         )
