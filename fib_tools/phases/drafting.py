@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from fib_tools.dataset.layout import Kind, Location
 from fib_tools.dataset.store import Dataset
 from fib_tools.draft.bench import Bench, make_target
+from fib_tools.draft.inspection import Inspector
+from fib_tools.draft.judging import Judging
 from fib_tools.draft.memory import Memory
+from fib_tools.draft.run_folder import RunFolder
 from fib_tools.draft.target import Target
 from fib_tools.errors import RequestError
 from fib_tools.evaluate.engines.items import Bundle, Options
@@ -31,6 +34,7 @@ __all__ = [
     "keep_solution",
     "make_bench",
     "measure_target",
+    "open_judging",
     "open_memory",
     "shorten_name",
 ]
@@ -44,6 +48,20 @@ _NAME_LENGTH, _HASH_LENGTH = 60, 8
 def find_runs(context: Context) -> Path:
     """Name the folder of all searches."""
     return context.workspace.root / _FOLDER
+
+
+def open_judging(context: Context, bench: Bench, folder: RunFolder, tell: Callable[[str], None]) -> Judging:
+    """Make ready to judge the drafts of a run."""
+    return Judging(
+        folder=folder,
+        workloads=bench.workloads,
+        untried=bench.untried,
+        time_limit=bench.options.limits.evaluation_seconds,
+        evaluate=bench.evaluate,
+        inspect=Inspector(bench),
+        memory=open_memory(context, folder.plan.target),
+        tell=tell,
+    )
 
 
 def shorten_name(definition: str) -> str:

@@ -17,8 +17,6 @@ from fib_tools.dataset.store import Dataset
 from fib_tools.draft.attempt import Ask, AskKind, Attempt, Draft, are_apart, find_best
 from fib_tools.draft.brief import write_brief, write_contract
 from fib_tools.draft.feedback import write_feedback, write_history
-from fib_tools.draft.inspection import Inspector
-from fib_tools.draft.judging import Judging
 from fib_tools.draft.machine import check_machine
 from fib_tools.draft.run_folder import RunFolder, SearchPlan
 from fib_tools.draft.solution import name_author
@@ -38,6 +36,7 @@ from fib_tools.phases.drafting import (
     keep_solution,
     make_bench,
     measure_target,
+    open_judging,
     open_memory,
     shorten_name,
 )
@@ -227,16 +226,7 @@ def submit_solution(
     folder = _open_folder(context, definition, language, device, lambda: measure_target(whole, Language(language)))
     with hold(folder.path / "lock", purpose=f"a draft of {definition}"):
         folder = RunFolder(folder.path)
-        judging = Judging(
-            folder=folder,
-            workloads=bench.workloads,
-            untried=bench.untried,
-            time_limit=time_limit,
-            evaluate=bench.evaluate,
-            inspect=Inspector(bench),
-            memory=open_memory(context, folder.plan.target),
-            tell=bench.tell,
-        )
+        judging = open_judging(context, bench, folder, bench.tell)
         judging.judge(folder.waiting)
         draft = Draft(
             number=len(folder.drafts),

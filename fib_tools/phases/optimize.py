@@ -16,8 +16,6 @@ from fib_tools.draft.attempt import Attempt, find_best
 from fib_tools.draft.bench import Bench
 from fib_tools.draft.brief import write_brief, write_contract
 from fib_tools.draft.card import write_card
-from fib_tools.draft.inspection import Inspector
-from fib_tools.draft.judging import Judging
 from fib_tools.draft.machine import check_machine
 from fib_tools.draft.providers import open_drafter
 from fib_tools.draft.run_folder import RunFolder, SearchPlan
@@ -40,7 +38,7 @@ from fib_tools.phases.drafting import (
     keep_solution,
     make_bench,
     measure_target,
-    open_memory,
+    open_judging,
     shorten_name,
 )
 from fib_tools.phases.optimize_result import OptimizeResult, OptimizeRow
@@ -108,15 +106,8 @@ def optimize_kernel(
             folder = RunFolder.create(confine(runs, check_component(plan.run)), plan, write_brief(target))
         held.enter_context(hold(folder.path / "lock", purpose=f"the search {folder.plan.run}"))
         folder = RunFolder(folder.path)
-        judging = Judging(
-            folder=folder,
-            workloads=bench.workloads,
-            untried=bench.untried,
-            time_limit=options.time_limit,
-            evaluate=bench.evaluate,
-            inspect=Inspector(bench),
-            memory=open_memory(context, folder.plan.target),
-            tell=lambda text: context.progress(text, len(folder.attempts), max_evals),
+        judging = open_judging(
+            context, bench, folder, lambda text: context.progress(text, len(folder.attempts), max_evals)
         )
         search = Search(_make_strategy(folder.plan), drafter=drafter, judging=judging)
         ending = search.run(Limits(evaluations=max_evals, usd=max_usd))
