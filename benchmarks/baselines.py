@@ -1,11 +1,11 @@
 """Evaluate the baselines of every Definition of a dataset on a GPU, under calibrated tolerances, and print how near the limit they are.
 
-python benchmarks/baselines.py DEFINITIONS --out FOLDER [--gpus N] [--calibrate] [--only OP_TYPE ...] [--sizes ...]
+python benchmarks/baselines.py DEFINITIONS --out FOLDER [--gpus N] [--steps calibrate bench] [--only OP_TYPE ...] [--sizes ...]
 
 DEFINITIONS is a dataset folder; its Definitions are copied, and a Workload of each size is written for each of them,
-with the lengths that the reference tests use. `--calibrate` runs `fib calibrate` first, else the op_types' own bounds
-hold. Where FlashInfer's kernels are not compiled yet, most of the time goes into that: reference_tests.py compiles them
-in many processes. Writes to the folder `baselines.txt`, `baselines.json` and the dataset with its Traces.
+with the lengths that the reference tests use. Without the step `calibrate` the op_types' own bounds hold. Where
+FlashInfer's kernels are not compiled yet, most of the time goes into that: reference_tests.py compiles them in many
+processes. Writes to the folder `baselines.txt`, `baselines.json` and the dataset with its Traces.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def read_rows(dataset: Path) -> list[dict[str, Any]]:
     rows = []
     for path in sorted(dataset.glob("evidence/*/*.json")):
         found = json.loads(path.read_text())
-        figure = found["series"][0] if found["series"] else {}
+        figure = next(iter(found.get("series", ())), {})
         subject = found["subject"]
         rows.append(
             {
@@ -182,7 +182,7 @@ def main() -> int:
     parser.add_argument("definitions", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--gpus", type=int, default=1)
-    parser.add_argument("--calibrate", action="store_true")
+    parser.add_argument("--steps", nargs="+", choices=("calibrate", "bench"), default=["bench"])
     parser.add_argument("--share", type=float, default=0.5, help="of the time that calibrating may take")
     parser.add_argument("--keep", action="store_true", help="go on with what the folder holds")
     parser.add_argument("--only", nargs="+", help="these op_types")
@@ -195,11 +195,13 @@ def main() -> int:
     written = fib("baselines", "write", options=options, log="write.log")
     op_types = {entry["definition"]: entry["op_type"] for entry in written["entries"]}
     lines = [f"{len(op_types)} Definitions, {sum(e['status'] == 'written' for e in written['entries'])} baselines"]
-    if options.calibrate:
+    if "calibrate" in options.steps:
         begun = time.perf_counter()
         entries = calibrate(sorted(op_types), options)
         lines += [f"calibrated in {time.perf_counter() - begun:.0f} s", *sum_up(entries, len(op_types))]
-    result = fib("bench", "--authors", "baseline", "--gpus", str(options.gpus), options=options, log="bench.log")
+    result = {}
+    if "bench" in options.steps:
+        result = fib("bench", "--authors", "baseline", "--gpus", str(options.gpus), options=options, log="bench.log")
     rows = read_rows(options.out / "dataset")
     (options.out / "baselines.json").write_text(
         json.dumps([{**row, "size": sizes[row["workload"]]} for row in rows], indent=1)
