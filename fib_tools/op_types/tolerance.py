@@ -1,7 +1,8 @@
 """How near a kernel must come to the reference, by the arithmetic that stands between them and by element type.
 
-A value is a hit if |got - want| <= atol * rms of its row + rtol * |want|; an output passes if its share of hits is at
-least `hit_ratio`. A row is the last axis: its values are sums of the same terms' kind and size, which the error of each
+A value is a hit if |got - want| <= atol * rms of its row + rtol * |want|, where |want| counts as the format's smallest
+normal number at least: below it numbers are equally far apart. An output passes if its share of hits is at least
+`hit_ratio`. A row is the last axis: its values are sums of the same terms' kind and size, which the error of each
 is in proportion to, while rows differ (a query that sees one key, and one that sees thousands).
 Bounds follow from the rounding of the formats, never from an error that was seen.
 The unit roundoff u of a format with p bits of significand is 2^-p (Higham, Accuracy and Stability, 2002, section 2.1).

@@ -482,14 +482,18 @@ def _worst(got: Any, want: torch.Tensor) -> float:
 
 
 def _measure(name: str, got: Any, want: Any, rtol: float, atol: float) -> tuple[str, float]:
-    """Count hits: |got - want| <= atol * rms of the row + rtol * |want|, equal infinities, never NaN."""
+    """Count hits: |got - want| <= atol * rms of the row + rtol * |want|, equal infinities, never NaN.
+
+    Below the smallest normal number of a format its numbers are equally far apart: |want| counts as that at least.
+    """
     if not isinstance(want, torch.Tensor) or want.numel() == 0:
         return f"{name}: {got!r}, want {want!r}", 1.0 if isinstance(want, torch.Tensor) or got == want else 0.0
     g, w = got.to(torch.float32).flatten(), want.to(torch.float32).flatten()
     finite = w.isfinite()
     rms = float(w[finite].square().mean().sqrt()) if finite.any() else 0.0
     error = (g - w).abs()
-    bound = atol * _row_rms(w, finite, want.shape) + rtol * w.abs()
+    least = torch.finfo(want.dtype).smallest_normal if want.is_floating_point() else 0.0
+    bound = atol * _row_rms(w, finite, want.shape) + rtol * w.abs().clamp(min=least)
     hit = torch.where(finite, error <= bound, g == w)
     error = torch.where(hit & ~finite, 0.0, error.nan_to_num(math.inf, math.inf))
     excess = torch.where(finite, error - bound, error)

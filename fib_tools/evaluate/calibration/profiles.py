@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from fib_tools.evaluate.judge.comparison import limit_bias, row_limit
-from fib_tools.evaluate.judge.measures import read_values, row_rms, split_rows
+from fib_tools.evaluate.judge.measures import read_values, relative_to, row_rms, split_rows
 from fib_tools.model.base import Model
 from fib_tools.model.definition import DType
 from fib_tools.op_types.tolerance import Tolerance, rounded
@@ -103,7 +103,7 @@ def measure_profile(got: torch.Tensor, want: torch.Tensor, dtype: DType) -> Erro
     finite = torch.where(error.isfinite() & ~special, g - plain, 0.0)
     squares = float(plain.square().sum())
     largest = float(size.max()) if size.numel() else 0.0
-    errors = _Errors(error=error, size=size, rms=rms)
+    errors = _Errors(error=error, size=relative_to(size, getattr(torch, dtype.value)), rms=rms)
     rtols, unit = list_rtols(dtype), unit_of(dtype)
     return ErrorProfile(
         needed=[[errors.find_atol(rtol, ratio, 1.0) for rtol in rtols] for ratio in HIT_RATIOS],

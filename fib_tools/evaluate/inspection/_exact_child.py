@@ -17,7 +17,7 @@ from fib_tools.evaluate._runner.workload import OpenWorkload
 from fib_tools.evaluate.calibration._calibrate_child import Subject
 from fib_tools.evaluate.calibration.faults import widen
 from fib_tools.evaluate.inspection._call import Call, open_described, read_definition
-from fib_tools.evaluate.judge.measures import row_rms, split_rows
+from fib_tools.evaluate.judge.measures import relative_to, row_rms, split_rows
 from fib_tools.op_types.tolerance import Tolerance
 
 __all__ = ["call_solution", "compare_with_exact"]
@@ -79,7 +79,7 @@ def _measure(got: torch.Tensor, right: torch.Tensor, exact: torch.Tensor, bound:
     theirs, reference, want = sides
     errors = [_find_errors(side, want) for side in (theirs, reference)]
     plain = reference.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-    allowed = row_rms(plain, plain != reference) * bound.atol + plain.abs() * bound.rtol
+    allowed = row_rms(plain, plain != reference) * bound.atol + relative_to(plain.abs(), right.dtype) * bound.rtol
     place = int(errors[0].argmax())
     mine, its = (float(each.max()) for each in errors)
     dtype = str(right.dtype).removeprefix("torch.")

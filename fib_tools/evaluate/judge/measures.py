@@ -15,7 +15,16 @@ from fib_tools.op_types.tolerance import Tolerance
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Measure", "find_excess", "find_first_excess", "measure_calls", "read_values", "row_rms", "split_rows"]
+__all__ = [
+    "Measure",
+    "find_excess",
+    "find_first_excess",
+    "measure_calls",
+    "read_values",
+    "relative_to",
+    "row_rms",
+    "split_rows",
+]
 
 _CHUNK_BYTES = 1 << 30
 """Memory for temporaries."""
@@ -23,6 +32,8 @@ _BYTES_EACH = 40
 """Of temporaries for each value: ten float32 tensors at most live at the same time."""
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """Magnitudes of float4_e2m1 by code (OCP Microscaling Formats 1.0, table 1); the fourth bit is the sign."""
+_LEAST_NORMAL = {"float16": 2**-14, "float8_e4m3fn": 2**-6, "float8_e5m2": 2**-14, "float4_e2m1fn_x2": 1.0}
+"""The smallest number with all its bits, where results come near it."""
 _SUMS, _LARGEST = slice(0, 4), slice(4, 8)
 
 
@@ -138,6 +149,12 @@ def row_rms(values: torch.Tensor, special: torch.Tensor) -> torch.Tensor:
     return norm / count.sqrt()
 
 
+def relative_to(size: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Give what a relative bound is a part of, for magnitudes in a format: below its normal numbers all are equally far apart."""
+    least = _LEAST_NORMAL.get(str(dtype).removeprefix("torch."))
+    return size if least is None else size.clamp(min=least)
+
+
 def _measure_chunk(got: torch.Tensor, want: torch.Tensor, tolerance: Tolerance) -> torch.Tensor:
     """Give `[calls, 8]`: four sums (misses, errors, error * value, squares), then four maxima (see `_read`)."""
     is_number = got.is_floating_point()
@@ -176,7 +193,7 @@ def _measure_numbers(got: torch.Tensor, want: torch.Tensor, tolerance: Tolerance
     floor = row_rms(plain, special).mul_(tolerance.atol)
     off = torch.sub(g, plain).masked_fill_(special, 0.0)
     error = off.abs()
-    hit = error <= torch.add(floor, size, alpha=tolerance.rtol)
+    hit = error <= torch.add(floor, relative_to(size, got.dtype), alpha=tolerance.rtol)
     hit.logical_and_(special <= _same(g, w))
     misses = hit.logical_not_().sum(dim=-1)
     relative = torch.where(size > floor, error / size, 0.0)
@@ -244,7 +261,7 @@ def _excess(got: torch.Tensor, want: torch.Tensor, tolerance: Tolerance) -> torc
     g, w = read_values(got), read_values(want)
     plain = torch.nan_to_num(w, nan=0.0, posinf=0.0, neginf=0.0)
     special = plain != w
-    bound = row_rms(plain, special) * tolerance.atol + plain.abs() * tolerance.rtol
+    bound = row_rms(plain, special) * tolerance.atol + relative_to(plain.abs(), got.dtype) * tolerance.rtol
     over = torch.where(special, torch.where(_same(g, w), 0.0, math.inf), (g - plain).abs() - bound)
     return over.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
 

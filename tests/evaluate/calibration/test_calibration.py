@@ -13,6 +13,7 @@ from fib_tools.evaluate.calibration.calibration import (
     Calibration,
     Case,
     FaultResult,
+    OutputCalibration,
     calibrate,
     find_calibration,
     find_tolerances,
@@ -106,11 +107,12 @@ def test_calibrated_bounds_pass_the_trusted_kernel_and_refuse_the_half_sum(norm_
     assert not compare_call_outputs(half.bfloat16(), want.bfloat16(), tolerance).is_right
 
 
-def test_bounds_are_no_wider_than_four_times_the_worst_trusted_error() -> None:
+def _calibrate_noise(noise: float) -> OutputCalibration:
+    """Calibrate by one kernel that errs by `noise` of its row's root mean square."""
     definition = _norm()
     want = torch.randn(64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     rms = want.square().mean(dim=-1, keepdim=True).sqrt()
-    got = want + 2**-12 * rms * torch.sign(want)
+    got = want + noise * rms * torch.sign(want)
     profile = measure_profile(got, want, DType.BFLOAT16)
     zeros = measure_profile(torch.zeros_like(want), want, DType.BFLOAT16)
     case = Case(
@@ -121,10 +123,23 @@ def test_bounds_are_no_wider_than_four_times_the_worst_trusted_error() -> None:
         agreement={"kernel": {"output": profile}},
         faults={"zeros:output": {"output": zeros}},
     )
-    output = calibrate(definition, {"output": summed(DType.BFLOAT16)}, [case], device="cuda").outputs["output"]
+    return calibrate(definition, {"output": summed(DType.BFLOAT16)}, [case], device="cuda").outputs["output"]
+
+
+def test_bounds_are_no_wider_than_four_times_the_worst_trusted_error() -> None:
+    output = _calibrate_noise(2**-12)
     assert output.rtol == 2**-7
     assert 2**-11 <= output.atol <= 2**-10
     assert 0.2 < output.trusted["kernel"] < 0.6
+
+
+@pytest.mark.parametrize(("noise", "most"), [(2**-19, 2**-15), (2**-16, 2**-13)])
+def test_errors_far_below_the_formats_rounding_have_a_wider_margin(noise: float, most: float) -> None:
+    output = _calibrate_noise(noise)
+    assert output.rtol == 2**-7
+    assert max(most / 2, 4 * noise) <= output.atol <= most
+    assert output.least_fault is not None
+    assert output.least_fault > 100
 
 
 def test_a_float32_kernel_whose_errors_all_agree_gets_bounds_that_it_keeps() -> None:

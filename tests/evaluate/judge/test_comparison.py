@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -201,6 +203,22 @@ def test_packed_float4_is_compared_by_value() -> None:
     assert (verdict.places[0].got, verdict.places[0].want) == (3.0, 2.0)
     assert verdict.places[0].index == (1,)
     assert compare_call_outputs(want.clone(), want, exact(DType.FLOAT4_E2M1)).is_right
+
+
+@pytest.mark.parametrize(("dtype", "step"), [("float8_e4m3fn", 2**-9), ("float8_e5m2", 2**-16), ("float16", 2**-24)])
+def test_the_neighbour_of_a_subnormal_number_is_one_rounding_away(dtype: str, step: float) -> None:
+    want = torch.zeros(1, 4, 64)
+    want[..., 0], want[..., 1] = step, 2.0
+    off = {steps: want.clone() for steps in (1, 2)}
+    for steps, got in off.items():
+        got[0, 2, 0] += steps * step
+        got[0, 3, 2] -= steps * step  # where the reference has 0
+    kind = getattr(torch, dtype)
+    tolerance = replace(rounded(DType(dtype)), atol=0.0)
+    assert compare_call_outputs(off[1].to(kind), want.to(kind), tolerance).is_right
+    verdict = compare_call_outputs(off[2].to(kind), want.to(kind), tolerance)
+    assert verdict.errors.misses == 2
+    assert {place.index for place in verdict.places[:2]} == {(2, 0), (3, 2)}
 
 
 def test_scalars_and_empty_outputs_are_compared() -> None:
