@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import shutil
@@ -16,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +26,7 @@ from fib_tools.capture.runs import EngineRun
 from fib_tools.errors import FormatError
 from fib_tools.host.env import redact
 from fib_tools.host.files import read_limited, storage_errors, write_atomically
+from fib_tools.host.packages import find_versions
 from fib_tools.model.base import Model
 from fib_tools.model.canonical import load_json
 
@@ -166,11 +165,7 @@ def load_outcome(folder: Path) -> RunOutcome | None:
 
 def list_versions() -> dict[str, str]:
     """List the versions of the packages that a dump depends on, as installed here."""
-    found: dict[str, str] = {}
-    for name in _VERSIONED:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+    return find_versions(_VERSIONED)
 
 
 def _is_over(options: EngineOptions) -> bool:

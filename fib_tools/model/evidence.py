@@ -29,7 +29,7 @@ __all__ = [
     "evidence_key",
 ]
 
-EVALUATOR_VERSION = 1
+EVALUATOR_VERSION = 2
 """Goes up when a change of the evaluator makes its old numbers incomparable."""
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping
-from importlib import metadata
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from fib_tools.dataset.store import Dataset, Written
 from fib_tools.errors import FormatError, PathError, RequestError
+from fib_tools.host.packages import find_versions
 from fib_tools.model.definition import Definition
 from fib_tools.model.solution import BASELINE, BuildSpec, Language, Solution, SourceFile
 from fib_tools.model.summary import Result, Summary, Table
@@ -157,16 +157,9 @@ def _list_dependencies(wrapper: Wrapper) -> list[str]:
 
 def _describe(wrapper: Wrapper) -> str:
     name, package = _PACKAGES[wrapper.kind]
-    version = _find_version(package)
+    version = find_versions([package]).get(package, "")
     planned = " Planning is apart, in setup." if wrapper.has_setup else ""
     return f"{wrapper.api}, as {name}{f' {version}' * bool(version)} has it.{planned}"
-
-
-def _find_version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 def _write_all(dataset: Dataset, definition: Definition, *, dry_run: bool) -> list[BaselineEntry]:

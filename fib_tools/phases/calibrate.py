@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -21,19 +22,23 @@ from fib_tools.evaluate.calibration.calibration import (
     calibrate,
     find_calibration,
     find_tolerances,
+    hash_kernel,
     save_calibration,
 )
 from fib_tools.gate.recognise import find_kernel
 from fib_tools.host.env import flashinfer_cache
 from fib_tools.host.gpu_sandbox import open_gpu_sandbox
+from fib_tools.host.packages import find_versions
 from fib_tools.host.sandbox import Limits, Outcome, Sandbox
 from fib_tools.model.base import read_strict, to_document
+from fib_tools.model.canonical import content_hash
 from fib_tools.model.definition import Definition, DType
 from fib_tools.model.summary import Result, Summary, Table
 from fib_tools.op_types.inputs import list_distributions
 from fib_tools.op_types.registry import list_modules
 from fib_tools.op_types.sizes import choose_test_axes
 from fib_tools.op_types.tolerance import Tolerance
+from fib_tools.phases.bench import find_hardware
 from fib_tools.phases.context import Context
 from fib_tools.phases.reference_runs import has_gpu
 from fib_tools.phases.reference_test_file import find_ground_truth
@@ -51,6 +56,10 @@ _FILE_BYTES = 1 << 30
 _JOBS = {"cpu": 2, "cuda": max(3, min(8, (os.cpu_count() or 1) // 3))}
 """At once; nothing is timed, so that they may share a GPU. Most of their time is importing on a few cores."""
 _SHOWN = 40
+_PACKAGES = ("torch", "triton", "flashinfer-python", "sglang", "sgl-kernel", "sglang-kernel")
+"""What trusted kernels come from."""
+_PROCEDURE = 2
+"""Counts the changes of what is measured, and of how bounds are chosen from it."""
 
 
 class CalibrateEntry(Result):
@@ -58,8 +67,11 @@ class CalibrateEntry(Result):
 
     name: str
     op_type: str
-    status: Literal["calibrated", "refused", "failed", "would calibrate"]
-    """`refused`: a trusted kernel does not fit the bounds, or a fault that must be caught is not; they are not used."""
+    status: Literal["calibrated", "kept", "refused", "failed", "would calibrate"]
+    """`refused`: a trusted kernel does not fit the bounds, or a fault that must be caught is not; they are not used.
+
+    `kept`: the same was measured before.
+    """
     reason: str = ""
     basis: str = ""
     """`kernels` where bounds follow from errors of real kernels, else `policy`."""
@@ -93,7 +105,7 @@ class CalibrateResult(Result):
 
     def summary(self) -> Summary:
         """Show the margins of each Definition, those with a problem first."""
-        order = ("failed", "refused", "would calibrate", "calibrated")
+        order = ("failed", "refused", "would calibrate", "calibrated", "kept")
         ranked = sorted(self.entries, key=lambda entry: order.index(entry.status))
         columns = ("definition", "status", "basis", "worst trusted", "least fault", "missed", "reason")
         rows = tuple(_row(entry) for entry in ranked[:_SHOWN])
@@ -122,6 +134,9 @@ def calibrate_definitions(
     time_limit: Annotated[
         int, Field(ge=1, le=7200, description="Seconds for one Definition, the compiling of its kernels included.")
     ] = 900,
+    fresh: Annotated[
+        bool, Field(description="Measure also what was measured before, by the same kernels on such a GPU.")
+    ] = False,
     dry_run: Annotated[bool, Field(description="Say what would be calibrated, and do nothing.")] = False,
 ) -> CalibrateResult:
     """Choose the tolerances of Definitions from the float64 errors of trusted kernels, and check that faults are caught.
@@ -133,10 +148,14 @@ def calibrate_definitions(
     where: Literal["cpu", "cuda"] = ("cuda" if has_gpu() else "cpu") if device == "auto" else device
     if where == "cuda" and not has_gpu():
         raise RequestError("torch sees no GPU", todo="use --device cpu, which measures the references alone")
+    requests = [_make_request(definition, where, seeds) for definition in chosen]
+    standing = {} if fresh else _find_standing(context, requests)
+    entries = [_describe(request.definition, standing[request.key]) for request in requests if request.key in standing]
+    waiting = [request for request in requests if request.key not in standing]
     if dry_run:
-        entries = [_entry(definition, status="would calibrate") for definition in chosen]
-    else:
-        entries = list(_calibrate_all(context, chosen, where, seeds=seeds, time_limit=time_limit))
+        entries += [_entry(request.definition, status="would calibrate") for request in waiting]
+    elif waiting:
+        entries += _calibrate_all(context, waiting, where, time_limit=time_limit)
     return CalibrateResult(dataset=str(dataset.root), device=where, entries=tuple(entries))
 
 
@@ -163,17 +182,38 @@ def _entry(definition: Definition, **own: Any) -> CalibrateEntry:
     return CalibrateEntry(name=definition.name, op_type=definition.op_type, **own)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Request:
+    """What is to be measured of one Definition."""
+
+    definition: Definition
+    payload: dict[str, Any]
+    key: str
+    """A hash of all that the measurement follows from."""
+
+
+def _make_request(definition: Definition, device: Literal["cpu", "cuda"], seeds: int) -> _Request:
+    payload = _make_payload(definition, device, seeds)
+    parts = {
+        **{name: value for name, value in payload.items() if name not in {"document", "caches"}},
+        "definition": hash_kernel(definition),
+        "hardware": find_hardware(device)[0] if device == "cuda" else device,
+        "versions": find_versions(_PACKAGES),
+        "procedure": _PROCEDURE,
+    }
+    return _Request(definition=definition, payload=payload, key=content_hash(parts))
+
+
+def _find_standing(context: Context, requests: Sequence[_Request]) -> dict[str, Calibration]:
+    """Find what was measured before, by the keys of the requests."""
+    found = ((request.key, find_calibration(context.workspace.root, request.definition)) for request in requests)
+    return {key: calibration for key, calibration in found if calibration is not None and calibration.request == key}
+
+
 def _calibrate_all(
-    context: Context, chosen: Sequence[Definition], device: Literal["cpu", "cuda"], *, seeds: int, time_limit: float
+    context: Context, requests: Sequence[_Request], device: Literal["cpu", "cuda"], *, time_limit: float
 ) -> Iterator[CalibrateEntry]:
     """Measure each Definition in a child of its own; entries come in the order of completion."""
-    started: list[Definition] = []
-
-    def payloads() -> Iterator[dict[str, Any]]:
-        for definition in chosen:
-            started.append(definition)
-            yield _make_payload(definition, device, seeds)
-
     _, compiled = flashinfer_cache()
     if device == "cuda":
         compiled.mkdir(parents=True, exist_ok=True)
@@ -185,12 +225,13 @@ def _calibrate_all(
         gpu=device == "cuda",
         writable=(str(compiled),) if device == "cuda" else (),  # the kernels that are compiled there are no Solution's
     )
-    context.progress(f"calibrating {len(chosen)} Definitions on {device}", 0, len(chosen))
+    context.progress(f"calibrating {len(requests)} Definitions on {device}", 0, len(requests))
     with _open_sandbox(device) as sandbox:
-        outcomes = sandbox.run_many(_ENTRY, payloads(), jobs=_JOBS[device], limits=limits)
+        payloads = (request.payload for request in requests)
+        outcomes = sandbox.run_many(_ENTRY, payloads, jobs=_JOBS[device], limits=limits)
         for done, outcome in enumerate(outcomes, start=1):
-            entry = _conclude(context, started[outcome.index], outcome, device)
-            context.progress(f"{entry.name}: {entry.status}", done, len(chosen))
+            entry = _conclude(context, requests[outcome.index], outcome, device)
+            context.progress(f"{entry.name}: {entry.status}", done, len(requests))
             yield entry
 
 
@@ -253,31 +294,36 @@ def _list_cases(definition: Definition, device: str, seeds: int) -> list[dict[st
     return cases
 
 
-def _conclude(
-    context: Context, definition: Definition, outcome: Outcome, device: Literal["cpu", "cuda"]
-) -> CalibrateEntry:
+def _conclude(context: Context, request: _Request, outcome: Outcome, device: Literal["cpu", "cuda"]) -> CalibrateEntry:
     """Choose the bounds from what the child says it measured, and keep them."""
+    definition = request.definition
     try:
-        calibration = _read(definition, outcome, device)
+        calibration = _read(definition, outcome, device).model_copy(update={"request": request.key})
     except FibError as error:
         return _entry(definition, status="failed", reason=str(error))
     standing = find_calibration(context.workspace.root, definition)
-    is_kept = standing is not None and standing.basis == "kernels" and calibration.basis == "policy"
-    path = "" if is_kept else str(save_calibration(context.workspace.root, definition, calibration))
-    reason = "; ".join([*calibration.refused, *(["one that real kernels were measured for stays"] if is_kept else [])])
+    if standing is not None and standing.basis == "kernels" and calibration.basis == "policy":
+        reason = "; ".join([*calibration.refused, "one that real kernels were measured for stays"])
+        return _describe(definition, calibration).model_copy(update={"reason": reason})
+    path = save_calibration(context.workspace.root, definition, calibration)
+    return _describe(definition, calibration, status="calibrated").model_copy(update={"path": str(path)})
+
+
+def _describe(
+    definition: Definition, calibration: Calibration, status: Literal["calibrated", "kept"] = "kept"
+) -> CalibrateEntry:
     outputs = calibration.outputs.values()
     shares = [share for output in outputs for share in output.trusted.values()]
     least = [output.least_fault for output in outputs if output.least_fault is not None]
     return _entry(
         definition,
-        status="refused" if calibration.refused else "calibrated",
-        reason=reason,
+        status="refused" if calibration.refused else status,
+        reason="; ".join(calibration.refused),
         basis=calibration.basis,
         caught=sum(fault.state == "caught" for fault in calibration.faults),
         missed=tuple(fault.name for fault in calibration.faults if fault.state == "missed"),
         worst_trusted=max(shares, default=None),
         least_fault=min(least, default=None),
-        path=path,
         calibration=calibration,
     )
 

@@ -45,6 +45,25 @@ def test_a_definition_is_calibrated_in_the_sandbox_and_kept(dataset: Context) ->
     assert result.summary().lines[-1].endswith("1 calibrated on cpu")
 
 
+def test_what_was_measured_before_is_kept_unless_the_request_is_another(dataset: Context) -> None:
+    def status(**asked: Any) -> list[str]:
+        chosen = {"definitions": ("rmsnorm_h64",), "device": "cpu", "seeds": 1, **asked}
+        return [entry.status for entry in calibrate_definitions(dataset, **chosen).entries]
+
+    assert status() == ["calibrated"]
+    written = find_calibration(dataset.workspace.root, _norm())
+    assert status() == ["kept"]
+    assert find_calibration(dataset.workspace.root, _norm()) == written
+    assert status(definitions=None, all=True) == ["kept", "calibrated"]
+    assert status(fresh=True) == ["calibrated"]
+    assert status(dry_run=True) == ["kept"]
+    assert status(seeds=2, dry_run=True) == ["would calibrate"]
+    other = _norm().model_copy(update={"reference": _norm().reference + "\n# another text\n"})
+    (dataset.dataset.root / "definitions/rmsnorm/rmsnorm_h64.json").unlink()
+    dataset.dataset.write_definition(other)
+    assert status(dry_run=True) == ["would calibrate"]
+
+
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(dataset: Context) -> None:
     result = calibrate_definitions(dataset, all=True, device="cpu", dry_run=True)
     assert [(entry.name, entry.status) for entry in result.entries] == [

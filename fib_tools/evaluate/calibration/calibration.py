@@ -126,6 +126,8 @@ class Calibration(Model):
     refused: list[str] = Field(default_factory=list)
     """Why these bounds are not to be used; nothing if they are."""
     libs: dict[str, str] = Field(default_factory=dict)
+    request: str = ""
+    """A hash of all that the measurement follows from: who asks for the same again, has it already."""
 
     @property
     def basis(self) -> Literal["kernels", "policy"]:
