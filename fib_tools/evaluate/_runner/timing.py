@@ -29,6 +29,8 @@ _SPIN_MARGIN = 1.4
 _LATE_NS = 20_000
 """A call whose first work begins later after its marker was still being queued: the time counts as its own."""
 _KERNEL_NAMES = 64
+_COPY_STARTS_NS = 2_000
+"""The record of a copy or a memset that is launched alone holds so much that it does not cost inside a graph."""
 
 
 @dataclass(kw_only=True)
@@ -38,7 +40,7 @@ class Timed:
     milliseconds: list[float] = field(default_factory=list)
     """On the device, for each call: first start to last end."""
     busy_milliseconds: list[float] = field(default_factory=list)
-    """In which the device worked for the call, without gaps between kernels; where there are records of that."""
+    """In which the device surely worked for the call: no gaps between kernels, no start of a copy; where there are records."""
     host_microseconds: list[float] = field(default_factory=list)
     """Until each call had returned."""
     kernels: list[str] = field(default_factory=list)
@@ -141,10 +143,11 @@ _NAMES = {Kind.MEMCPY: "memcpy", Kind.MEMCPY_PEER: "memcpy", Kind.MEMSET: "memse
 
 
 def _unite(activities: list[Activity]) -> int:
-    """Give the nanoseconds in which at least one of them was under way."""
+    """Give the nanoseconds in which at least one of them was under way; of a copy, without what starting it may take."""
     busy, reached = 0, 0
     for each in sorted(activities, key=lambda activity: activity.start):
-        busy += max(0, each.end - max(each.start, reached))
+        start = each.start + (_COPY_STARTS_NS if each.kind in _NAMES else 0)
+        busy += max(0, each.end - max(start, reached))
         reached = max(reached, each.end)
     return busy
 

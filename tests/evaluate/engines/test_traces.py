@@ -16,7 +16,7 @@ from fib_tools.errors import FormatError
 from fib_tools.evaluate.engines.traces import make_trace, merge_lines, write_results
 from fib_tools.model.base import read_lenient
 from fib_tools.model.canonical import format_line
-from fib_tools.model.evidence import L2, Evidence, Gpu, OutputErrors, Roofline, Series, Subject, Timer
+from fib_tools.model.evidence import EVALUATOR_VERSION, L2, Evidence, Gpu, OutputErrors, Roofline, Series, Subject, Timer
 from fib_tools.model.trace import EvaluationStatus, Trace
 from fib_tools.model.workload import Workload
 
@@ -83,7 +83,7 @@ def test_what_passed_becomes_a_trace_with_errors_times_and_the_address_of_its_ev
                 "timer": "cupti",
                 "gpu_uuid": "GPU-1",
                 "driver": "580",
-                "evaluator": "fib-tools 1",
+                "evaluator": f"fib-tools {EVALUATOR_VERSION}",
                 "evidence": seen.key,
             },
         },
