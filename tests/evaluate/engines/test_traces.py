@@ -16,7 +16,17 @@ from fib_tools.errors import FormatError
 from fib_tools.evaluate.engines.traces import make_trace, merge_lines, write_results
 from fib_tools.model.base import read_lenient
 from fib_tools.model.canonical import format_line
-from fib_tools.model.evidence import EVALUATOR_VERSION, L2, Evidence, Gpu, OutputErrors, Roofline, Series, Subject, Timer
+from fib_tools.model.evidence import (
+    EVALUATOR_VERSION,
+    L2,
+    Evidence,
+    Gpu,
+    OutputErrors,
+    Roofline,
+    Series,
+    Subject,
+    Timer,
+)
 from fib_tools.model.trace import EvaluationStatus, Trace
 from fib_tools.model.workload import Workload
 
