@@ -19,8 +19,8 @@ __all__ = [
     "cache_dir",
     "child_environment",
     "engine_environment",
-    "flashinfer_cache",
     "inherited_environment",
+    "kernel_caches",
     "proxy_environment",
     "read_endpoint",
     "read_gpu_settings",
@@ -149,10 +149,13 @@ def engine_environment() -> dict[str, str]:
     return {"LANG": "C.UTF-8", "PATH": os.defpath, **{name: os.environ[name] for name in passed}}
 
 
-def flashinfer_cache() -> tuple[Path, Path]:
-    """Name the base folder that FlashInfer is told of, and the folder below it where it keeps compiled kernels."""
-    base = Path(os.environ.get("FLASHINFER_WORKSPACE_BASE") or Path.home())
-    return base, base / ".cache" / "flashinfer"
+def kernel_caches() -> tuple[dict[str, str], tuple[Path, ...]]:
+    """Name where kernel libraries keep what they compile: by the variables that tell them so, and the folders to write to."""
+    home = Path.home()
+    base = Path(os.environ.get("FLASHINFER_WORKSPACE_BASE") or home)
+    ffi = Path(os.environ.get("TVM_FFI_CACHE_DIR") or home / ".cache" / "tvm-ffi")
+    variables = {"FLASHINFER_WORKSPACE_BASE": str(base), "TVM_FFI_CACHE_DIR": str(ffi)}
+    return variables, (base / ".cache" / "flashinfer", ffi)
 
 
 def inherited_environment(extra: Mapping[str, str]) -> dict[str, str]:

@@ -26,7 +26,7 @@ from fib_tools.evaluate.calibration.calibration import (
     save_calibration,
 )
 from fib_tools.gate.recognise import find_kernel
-from fib_tools.host.env import flashinfer_cache
+from fib_tools.host.env import kernel_caches
 from fib_tools.host.gpu_sandbox import open_gpu_sandbox
 from fib_tools.host.packages import find_versions
 from fib_tools.host.sandbox import Limits, Outcome, Sandbox
@@ -214,16 +214,16 @@ def _calibrate_all(
     context: Context, requests: Sequence[_Request], device: Literal["cpu", "cuda"], *, time_limit: float
 ) -> Iterator[CalibrateEntry]:
     """Measure each Definition in a child of its own; entries come in the order of completion."""
-    _, compiled = flashinfer_cache()
-    if device == "cuda":
-        compiled.mkdir(parents=True, exist_ok=True)
+    folders = kernel_caches()[1] if device == "cuda" else ()  # the kernels that are compiled there are no Solution's
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
     limits = Limits(
         wall_seconds=time_limit,
         memory_bytes=_MEMORY[device],
         file_bytes=_FILE_BYTES,
         processes=_PROCESSES if device == "cuda" else 0,
         gpu=device == "cuda",
-        writable=(str(compiled),) if device == "cuda" else (),  # the kernels that are compiled there are no Solution's
+        writable=tuple(map(str, folders)),
     )
     context.progress(f"calibrating {len(requests)} Definitions on {device}", 0, len(requests))
     with _open_sandbox(device) as sandbox:
@@ -262,7 +262,7 @@ def _make_payload(definition: Definition, device: str, seeds: int) -> dict[str, 
         "values": values,
         "same": [name for name, policy in policies.items() if policy.how == "values" and name not in values],
         "cases": _list_cases(definition, device, seeds),
-        "caches": {"FLASHINFER_WORKSPACE_BASE": str(flashinfer_cache()[0])} if device == "cuda" else {},
+        "caches": kernel_caches()[0] if device == "cuda" else {},
         "device": device,
     }
 

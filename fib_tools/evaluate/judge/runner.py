@@ -16,7 +16,7 @@ from fib_tools.evaluate.judge.arena import Arena
 from fib_tools.evaluate.judge.channel import Channel
 from fib_tools.evaluate.judge.refusal import RefusedError
 from fib_tools.host.cpu import read_memory_bytes
-from fib_tools.host.env import flashinfer_cache, redact
+from fib_tools.host.env import kernel_caches, redact
 from fib_tools.host.process_tree import read_cpu_seconds
 from fib_tools.host.sandbox import Limits, Sandbox
 from fib_tools.model.base import to_document
@@ -77,23 +77,22 @@ class Runner:
         first_call: Mapping[str, Any],
         is_trusted: bool = False,
     ) -> None:
-        """Fork it; a Solution of None is the Definition's reference. A trusted one keeps what FlashInfer compiles.
+        """Fork it; a Solution of None is the Definition's reference. A trusted one keeps what kernel libraries compile.
 
         `first_call` says of what workload a Solution makes a call as soon as it is built, so that what compiles at the
         first call does so while others are measured; what the harness does around calls is rehearsed then too.
         """
-        base, compiled = flashinfer_cache()
-        if is_trusted:
-            compiled.mkdir(parents=True, exist_ok=True)
+        caches, folders = kernel_caches() if is_trusted else ({}, ())
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
         payload = {
             "definition": to_document(definition),
             "solution": to_document(solution) if solution else None,
             "device": device,
             "dataset": dataset,
-            "caches": {"FLASHINFER_WORKSPACE_BASE": str(base)} if is_trusted else {},
+            "caches": caches,
         }
-        writable = (str(compiled),) if is_trusted else ()
-        limits = limit_runner(device=device, seconds=lifetime, writable=writable)
+        limits = limit_runner(device=device, seconds=lifetime, writable=tuple(map(str, folders)))
         self.name = solution.name if solution else "reference"
         self.is_dead = False
         self._session = sandbox.open_session(ENTRY, payload, limits=limits)

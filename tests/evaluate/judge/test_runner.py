@@ -34,9 +34,10 @@ class Sandbox:
         self.channel, theirs = socket.socketpair()
         self.process = Channel(theirs, takes_files=True)
         self.limits = Limits()
+        self.payload: dict[str, Any] = {}
 
-    def open_session(self, _entry: str, _payload: dict[str, Any], *, limits: Limits) -> Sandbox:
-        self.limits = limits
+    def open_session(self, _entry: str, payload: dict[str, Any], *, limits: Limits) -> Sandbox:
+        self.limits, self.payload = limits, payload
         return self
 
     def answer(self, **answer: Any) -> None:
@@ -83,6 +84,29 @@ def runner(sandbox: Sandbox) -> Iterator[Runner]:
 def test_a_call_that_is_made_again_for_its_author_may_use_what_a_runner_may(sandbox: Sandbox) -> None:
     again = Setting(definition=norm(), tolerances={}, device="cpu", dataset=Path("/nowhere"), seconds=60.0)
     assert again.limits == sandbox.limits
+
+
+def test_only_a_trusted_baseline_keeps_what_libraries_compile(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("FLASHINFER_WORKSPACE_BASE", str(tmp_path / "fi"))
+    monkeypatch.delenv("TVM_FFI_CACHE_DIR", raising=False)
+    folders = {str(tmp_path / "fi/.cache/flashinfer"), str(tmp_path / ".cache/tvm-ffi")}
+    for is_trusted in (False, True):
+        Runner(
+            cast("Any", sandbox),
+            norm(),
+            solution("s", HONEST),
+            device="cpu",
+            dataset="/nowhere",
+            lifetime=60.0,
+            first_call={},
+            is_trusted=is_trusted,
+        )
+        assert set(sandbox.limits.writable) == (folders if is_trusted else set())
+        assert all(Path(folder).is_dir() == is_trusted for folder in folders)
+        assert len(sandbox.payload["caches"]) == 2 * is_trusted
 
 
 def test_a_first_call_that_ended_while_others_were_measured_is_in_time(
