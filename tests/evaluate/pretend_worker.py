@@ -33,6 +33,13 @@ class Worker:
     def forget(self, definition: str) -> None:
         """It keeps nothing."""
 
+    def is_ready(self, task: Task, seconds: float) -> bool:
+        """Have Solutions that `compile` compile until they are waited for."""
+        compiles = any(solution.sources[0].content.strip() == "compile" for solution in task.solutions)
+        if compiles and not seconds:
+            self._log(f"compile {task.definition.name}")
+        return bool(seconds) or not compiles
+
     def evaluate(self, task: Task) -> Iterator[Evidence | None]:
         yield None
         for solution in task.solutions:

@@ -3,21 +3,24 @@
 In:  {"type": "plan", "plan": ..., "place": ...}, then any of
      {"type": "bundle", "bundle": ...}              the documents of a definition, before its first item
      {"type": "prepare", "item": ...}               this item's definition comes soon
-     {"type": "item", "number": 7, "item": ...}
+     {"type": "item", "number": 7, "item": ..., "patience": 0.0}    seconds to wait for what it compiles
      {"type": "forget", "definition": "..."}        no more items of it
 Out: {"type": "ready"}, then for each item
      {"type": "evidence", "number": 7, "evidence": ...} for each Solution, {"type": "alive", "number": 7} in between,
      {"type": "refused", "number": 7, "reason": "..."} where the item cannot be evaluated,
      {"type": "done", "number": 7}
+or only
+     {"type": "later", "number": 7} while its Solutions still compile: it is to come again.
 The end of the channel is the end of the work.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from fib_tools.errors import FibError, RequestError
 from fib_tools.evaluate.engines.engine import Place, WorkerClass, WorkerProtocol
@@ -71,12 +74,16 @@ def _work(channel: Channel, worker: WorkerProtocol, dataset: Path) -> None:
                 worker.prepare(find_task(item, bundles[item.definition]))
             else:
                 task = find_task(item, bundles[item.definition])
-                _evaluate(channel, worker, message["number"], task, dataset)
+                _evaluate(channel, worker, message, task, dataset)
 
 
-def _evaluate(channel: Channel, worker: WorkerProtocol, number: int, task: Task, dataset: Path) -> None:
+def _evaluate(channel: Channel, worker: WorkerProtocol, message: Mapping[str, Any], task: Task, dataset: Path) -> None:
+    number = message["number"]
     try:
         _check_blobs(task.workload, dataset)
+        if not worker.is_ready(task, message["patience"]):
+            channel.send({"type": "later", "number": number})
+            return
         for evidence in worker.evaluate(task):
             if evidence is None:
                 channel.send({"type": "alive", "number": number})

@@ -27,6 +27,8 @@ _MOST_FAILED_STARTS = 2
 """In a row; then the place is given up."""
 _MOST_LOSSES = 3
 """Machines that one item may lose before it counts as the cause."""
+_PATIENCE_SECONDS = 2.0
+"""For what a worker compiles, where there is nothing else for it to do; then it tries the next that compiles."""
 _AHEAD = 2
 """Items that a busy worker holds: the one it evaluates and the next, so that it never waits for us."""
 
@@ -100,7 +102,7 @@ class Crew:
     def _give(self, name: str, member: _Member, job: Job, *, now: float, prepares: bool) -> Iterator[Message]:
         yield from self._show(member, job.item.definition)
         idle = sum(not each.jobs for each in self._members.values())
-        following = self._schedule.find_next(name, idle=idle) if prepares else None
+        following = self._schedule.find_next(name, idle=idle, workers=len(self._members)) if prepares else None
         if following is not None:
             yield from self._show(member, following.item.definition)
             yield {"type": "prepare", "item": to_document(following.item)}
@@ -108,7 +110,8 @@ class Crew:
             member.deadline = now + self._plan.options.limits.silence_seconds
         self._numbers += 1
         member.jobs.append((self._numbers, job))
-        yield {"type": "item", "number": self._numbers, "item": to_document(job.item)}
+        patience = 0.0 if self._schedule.has_others(name, job.item.group) else _PATIENCE_SECONDS
+        yield {"type": "item", "number": self._numbers, "item": to_document(job.item), "patience": patience}
         yield from self._forget(name, member)
 
     def _show(self, member: _Member, definition: str) -> Iterator[Message]:
@@ -141,6 +144,11 @@ class Crew:
         member.deadline = now + self._plan.options.limits.silence_seconds
         if kind == "evidence":
             return [self._take_evidence(member, message)]
+        if kind == "later":
+            _, job = member.jobs.popleft()
+            self._schedule.defer(name, job)
+            member.deadline = member.deadline if member.jobs else None
+            return []
         if kind in {"refused", "done"}:
             return self._settle(member, kind, message.get("reason", ""))
         if kind != "alive":

@@ -65,6 +65,9 @@ class WorkerProtocol(Protocol):
     def forget(self, definition: str) -> None:
         """End what was begun for a Definition, of which no more comes."""
 
+    def is_ready(self, task: Task, seconds: float) -> bool:
+        """Tell whether a task can be evaluated at once, what compiles being waited for no longer than so many seconds."""
+
     def evaluate(self, task: Task) -> Iterator[Evidence | None]:
         """Yield the Evidence of each Solution as soon as it is there; None says only that the worker is alive.
 

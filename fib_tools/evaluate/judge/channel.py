@@ -52,6 +52,10 @@ class Channel:
         readable, _, _ = select.select([self._socket], [], [], 0)
         return not readable or not self._socket.recv(1, socket.MSG_PEEK)
 
+    def wait(self, seconds: float) -> bool:
+        """Wait until something has come, or the peer is gone; tell whether it is so."""
+        return bool(self._received) or bool(select.select([self._socket], [], [], seconds)[0])
+
     def receive(self, seconds: float | None = None) -> dict[str, Any]:
         """Wait for the next message.
 

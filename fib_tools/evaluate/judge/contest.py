@@ -115,6 +115,13 @@ class Contest:
         """Tell whether runners still build or make their first calls, and have not done so for this long."""
         return time.monotonic() - self._begun < seconds and any(runner.is_busy for runner in self._runners())
 
+    def wait_building(self, seconds: float) -> None:
+        """Wait so long for one of those that build."""
+        for runner in self._runners():
+            if runner.is_busy:
+                return runner.wait_busy(seconds)
+        return None
+
     def advance(self) -> None:
         """Have every runner go on that has built, end the dead, and start those anew that crashed; wait for none.
 

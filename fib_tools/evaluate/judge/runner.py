@@ -38,7 +38,8 @@ _IDLE_SECONDS, _IDLE_SHARE = 0.1, 0.01
 _LOST = ("CUDA error", "CUDA driver error", "device-side assert")
 _WORD_LENGTH, _MOST_LIBS = 60, 20
 _OWN_SHARE = 0.5
-"""Of a first call's time that is left at its turn, at least: before, it had the machine together with others."""
+"""Of the time of a build, or of a first call, that is left at its turn, at least: before, it had the machine together with
+others."""
 _PART_SECONDS = 10.0
 """For the rest of a message whose beginning has come."""
 _MEMORY_BYTES = 32 << 30
@@ -138,7 +139,11 @@ class Runner:
     @property
     def is_busy(self) -> bool:
         """Tell whether it does what it was told to do while others are measured."""
-        return bool(self._owes) and self._channel.is_quiet
+        return bool(self._owes) and not self._channel.wait(0.0)
+
+    def wait_busy(self, seconds: float) -> None:
+        """Wait so long for what it does meanwhile."""
+        self._channel.wait(seconds)
 
     @property
     def failed_to_build(self) -> bool:
@@ -146,19 +151,20 @@ class Runner:
         return self._failed is not None
 
     def finish_build(self, seconds: float) -> None:
-        """Wait until it has built.
+        """Wait until it has built, until so long after its begin.
 
         Raises:
             RefusedError: it cannot be built, or did what it may not while its code was imported.
         """
         if self._owes == "build":
-            self._take_build(seconds)
+            left = seconds - (time.perf_counter() - self._began)
+            self._take_build(max(left, _OWN_SHARE * seconds), limit=seconds)
         elif self._failed is not None:
             raise self._failed
 
-    def _take_build(self, seconds: float) -> None:
+    def _take_build(self, seconds: float, *, limit: float | None = None) -> None:
         self._owes = ""
-        answer = self._receive(seconds, failed=EvaluationStatus.COMPILE_ERROR)
+        answer = self._receive(seconds, failed=EvaluationStatus.COMPILE_ERROR, limit=limit)
         self.build_seconds = time.perf_counter() - self._began
         self.libs = _read_libs(answer.get("libs"))
         protections = self._session.protections

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -28,9 +29,14 @@ __all__ = ["Worker"]
 _MOST_RUNNERS = 30
 _CONTEXT_BYTES, _CONTEXTS_SHARE = 512 << 20, 8
 """Of a process's context on the GPU, and the part of its memory that contexts of groups to come may take."""
-_ALONE_SECONDS = 4.0
+_ALONE_SECONDS = 2.0
 """For so long a group builds before the next may begin: contexts on a GPU are made one after the other, and what is wanted
-first shall not wait for what is wanted later. What takes longer than this compiles, and does not need the GPU."""
+first shall not wait for what is wanted later. What takes longer than this imports or compiles, and does not need the GPU."""
+_SOON_SECONDS = 6.0
+"""Since its begin; a group that builds longer compiles, and others are measured before it."""
+_LOOK_SECONDS = 0.1
+_GROUPS_COMPILE = 4
+"""At once, as a rule: each has such a part of the machine, unless MAX_JOBS says otherwise."""
 _FASTER_THAN_LIMIT = 1.5
 """A copy's rate is no strict bound: reads alone are faster than reads and writes in turn."""
 
@@ -41,7 +47,8 @@ class Worker:
     def __init__(self, plan: Plan, place: Place) -> None:
         self._plan = plan
         self._kind = "cpu" if place.device == "cpu" else "cuda"
-        environment = engine_environment() if self._kind == "cuda" else None
+        jobs = {"MAX_JOBS": str(max(2, (os.cpu_count() or 1) // _GROUPS_COMPILE))}
+        environment = {**jobs, **engine_environment()} if self._kind == "cuda" else None
         self._sandbox = Sandbox(
             PRELOAD,
             limits=Limits(gpu=self._kind == "cuda"),
@@ -93,6 +100,26 @@ class Worker:
         if key not in self._contests:
             self._contests[key] = Contest(self._maker, task)
         return self._contests[key]
+
+    def is_ready(self, task: Task, seconds: float) -> bool:
+        """Tell whether a task's Solutions have built and made their first calls, or have had the time for it.
+
+        What may be soon is waited for; what compiles, no longer than `seconds`. On a CPU, where to compile would disturb
+        what is measured, evaluating waits.
+        """
+        name = _name(task)
+        if name == self._last or self._kind == "cpu":
+            return True
+        contest = self._open(task)
+        deadline = time.monotonic() + seconds
+        self._advance()
+        while contest.is_building(self._plan.options.limits.build_seconds):
+            if time.monotonic() >= deadline and not contest.is_building(_SOON_SECONDS):
+                self._prepared = [each for each in self._prepared if each != name]
+                return False
+            contest.wait_building(_LOOK_SECONDS)
+            self._advance()
+        return True
 
     def evaluate(self, task: Task) -> Iterator[Evidence | None]:
         """Judge a task's Solutions side by side."""

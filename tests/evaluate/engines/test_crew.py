@@ -54,6 +54,24 @@ def test_a_worker_is_told_documents_before_items_and_holds_two_and_hears_of_the_
     assert made.is_done
 
 
+def test_what_still_compiles_comes_again_after_others_and_is_then_waited_for(tmp_path: Path) -> None:
+    made = crew(World.make(tmp_path, {"a": ["x", "y"], "b": ["x"]}, workloads=1), "one")
+
+    def items() -> list[tuple[str, float]]:
+        said = [message for _, messages in made.assign(now=0.0) for message in messages if message["type"] == "item"]
+        return [(message["item"]["definition"], message["patience"]) for message in said]
+
+    assert items() == [("a", 0.0), ("b", 2.0)]
+    made.hear("one", {"type": "later", "number": 1}, now=0.0)
+    assert items() == [("a", 2.0)]
+    made.hear("one", {"type": "done", "number": 2}, now=0.0)
+    made.hear("one", {"type": "later", "number": 3}, now=0.0)
+    assert made.find_deadline() is None
+    assert items() == [("a", 2.0)]
+    made.hear("one", {"type": "done", "number": 4}, now=0.0)
+    assert made.is_done
+
+
 def test_what_a_worker_that_still_starts_can_open_is_prepared_by_no_other(tmp_path: Path) -> None:
     made = crew(World.make(tmp_path, {"a": ["x", "y"], "b": ["x"]}, workloads=4), "one")
     made.start(place("two"), now=0.0)

@@ -61,6 +61,20 @@ def test_each_gpu_has_a_worker_of_its_own_and_they_open_different_definitions(tm
     assert {each.evidence.gpu.uuid for each in outcomes if each.evidence} == {"GPU-pretend-0", "GPU-pretend-1"}
 
 
+def test_others_are_evaluated_while_a_definition_compiles(tmp_path: Path) -> None:
+    world = World.make(tmp_path, {"slow": ["compile", "fine"], "quick": ["fine"], "other": ["compile"]}, workloads=3)
+    outcomes = run(world)
+    assert summary(outcomes) == sorted(
+        (f"{name}_s{at}", f"w{number}", "PASSED")
+        for name, at in (("slow", 0), ("slow", 1), ("quick", 0), ("other", 0))
+        for number in range(3)
+    )
+    assert [each.item.definition for each in outcomes[:3]] == 3 * ["quick"]
+    slow = [each.item.workload for each in outcomes if each.item.definition == "slow"]
+    assert slow == sorted(slow), "what came back has its place again"
+    assert sum(line.endswith("compile slow") for line in world.log) >= 2, "it is tried again after each group"
+
+
 def test_a_worker_that_dies_is_replaced_and_its_item_is_tried_again(tmp_path: Path) -> None:
     world = World.make(tmp_path, {"a": ["die once", "fine"]}, workloads=1)
     outcomes = run(world)

@@ -33,17 +33,63 @@ def test_two_workers_open_two_definitions_and_then_share_the_last(tmp_path: Path
     assert [taken(work, "one"), taken(work, "one")] == ["aw2", None]
 
 
-def test_a_worker_hears_of_its_next_two_definitions_and_nobody_else_opens_them(tmp_path: Path) -> None:
+def test_a_worker_hears_of_its_next_definitions_and_nobody_else_opens_them(tmp_path: Path) -> None:
     work = schedule(tmp_path, {"a": 4, "b": 3, "c": 2, "d": 1}, workloads=3)
     assert work.find_next("one") is None
     taken(work, "one")
-    upcoming = [work.find_next("one") for _ in range(3)]
+    upcoming = [work.find_next("one", workers=2) for _ in range(3)]
     assert [job and job.item.definition for job in upcoming] == ["b", "c", None]
     assert taken(work, "two") == "dw0"
     assert [taken(work, "one") for _ in range(3)] == ["aw1", "aw2", "bw0"]
     assert work.is_wanted("one", "b")
     assert work.is_wanted("one", "c")
     assert not work.is_wanted("one", "a")
+
+
+def test_a_worker_alone_hears_of_four_definitions_at_most(tmp_path: Path) -> None:
+    work = schedule(tmp_path, dict.fromkeys("abcdefg", 1), workloads=1)
+    taken(work, "one")
+    assert [bool(work.find_next("one")) for _ in range(5)] == [True, True, True, True, False]
+
+
+def test_what_compiles_is_tried_again_before_each_new_definition(tmp_path: Path) -> None:
+    work = schedule(tmp_path, {"a": 3, "b": 2, "c": 1}, workloads=2)
+    job = work.take("one")
+    assert job
+    assert work.has_others("one", job.item.group)
+    work.defer("one", job)
+    assert [taken(work, "one") for _ in range(2)] == ["bw0", "bw1"]
+    job = work.take("one")
+    assert job
+    assert (job.item.definition, job.item.workload) == ("a", "w0")
+    assert work.is_wanted("one", "a")
+    work.defer("one", job)
+    assert [taken(work, "one") for _ in range(2)] == ["cw0", "cw1"]
+    assert not work.has_others("one", ("a", 0)), "now it is waited for"
+    assert [taken(work, "one") for _ in range(3)] == ["aw0", "aw1", None]
+
+
+def test_what_compiles_at_one_worker_is_opened_by_another_only_at_the_end(tmp_path: Path) -> None:
+    work = schedule(tmp_path, {"a": 3, "b": 2}, workloads=2)
+    job = work.take("one")
+    assert job
+    work.defer("one", job)
+    assert [taken(work, "two") for _ in range(2)] == ["bw0", "bw1"]
+    assert taken(work, "two") == "aw0"
+
+
+def test_no_more_than_six_definitions_compile_at_one_worker(tmp_path: Path) -> None:
+    work = schedule(tmp_path, dict.fromkeys("abcdefgh", 1), workloads=1)
+    seen = []
+    for _ in range(9):
+        job = work.take("one")
+        assert job
+        seen.append((job.item.definition, work.has_others("one", job.item.group)))
+        work.defer("one", job)
+    assert [name for name, _ in seen] == list("abcdefabc")
+    assert [has_others for _, has_others in seen] == 5 * [True] + 4 * [False]
+    work.dismiss("one")
+    assert taken(work, "one") == "aw0"
 
 
 def test_nothing_is_reserved_that_a_worker_without_work_could_open(tmp_path: Path) -> None:

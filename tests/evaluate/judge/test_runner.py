@@ -94,7 +94,7 @@ def test_only_a_trusted_baseline_keeps_what_libraries_compile(
     monkeypatch.delenv("TVM_FFI_CACHE_DIR", raising=False)
     folders = {str(tmp_path / "fi/.cache/flashinfer"), str(tmp_path / ".cache/tvm-ffi")}
     for is_trusted in (False, True):
-        Runner(
+        made = Runner(
             cast("Any", sandbox),
             norm(),
             solution("s", HONEST),
@@ -107,6 +107,10 @@ def test_only_a_trusted_baseline_keeps_what_libraries_compile(
         assert set(sandbox.limits.writable) == (folders if is_trusted else set())
         assert all(Path(folder).is_dir() == is_trusted for folder in folders)
         assert len(sandbox.payload["caches"]) == 2 * is_trusted
+        os.close(made._told)
+        os.close(made._tell)
+    sandbox.process._socket.close()
+    sandbox.channel.close()
 
 
 def test_a_first_call_that_ended_while_others_were_measured_is_in_time(

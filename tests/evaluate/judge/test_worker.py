@@ -18,13 +18,20 @@ said: list[str] = []
 
 class Contest:
     builds = False
+    """Whether it builds, and has begun just now."""
+    compiles = False
+    """Whether it builds for long."""
 
     def __init__(self, _maker: Any, task: Task) -> None:
         self.name, self.size = task.definition.name, 1 + len(task.solutions)
         said.append(f"open {self.name}")
 
-    def is_building(self, _seconds: float) -> bool:
-        return self.builds
+    def is_building(self, seconds: float) -> bool:
+        return self.builds or (self.compiles and seconds > 60)
+
+    def wait_building(self, _seconds: float) -> None:
+        said.append(f"wait {self.name}")
+        type(self).builds = False
 
     def advance(self) -> None:
         pass
@@ -124,3 +131,27 @@ def test_what_others_took_is_given_up_when_the_next_group_is_measured(
     else:
         opened = ["open taken", "open b", "open c", "close taken"]
         assert said == ["open a", "judge a", *opened, *measured, "close b", "close c"]
+
+
+def test_what_may_be_ready_soon_is_waited_for_and_what_compiles_comes_later(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, tasks = make_worker(world), list_tasks(world)
+    worker._kind = "cuda"
+    try:
+        monkeypatch.setattr(Contest, "builds", True)
+        assert worker.is_ready(tasks["a"], 0.0)
+        assert said == ["open a", "wait a"]
+        assert list(worker.evaluate(tasks["a"])) == []
+        worker.prepare(tasks["b"])
+        worker.prepare(tasks["c"])
+        monkeypatch.setattr(Contest, "compiles", True)
+        assert not worker.is_ready(tasks["b"], 0.0)
+        assert worker.is_ready(tasks["a"], 0.0), "it is being measured"
+        monkeypatch.setattr(Contest, "compiles", False)
+        assert worker.is_ready(tasks["c"], 0.0)
+        assert list(worker.evaluate(tasks["c"])) == []
+        assert "close b" not in said, "what compiles goes on meanwhile"
+        assert worker.is_ready(tasks["b"], 0.0)
+    finally:
+        worker.close()
