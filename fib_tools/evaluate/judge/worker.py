@@ -29,9 +29,9 @@ __all__ = ["Worker"]
 _MOST_RUNNERS = 30
 _CONTEXT_BYTES, _CONTEXTS_SHARE = 512 << 20, 8
 """Of a process's context on the GPU, and the part of its memory that contexts of groups to come may take."""
-_ALONE_SECONDS = 2.0
-"""For so long a group builds before the next may begin: contexts on a GPU are made one after the other, and what is wanted
-first shall not wait for what is wanted later. What takes longer than this imports or compiles, and does not need the GPU."""
+_APART_SECONDS, _ALONE_SECONDS = 0.5, 2.0
+"""For so long a group builds before the next may begin, while others are measured and while it is waited for: contexts on a
+GPU are made one after the other. What takes longer than this imports or compiles, and does not need the GPU."""
 _SOON_SECONDS = 6.0
 """Since its begin; a group that builds longer compiles, and others are measured before it."""
 _LOOK_SECONDS = 0.1
@@ -82,11 +82,11 @@ class Worker:
         """
         self._coming[_name(task)] = task
         self._prepared.append(_name(task))
-        self._open_next()
+        self._open_next(_ALONE_SECONDS)
 
-    def _open_next(self) -> None:
-        """Open a group that is to be prepared, if it is its time."""
-        if not self._coming or any(contest.is_building(_ALONE_SECONDS) for contest in self._contests.values()):
+    def _open_next(self, apart: float) -> None:
+        """Open a group that is to be prepared, if no other has begun within so many seconds and still builds."""
+        if not self._coming or any(contest.is_building(apart) for contest in self._contests.values()):
             return
         task = self._coming.pop(next(iter(self._coming)))
         runners = sum(contest.size for contest in self._contests.values())
@@ -112,13 +112,13 @@ class Worker:
             return True
         contest = self._open(task)
         deadline = time.monotonic() + seconds
-        self._advance()
+        self._advance(_ALONE_SECONDS)
         while contest.is_building(self._plan.options.limits.build_seconds):
             if time.monotonic() >= deadline and not contest.is_building(_SOON_SECONDS):
                 self._prepared = [each for each in self._prepared if each != name]
                 return False
             contest.wait_building(_LOOK_SECONDS)
-            self._advance()
+            self._advance(_ALONE_SECONDS)
         return True
 
     def evaluate(self, task: Task) -> Iterator[Evidence | None]:
@@ -148,11 +148,11 @@ class Worker:
         for name in [name for name in (*self._coming, *self._contests) if name[0] == definition]:
             self._drop(name)
 
-    def _advance(self) -> None:
-        """Have the runners go on that build meanwhile."""
+    def _advance(self, apart: float = _APART_SECONDS) -> None:
+        """Have the runners go on that build meanwhile, and those of another group begin."""
         for contest in self._contests.values():
             contest.advance()
-        self._open_next()
+        self._open_next(apart)
 
     def _close_last(self, task: Task) -> None:
         """End the runners of the group before: it is done. The next one may need the memory that it had."""

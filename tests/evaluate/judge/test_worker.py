@@ -155,3 +155,21 @@ def test_what_may_be_ready_soon_is_waited_for_and_what_compiles_comes_later(
         assert worker.is_ready(tasks["b"], 0.0)
     finally:
         worker.close()
+
+
+def test_groups_begin_closer_together_while_another_is_measured_than_while_one_is_waited_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, tasks = make_worker(world), list_tasks(world)
+    worker._kind = "cuda"
+    try:
+        assert list(worker.evaluate(tasks["a"])) == []
+        monkeypatch.setattr(Contest, "is_building", lambda _self, seconds: seconds > 1)  # all began a second ago
+        worker.prepare(tasks["b"])
+        worker.prepare(tasks["c"])
+        assert "open b" not in said
+        worker._judge.between()
+        worker._judge.between()
+        assert said[-2:] == ["open b", "open c"]
+    finally:
+        worker.close()
