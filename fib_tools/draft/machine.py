@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import shutil
 
 from fib_tools.errors import RequestError
-from fib_tools.host.env import engine_environment
+from fib_tools.host.env import find_nvcc
 from fib_tools.model.solution import Language
 
 __all__ = ["blames_machine", "check_machine"]
@@ -33,15 +32,8 @@ def check_machine(language: Language, device: str, capability: int) -> None:
     package = _PACKAGES.get(language)
     if package and importlib.util.find_spec(package) is None:
         raise RequestError(f"{package} is not installed", where="--language", todo=f"pip install {package}")
-    if language is Language.CUDA and not _has_nvcc():
+    if language is Language.CUDA and find_nvcc() is None:
         raise RequestError("there is no nvcc", where="--language", todo="install the CUDA toolkit, or take triton")
-
-
-def _has_nvcc() -> bool:
-    """Look for it where torch's extensions do."""
-    environment = engine_environment()
-    home = environment.get("CUDA_HOME") or environment.get("CUDA_PATH") or "/usr/local/cuda"
-    return shutil.which("nvcc", path=f"{environment.get('PATH', '')}:{home}/bin") is not None
 
 
 def blames_machine(detail: str) -> bool:

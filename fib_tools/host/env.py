@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ __all__ = [
     "cache_dir",
     "child_environment",
     "engine_environment",
+    "find_nvcc",
     "inherited_environment",
     "kernel_caches",
     "proxy_environment",
@@ -156,6 +158,12 @@ def kernel_caches() -> tuple[dict[str, str], tuple[Path, ...]]:
     ffi = Path(os.environ.get("TVM_FFI_CACHE_DIR") or home / ".cache" / "tvm-ffi")
     variables = {"FLASHINFER_WORKSPACE_BASE": str(base), "TVM_FFI_CACHE_DIR": str(ffi)}
     return variables, (base / ".cache" / "flashinfer", ffi)
+
+
+def find_nvcc() -> str | None:
+    """Find CUDA's compiler where those who build extensions look: in PATH, then below CUDA_HOME, CUDA_PATH, /usr/local/cuda."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
+    return shutil.which("nvcc", path=os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(home, "bin"))]))
 
 
 def inherited_environment(extra: Mapping[str, str]) -> dict[str, str]:

@@ -8,7 +8,9 @@ from fib_tools.errors import RequestError
 from fib_tools.host.env import (
     cache_dir,
     child_environment,
+    find_nvcc,
     inherited_environment,
+    kernel_caches,
     proxy_environment,
     read_gpu_settings,
     read_secret,
@@ -142,3 +144,30 @@ def test_a_relative_folder_of_locks_is_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("FIB_GPU_LOCK_DIR", "locks")
     with pytest.raises(RequestError, match="the relative path 'locks'"):
         read_gpu_settings()
+
+
+def test_the_compiler_is_found_where_builders_of_extensions_look(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path / "path"))
+    for folder in ("path", "toolkit/bin"):
+        (tmp_path / folder).mkdir(parents=True)
+    toolkit = tmp_path / "toolkit"
+    monkeypatch.setenv("CUDA_PATH", str(toolkit))
+    assert find_nvcc() is None
+    for at in (toolkit / "bin", tmp_path / "path"):
+        (at / "nvcc").touch(mode=0o755)
+        assert find_nvcc() == str(at / "nvcc"), "PATH comes first"
+
+
+def test_kernel_libraries_keep_what_they_compile_where_they_are_told_to(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TVM_FFI_CACHE_DIR", str(tmp_path / "ffi"))
+    monkeypatch.delenv("FLASHINFER_WORKSPACE_BASE", raising=False)
+    variables, folders = kernel_caches()
+    assert variables == {"FLASHINFER_WORKSPACE_BASE": str(tmp_path), "TVM_FFI_CACHE_DIR": str(tmp_path / "ffi")}
+    assert folders == (tmp_path / ".cache/flashinfer", tmp_path / "ffi")

@@ -17,6 +17,7 @@ from typing import Any
 from fib_tools.errors import MissingDependencyError, RequestError
 from fib_tools.evaluate._runner.refusals import RuleError
 from fib_tools.evaluate.rules.source_native import check_symbols
+from fib_tools.host.env import find_nvcc
 from fib_tools.model.solution import Binding, Language, Solution
 
 __all__ = ["Built", "build_reference", "build_solution"]
@@ -138,11 +139,12 @@ def _sources(solution: Solution, folder: Path, suffixes: tuple[str, ...]) -> lis
 
 
 def _require_compiler(solution: Solution) -> None:
-    for program, suffixes in (("nvcc", _DEVICE_SUFFIXES), ("ninja", _HOST_SUFFIXES + _DEVICE_SUFFIXES)):
-        is_needed = any(source.path.endswith(suffixes) for source in solution.sources)
-        if is_needed and shutil.which(program) is None:
-            install = "install the CUDA toolkit" if program == "nvcc" else "pip install ninja"
-            raise MissingDependencyError(program, purpose=f"building {solution.name}", install=install)
+    purpose = f"building {solution.name}"
+    suffixes = {Path(source.path).suffix for source in solution.sources}
+    if suffixes & {*_DEVICE_SUFFIXES} and find_nvcc() is None:
+        raise MissingDependencyError("nvcc", purpose=purpose, install="install the CUDA toolkit")
+    if suffixes & {*_HOST_SUFFIXES, *_DEVICE_SUFFIXES} and shutil.which("ninja") is None:
+        raise MissingDependencyError("ninja", purpose=purpose, install="pip install ninja")
 
 
 def _compile_torch(solution: Solution, folder: Path) -> Any:
