@@ -38,6 +38,10 @@ def _each(kernels: tuple[str, ...], parameters: Mapping[str, Any]) -> dict[str, 
 
 KERNEL_EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     **_each(("silu_and_mul", "gelu_and_mul", "gelu_tanh_and_mul", "relu2", "swiglu_oai"), {"intermediate_size": 32}),
+    **_each(("silu", "gelu", "gelu_tanh"), {"intermediate_size": 32}),
+    "rope": {"num_heads": 4, "head_dim": 64, "rotary_dim": 64},
+    "softmax": {"dim": 32},
+    "topk": {"dim": 32, "k": 4},
     "merge_state": {"num_heads": 4, "head_dim": 64},
     "causal_conv1d_decode": {"channels": 64, "width": 4},
     "causal_conv1d_prefill": {"channels": 64, "width": 4, "bias": True},

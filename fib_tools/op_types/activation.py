@@ -56,9 +56,13 @@ class _Form:
     id: str
     formula: str
     expression: str
+    letter: str = "i"
+    """Of the row's length in names: `h` where published names have that."""
     gated: bool = True
     interleaved: bool = False
     in_flashinfer: bool = False
+    torch_call: str = ""
+    """In torch.nn.functional, where that is the kernel people run."""
     sglang_symbols: tuple[str, ...] = ()
 
 
@@ -83,6 +87,30 @@ _FORMS = (
         expression='F.gelu(gate, approximate="tanh") * up',
         in_flashinfer=True,
         sglang_symbols=("sgl_kernel.gelu_tanh_and_mul", "sglang.kernels.ops.activation.activation.gelu_tanh_and_mul"),
+    ),
+    _Form(
+        id="silu",
+        formula="silu(x) = x * sigmoid(x)",
+        expression="F.silu(x)",
+        letter="h",
+        gated=False,
+        torch_call="silu(input)",
+    ),
+    _Form(
+        id="gelu",
+        formula="gelu(x), exact (erf)",
+        expression="F.gelu(x)",
+        letter="h",
+        gated=False,
+        torch_call="gelu(input)",
+    ),
+    _Form(
+        id="gelu_tanh",
+        formula="gelu(x), with the tanh approximation",
+        expression='F.gelu(x, approximate="tanh")',
+        letter="h",
+        gated=False,
+        torch_call='gelu(input, approximate="tanh")',
     ),
     _Form(
         id="relu2",
@@ -130,7 +158,7 @@ def _define(form: _Form, parameters: ActivationParameters) -> Definition:
     if isinstance(parameters, SwigluOaiParameters):
         constants = f" with alpha = {parameters.alpha}, limit = {parameters.limit}"
     return Definition(
-        name=format_name(form.id, ("i", size)),
+        name=format_name(form.id, (form.letter, size)),
         description=f"{form.formula}{constants}.",
         op_type="activation",
         axes=axes,
@@ -154,6 +182,10 @@ _KERNELS: Mapping[str, str] = {
 
 
 def _ground_truth(form: _Form, parameters: ActivationParameters) -> GroundTruth:
+    if form.torch_call:
+        body = f"@torch.no_grad()\ndef run(input):\n    return torch.nn.functional.{form.torch_call}"
+        api = f"torch.nn.functional.{form.torch_call.partition('(')[0]}"
+        return GroundTruth(wrappers=(Wrapper(kind="torch", api=api, body=body),))
     api = f"flashinfer.activation.{form.id}" if form.in_flashinfer else form.sglang_symbols[-1]
     module, _, name = api.rpartition(".")
     constants: dict[str, object] = {}

@@ -1,4 +1,4 @@
-"""rope: rotary position embedding of queries and keys from a table of cosines and sines.
+"""rope: rotary position embedding of queries and keys, by a table of cosines and sines or by those of each token.
 
 Su et al., RoFormer (2021): pairs of elements turn by position * frequency.
 NeoX style pairs element i with i + rotary_dim / 2; GPT-J style pairs neighbours 2i and 2i + 1.
@@ -27,13 +27,13 @@ from fib_tools.op_types.base import (
 )
 from fib_tools.op_types.ground_truth import GroundTruth, Wrapper
 from fib_tools.op_types.input_request import InputRequest
-from fib_tools.op_types.tolerance import rounded
+from fib_tools.op_types.tolerance import rounded, summed
 from fib_tools.op_types.work_request import Work, WorkRequest
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["OP_TYPE", "RopeParameters"]
+__all__ = ["OP_TYPE", "RopeParameters", "TokenRopeParameters"]
 
 _FI_API = "flashinfer.rope.apply_rope_with_cos_sin_cache"
 _THETA = 10000.0
@@ -53,6 +53,22 @@ class RopeParameters(Parameters):
 
     @model_validator(mode="after")
     def _validate_turning_elements_fit_the_head(self) -> RopeParameters:
+        if self.rotary_dim > self.head_dim:
+            raise ValueError(f"rotary_dim {self.rotary_dim} is more than head_dim {self.head_dim}")
+        return self
+
+
+class TokenRopeParameters(Parameters):
+    """The sizes of one rotation whose cosines and sines come with the tokens, as transformers hands them to its layers."""
+
+    num_heads: int = Field(gt=0)
+    head_dim: int = Field(gt=0)
+    rotary_dim: int = Field(gt=0, multiple_of=2)
+    is_neox: bool = True
+    dtype: str = "bfloat16"
+
+    @model_validator(mode="after")
+    def _validate_turning_elements_fit_the_head(self) -> TokenRopeParameters:
         if self.rotary_dim > self.head_dim:
             raise ValueError(f"rotary_dim {self.rotary_dim} is more than head_dim {self.head_dim}")
         return self
@@ -125,6 +141,60 @@ def _define(parameters: RopeParameters) -> Definition:
     )
 
 
+_REFERENCE_BY_ANGLES = """
+    def rotate(heads, cos, sin):
+        x = heads.to(torch.float32)
+        turning, passing = x.split([2 * cos.shape[-1], x.shape[-1] - 2 * cos.shape[-1]], dim=-1)
+        first, second = {pairs}
+        turned = (first * cos - second * sin, second * cos + first * sin)
+        turned = {joined}
+        return torch.cat([turned, passing], dim=-1).to(heads.dtype)
+
+
+    @torch.no_grad()
+    def run(q, k, cos, sin):
+        cos, sin = (part.to(torch.float32).unsqueeze(1) for part in (cos, sin))
+        return rotate(q, cos, sin), rotate(k, cos, sin)
+"""
+
+
+def _define_for_tokens(parameters: TokenRopeParameters) -> Definition:
+    layout = _NEOX if parameters.is_neox else _GPTJ
+    partial = [("rd", parameters.rotary_dim)] if parameters.rotary_dim != parameters.head_dim else []
+    pairs = "i with i + rotary_dim / 2" if parameters.is_neox else "2i with 2i + 1"
+    queries, keys = "num_tokens num_heads head_dim", "num_tokens num_kv_heads head_dim"
+    angles = "of each pair's angle at the token's position."
+    return Definition(
+        name=format_name(
+            "rope" if parameters.is_neox else "rope_gptj_style",
+            ("h", parameters.num_heads),
+            ("d", parameters.head_dim),
+            *partial,
+        ),
+        description=f"Rotary embedding by the cosines and sines of each token, pairing element {pairs} of each head.",
+        op_type="rope",
+        axes={
+            "num_tokens": var("Tokens of all sequences together."),
+            "num_heads": const(parameters.num_heads, "Query heads."),
+            "num_kv_heads": var("Key heads."),
+            "head_dim": const(parameters.head_dim, "Elements of one head."),
+            "num_pairs": const(parameters.rotary_dim // 2, "Pairs of elements that turn; others pass through."),
+        },
+        constraints=["2 * num_pairs <= head_dim"],
+        inputs={
+            "q": tensor(parameters.dtype, queries, "Queries."),
+            "k": tensor(parameters.dtype, keys, "Keys."),
+            "cos": tensor(parameters.dtype, "num_tokens num_pairs", f"The cosine {angles}"),
+            "sin": tensor(parameters.dtype, "num_tokens num_pairs", f"The sine {angles}"),
+        },
+        outputs={
+            "q_out": tensor(parameters.dtype, queries, "The turned queries."),
+            "k_out": tensor(parameters.dtype, keys, "The turned keys."),
+        },
+        reference=source(_REFERENCE_BY_ANGLES.format(**layout)),
+    )
+
+
 def _template(parameters: RopeParameters) -> TemplateCall:
     def rows(heads: int) -> MetaTensor:
         return MetaTensor(shape=(4, heads * parameters.head_dim), dtype=parameters.dtype)
@@ -171,6 +241,11 @@ def _make_table(request: InputRequest) -> torch.Tensor:
     return torch.cat([angle.cos(), angle.sin()], dim=-1).to(request.dtype)
 
 
+def _make_unit(request: InputRequest) -> torch.Tensor:
+    """Make cosines, or sines, of angles that nobody needs to know."""
+    return request.uniform(-1.0, 1.0)
+
+
 def _make_positions(request: InputRequest) -> torch.Tensor:
     return request.integers(0, request.axes.get("max_seq_len", 1))
 
@@ -198,8 +273,16 @@ OP_TYPE = OpType(
             ground_truth=_ground_truth,
             policy=rounded,
         ),
+        KernelType(
+            id="rope",
+            op_type="rope",
+            summary="turn pairs of elements of each head by the cosine and sine of each token",
+            parameters=TokenRopeParameters,
+            define=_define_for_tokens,
+            policy=summed,
+        ),
     ),
-    input_rules={"cos_sin_cache": _make_table, "positions": _make_positions},
+    input_rules={"cos_sin_cache": _make_table, "positions": _make_positions, "cos": _make_unit, "sin": _make_unit},
     input_code={
         "cos_sin_cache": "draw.rotary_table({shape})",
         "positions": "draw.integers({shape}, 0, {max_seq_len}, {dtype})",

@@ -16,6 +16,20 @@ def test_an_activation_conforms_under_its_canonical_name(kernel: str, check_conf
 
 
 @pytest.mark.parametrize(
+    ("kernel", "function"), [("silu", "silu"), ("gelu", "gelu"), ("gelu_tanh", "gelu_pytorch_tanh")]
+)
+def test_an_activation_alone_conforms_and_is_that_of_transformers(
+    kernel: str, function: str, check_conformance: Callable[..., None], try_kernel: Callable[..., Any]
+) -> None:
+    import torch
+    from transformers.activations import ACT2FN
+
+    check_conformance(kernel, f"{kernel}_h1408", intermediate_size=1408)
+    trial = try_kernel(kernel, intermediate_size=48, dtype="float32")
+    torch.testing.assert_close(trial.outputs["output"], ACT2FN[function](trial.inputs["input"]))
+
+
+@pytest.mark.parametrize(
     ("kernel", "name"),
     [
         ("silu_and_mul", "silu"),

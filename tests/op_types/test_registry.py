@@ -16,7 +16,7 @@ from fib_tools.op_types.registry import (
 )
 
 OURS = {
-    "activation": 5,
+    "activation": 8,
     "causal_conv1d": 2,
     "dsv4_attention": 2,
     "embedding": 1,
@@ -28,7 +28,7 @@ OURS = {
     "mhc": 4,
     "moe_routing": 2,
     "rmsnorm": 6,
-    "rope": 1,
+    "rope": 2,
     "sampling": 8,
 }
 

@@ -100,3 +100,28 @@ def test_heads_of_any_size_divide_the_rows_of_a_trial() -> None:
 def test_more_turning_elements_than_the_head_has_are_refused() -> None:
     with pytest.raises(ValidationError, match="rotary_dim 128 is more than head_dim 64"):
         get_kernel_type("rope_with_cos_sin_cache").build({"head_dim": 64, "rotary_dim": 128, **SIZES})
+
+
+@pytest.mark.parametrize(
+    ("parameters", "name"),
+    [
+        ({"rotary_dim": 128}, "rope_h32_d128"),
+        ({"rotary_dim": 64}, "rope_h32_d128_rd64"),
+        ({"rotary_dim": 128, "is_neox": False}, "rope_gptj_style_h32_d128"),
+    ],
+)
+def test_rope_of_tokens_conforms_under_its_canonical_name(
+    parameters: dict[str, Any], name: str, check_conformance: Callable[..., None]
+) -> None:
+    check_conformance("rope", name, num_heads=32, head_dim=128, **parameters)
+
+
+def test_rope_of_tokens_is_that_of_llama(try_kernel: Callable[..., Any]) -> None:
+    import torch
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    trial = try_kernel("rope", num_heads=4, head_dim=32, rotary_dim=32, dtype="float32")
+    q, k = (trial.inputs[name].transpose(0, 1)[None] for name in ("q", "k"))
+    cos, sin = (torch.cat([trial.inputs[name]] * 2, dim=-1)[None] for name in ("cos", "sin"))
+    for output, wanted in zip(trial.outputs.values(), apply_rotary_pos_emb(q, k, cos, sin), strict=True):
+        torch.testing.assert_close(output, wanted[0].transpose(0, 1))
