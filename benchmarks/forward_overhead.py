@@ -1,0 +1,66 @@
+"""What it costs to watch a transformers model: traced against untraced wall time, and microseconds for each call seen.
+
+python benchmarks/forward_overhead.py [--kinds llama qwen3_moe ...] [--layers 4] [--hidden 1024] [--tokens 16] [--repeats 7]
+
+Models have random weights; runs with and without are taken in turn, and compared by their medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import torch  # noqa: E402  # the path must be there first
+from machine import describe_machine  # noqa: E402
+
+from fib_tools.capture.forward.observe import observe  # noqa: E402
+from tiny_forward import ARCHITECTURES, make_model, make_prompt  # noqa: E402
+
+
+def run(model: torch.nn.Module, prompt: dict[str, torch.Tensor], tokens: int) -> float:
+    """Generate, and give the seconds."""
+    begun = time.perf_counter()
+    with torch.no_grad():
+        model.generate(**prompt, max_new_tokens=tokens, do_sample=False)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kinds", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--hidden", type=int, default=1024)
+    parser.add_argument("--tokens", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=7)
+    options = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    print(describe_machine(("torch", "transformers")), device)
+    print(f"{'model':14}{'calls':>8}{'kinds':>7}{'plain s':>10}{'seen s':>10}{'more':>9}{'us a call':>11}")
+    for kind in options.kinds:
+        sizes = {"num_hidden_layers": options.layers, "hidden_size": options.hidden}
+        model = make_model(kind, **sizes, intermediate_size=3 * options.hidden).to(device)
+        prompt = {name: value.to(device) for name, value in make_prompt((64, 48)).items()}
+        run(model, prompt, options.tokens)
+        plain, seen, calls, kinds = [], [], 0, 0
+        for _ in range(options.repeats):
+            plain.append(run(model, prompt, options.tokens))
+            with observe(model) as watch:
+                seen.append(run(model, prompt, options.tokens))
+            calls, kinds = sum(tally.count for tally in watch.tallies), len(watch.tallies)
+        before, after = statistics.median(plain), statistics.median(seen)
+        print(
+            f"{kind:14}{calls:>8}{kinds:>7}{before:>10.3f}{after:>10.3f}{after / before - 1:>9.1%}"
+            f"{(after - before) / calls * 1e6:>11.1f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

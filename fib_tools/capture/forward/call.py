@@ -1,0 +1,33 @@
+"""One call of a kernel, as Definitions and Workloads describe it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Call", "Unmapped"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """What was computed, and how much of it."""
+
+    kernel: str
+    """The id of a kernel type (`op_types`)."""
+    parameters: Mapping[str, Any]
+    """Its sizes and constants; those that a call cannot show are left out."""
+    axes: Mapping[str, int]
+    """Lengths of the var axes."""
+    given: Mapping[str, tuple[int, ...] | tuple[float, ...]] = field(default_factory=dict)
+    """Inputs whose content decides what is computed, by name, such as `kv_indptr`."""
+    scalars: Mapping[str, float] = field(default_factory=dict)
+    """Scalar inputs, by name."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unmapped:
+    """What was computed, and why no kernel type describes it."""
+
+    what: str
+    reason: str

@@ -1,0 +1,61 @@
+"""Experts: modules whose forward takes the tokens, and for each token the experts that were chosen and their weights."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from fib_tools.capture.forward.call import Call, Unmapped
+from fib_tools.capture.forward.functions import name_dtype
+from fib_tools.capture.forward.patches import Patches
+from fib_tools.capture.forward.watch import Watch
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["patch_experts"]
+
+_CHOICES = (("top_k_index", "top_k_weights"), ("router_indices", "routing_weights"))
+_KERNELS = {"bfloat16": "moe_bf16"}
+
+
+def patch_experts(patches: Patches, watch: Watch, modules: Iterable[torch.nn.Module]) -> None:
+    """Watch the classes of modules whose forward has those parameters, or passes on what it gets to such a one."""
+    for kind in {type(module) for module in modules}:
+        names = inspect.signature(inspect.unwrap(kind.forward)).parameters
+        if any(all(name in names for name in choice) for choice in _CHOICES):
+            patches.wrap(kind, "forward", lambda original: _watch_experts(watch, original))
+
+
+def _watch_experts(watch: Watch, original: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, *more: Any, **options: Any) -> Any:
+        if watch.is_inside:
+            return original(self, hidden_states, top_k_index, *more, **options)
+        key = ("experts", type(self), hidden_states.shape, top_k_index.shape, hidden_states.dtype)
+        watch.count(key, _describe_experts, self, hidden_states, top_k_index)
+        return watch.call_inside(original, self, hidden_states, top_k_index, *more, **options)
+
+    return forward
+
+
+def _describe_experts(module: Any, hidden_states: torch.Tensor, chosen: torch.Tensor) -> Call | Unmapped:
+    """Describe all but how experts are chosen, which happens elsewhere."""
+    weight = getattr(module, "down_proj", None)
+    dtype = name_dtype(hidden_states.dtype)
+    if weight is None or weight.dim() != 3 or dtype not in _KERNELS:  # experts, rows, columns
+        return Unmapped(
+            what=type(module).__name__, reason=f"no kernel type has experts with weights like these in {dtype}"
+        )
+    hidden = hidden_states.shape[-1]
+    inner = next((size for size in weight.shape[1:] if size != hidden), hidden)
+    parameters = {
+        "num_experts": weight.shape[0],
+        "num_local_experts": weight.shape[0],
+        "top_k": chosen.shape[-1],
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "activation": "swiglu_oai" if hasattr(module, "alpha") and hasattr(module, "limit") else "swiglu",
+        "expert_bias": getattr(module, "down_proj_bias", None) is not None,
+    }
+    return Call(kernel=_KERNELS[dtype], parameters=parameters, axes={"seq_len": hidden_states.numel() // hidden})

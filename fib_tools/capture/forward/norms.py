@@ -1,0 +1,77 @@
+"""RMSNorm, plain and fused with the addition before it: found by what a module computes, not by which model it is of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from fib_tools.capture.forward.call import Call, Unmapped
+from fib_tools.capture.forward.functions import name_dtype
+from fib_tools.capture.forward.patches import Patches
+from fib_tools.capture.forward.watch import Watch
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["patch_norms"]
+
+_EPS = ("variance_epsilon", "eps", "epsilon")
+_TOLERANCE = 1e-2
+
+
+def patch_norms(patches: Patches, watch: Watch, modules: Iterable[torch.nn.Module]) -> None:
+    """Watch the classes of modules that are called RMSNorm."""
+    for kind in {type(module) for module in modules if type(module).__name__.endswith("RMSNorm")}:
+        patches.wrap(kind, "forward", lambda original: _watch_norm(watch, original))
+
+
+def _watch_norm(watch: Watch, original: Callable[..., Any]) -> Callable[..., Any]:
+    kinds: dict[type, str] = {}
+
+    def forward(self: Any, hidden_states: torch.Tensor, *more: Any, **options: Any) -> Any:
+        if watch.is_inside:
+            return original(self, hidden_states, *more, **options)
+        is_fused = watch.is_sum(hidden_states)
+        kind = kinds.get(type(self))
+        if kind is None:
+            is_plain = not more and not options
+            kind = kinds[type(self)] = watch.call_inside(_recognise, self, original) if is_plain else ""
+        key = ("norm", type(self), hidden_states.shape, hidden_states.dtype, is_fused, _find_eps(self))
+        watch.count(key, _describe_norm, self, hidden_states, kind, is_fused)
+        return watch.call_inside(original, self, hidden_states, *more, **options)
+
+    return forward
+
+
+def _find_eps(module: Any) -> float:
+    """Read it from the instance: asking a module for an attribute that it has not got takes microseconds."""
+    own = vars(module)
+    return next((own[name] for name in _EPS if own.get(name) is not None), 0.0)
+
+
+def _recognise(module: Any, forward: Callable[..., Any]) -> str:
+    """Try a row and see which formula gives the same; empty if none does."""
+    import torch
+
+    weight = getattr(module, "weight", None)
+    if weight is None or weight.dim() != 1:
+        return ""
+    row = torch.linspace(-1, 2, weight.numel(), device=weight.device, dtype=torch.float32)[None].to(weight.dtype)
+    wide, scale = row.float(), weight.detach().float()
+    plain = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + _find_eps(module))
+    got = forward(module, row)
+    if not isinstance(got, torch.Tensor) or got.shape != row.shape:
+        return ""
+    for kind, wanted in (("rmsnorm", plain * scale), ("gemma_rmsnorm", plain * (1 + scale))):
+        if torch.allclose(got.float(), wanted, rtol=_TOLERANCE, atol=_TOLERANCE):
+            return kind
+    return ""
+
+
+def _describe_norm(module: Any, rows: torch.Tensor, kind: str, is_fused: bool) -> Call | Unmapped:  # noqa: FBT001
+    if not kind:
+        return Unmapped(what=type(module).__name__, reason="it computes neither x * w / rms nor x * (1 + w) / rms")
+    size = rows.shape[-1]
+    kernel = {"rmsnorm": "fused_add_rmsnorm", "gemma_rmsnorm": "gemma_fused_add_rmsnorm"}[kind] if is_fused else kind
+    parameters = {"hidden_size": size, "eps": float(_find_eps(module)), "dtype": name_dtype(rows.dtype)}
+    return Call(kernel=kernel, parameters=parameters, axes={"batch_size": rows.numel() // size})

@@ -1,0 +1,59 @@
+"""Watching a model: everything that is replaced while it runs, and put back after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from fib_tools.capture.forward.attention import patch_attention
+from fib_tools.capture.forward.experts import patch_experts
+from fib_tools.capture.forward.functions import patch_functions
+from fib_tools.capture.forward.norms import patch_norms
+from fib_tools.capture.forward.patches import Patches
+from fib_tools.capture.forward.rotary import patch_rotary
+from fib_tools.capture.forward.sampling import patch_sampling
+from fib_tools.capture.forward.watch import Watch
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["observe"]
+
+
+@contextmanager
+def observe(*models: torch.nn.Module, page_size: int = 16, new_ones: bool = False) -> Iterator[Watch]:
+    """Watch what models compute; with `new_ones` also every transformers model that is made meanwhile.
+
+    Decode is described in pages of `page_size` tokens, as a serving engine keeps them.
+    """
+    watch = Watch()
+    with Patches() as patches:
+        patch_functions(patches, watch)
+        patch_attention(patches, watch, page_size=page_size)
+        patch_sampling(patches, watch)
+        for model in models:
+            _patch_modules(patches, watch, model)
+        if new_ones:
+            _patch_models_to_come(patches, watch)
+        yield watch
+
+
+def _patch_modules(patches: Patches, watch: Watch, model: torch.nn.Module) -> None:
+    modules = list(model.modules())
+    patch_norms(patches, watch, modules)
+    patch_rotary(patches, watch, modules)
+    patch_experts(patches, watch, modules)
+
+
+def _patch_models_to_come(patches: Patches, watch: Watch) -> None:
+    from transformers import PreTrainedModel
+
+    def make(original: Any) -> Any:
+        def post_init(self: Any) -> None:
+            original(self)
+            _patch_modules(patches, watch, self)
+
+        return post_init
+
+    patches.wrap(PreTrainedModel, "post_init", make)

@@ -1,0 +1,70 @@
+"""Counting calls while a model runs: what is the same in kind and size is described once, and then only counted.
+
+A model makes thousands of calls a second, so that the way of a call that is known is short: a key, a dictionary, a count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from weakref import ref
+
+from fib_tools.capture.forward.call import Call, Unmapped
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Describe", "Tally", "Watch"]
+
+Describe = Callable[..., Call | Unmapped]
+
+
+@dataclass(slots=True)
+class Tally:
+    """One kind of call, and how often it was made."""
+
+    call: Call | Unmapped
+    count: int = 0
+
+
+class Watch:
+    """What was seen of one run."""
+
+    def __init__(self) -> None:
+        self.is_inside = False
+        """A call is under way that stands for all that it makes."""
+        self._tallies: dict[Hashable, Tally] = {}
+        self._sum: ref[torch.Tensor] | None = None
+
+    def count(self, key: Hashable, describe: Describe, *arguments: object) -> None:
+        """Count a call; `describe` says what it is when its key comes for the first time."""
+        tally = self._tallies.get(key)
+        if tally is None:
+            tally = self._tallies[key] = Tally(self.call_inside(describe, *arguments))
+        tally.count += 1
+
+    def note_sum(self, total: torch.Tensor) -> None:
+        """Remember the result of the last addition: a norm of it may be fused with it."""
+        self._sum = ref(total)
+
+    def is_sum(self, tensor: torch.Tensor) -> bool:
+        """Tell whether a tensor is the result of the last addition."""
+        return self._sum is not None and self._sum() is tensor
+
+    def call_inside(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Call a function and count nothing of what it calls."""
+        self.is_inside = True
+        try:
+            return function(*arguments, **options)
+        finally:
+            self.is_inside = False
+
+    @property
+    def tallies(self) -> tuple[Tally, ...]:
+        """Every kind of call, in the order in which they came first; the same ones under several keys once."""
+        found: dict[str, Tally] = {}
+        for tally in self._tallies.values():
+            known = found.setdefault(repr(tally.call), Tally(tally.call))
+            known.count += tally.count
+        return tuple(found.values())

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+
+from fib_tools.capture.forward.call import Call, Unmapped
+from fib_tools.capture.forward.observe import observe
+from fib_tools.capture.forward.watch import Watch
+from fib_tools.op_types.registry import get_kernel_type
+from tiny_forward import ARCHITECTURES, make_model, make_prompt
+
+ROUTED = {"moe_bf16": {"routing": "renormalize"}}
+"""What a call of experts cannot show."""
+ATTENTION = {"deepseek_v3": ("mla_ragged_prefill", "mla_paged_decode")}
+WITH_EXPERTS = {"qwen3_moe", "mixtral", "deepseek_v3", "gpt_oss"}
+
+
+def generate(model: Any, prompt: dict[str, torch.Tensor], tokens: int = 3, **options: Any) -> torch.Tensor:
+    with torch.no_grad():
+        result: torch.Tensor = model.generate(**prompt, max_new_tokens=tokens, **{"do_sample": False, **options})
+    return result
+
+
+def calls(watch: Watch, kernel: str) -> list[Call]:
+    return [tally.call for tally in watch.tallies if isinstance(tally.call, Call) and tally.call.kernel == kernel]
+
+
+def counts(watch: Watch) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for tally in watch.tallies:
+        found[tally.call.kernel if isinstance(tally.call, Call) else f"no {tally.call.what}"] += tally.count
+    return found
+
+
+def test_everything_a_llama_computes_is_counted() -> None:
+    model, prompt = make_model("llama"), make_prompt((12, 8))
+    with observe(model) as watch:
+        generate(model, prompt)
+    assert counts(watch) == {
+        "embedding": 3,
+        "rmsnorm": 3,  # before the first layer of each step; the others have an addition before them
+        "fused_add_rmsnorm": 12,
+        "gemm": 3 * (2 * 7 + 1),
+        "rope": 6,
+        "gqa_ragged_prefill": 2,
+        "gqa_paged_decode": 4,
+        "silu": 6,
+    }
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_an_architecture_is_seen_and_computes_the_same(kind: str) -> None:
+    model, prompt = make_model(kind), make_prompt((12, 8))
+    before = generate(model, prompt)
+    with observe(model) as watch:
+        assert torch.equal(generate(model, prompt), before)
+    assert torch.equal(generate(model, prompt), before)
+    seen = counts(watch)
+    prefill, decode = ATTENTION.get(kind, ("gqa_ragged_prefill", "gqa_paged_decode"))
+    assert (seen[prefill], seen[decode], seen["rope"]) == (2, 4, 6)
+    assert seen["moe_bf16"] == (6 if kind in WITH_EXPERTS - {"deepseek_v3"} else 3 if kind == "deepseek_v3" else 0)
+    assert [tally.call for tally in watch.tallies if isinstance(tally.call, Unmapped)] == []
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_every_call_is_one_of_a_definition_with_these_axes(kind: str) -> None:
+    model = make_model(kind)
+    with observe(model) as watch:
+        generate(model, make_prompt((12, 8)), do_sample=True, top_k=5, top_p=0.9)
+    for tally in watch.tallies:
+        assert isinstance(tally.call, Call)
+        call = tally.call
+        definition = get_kernel_type(call.kernel).build({**call.parameters, **ROUTED.get(call.kernel, {})})
+        assert set(call.axes) == set(definition.var_axes), definition.name
+        lengths = {**call.axes, **definition.const_axes}
+        for name, values in call.given.items():
+            (axis,) = definition.inputs[name].shape or ()
+            assert len(values) == lengths[axis], name
+        assert {*call.given, *call.scalars} <= {*definition.inputs}
+
+
+def test_padding_is_no_token_of_attention() -> None:
+    model = make_model("llama")
+    with observe(model, page_size=4) as watch:
+        generate(model, make_prompt((12, 8)), tokens=2)
+    (prefill,), (decode,) = calls(watch, "gqa_ragged_prefill"), calls(watch, "gqa_paged_decode")
+    assert prefill.given == {"qo_indptr": (0, 12, 20), "kv_indptr": (0, 12, 20)}
+    assert (prefill.axes["total_q"], prefill.parameters["causal"]) == (20, True)
+    # 13 and 9 tokens: four pages with one token in the last, three with one
+    assert decode.given["kv_indptr"] == (0, 4, 7)
+    assert decode.given["kv_last_page_len"] == (1, 1)
+    assert decode.given["kv_indices"] == tuple(range(7))
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_every_attention_of_transformers_is_seen_alike(implementation: str) -> None:
+    model = make_model("llama", attn_implementation=implementation)
+    with observe(model) as watch:
+        generate(model, make_prompt((5, 5)), tokens=2)
+    (prefill,) = calls(watch, "gqa_ragged_prefill")
+    assert prefill.given["qo_indptr"] == (0, 5, 10)
+    assert prefill.parameters["causal"]
+    assert counts(watch)["softmax"] == 0, "what attention computes inside is its own"
+
+
+def test_a_mask_of_another_form_is_told() -> None:
+    model, prompt = make_model("llama"), make_prompt((6,))
+    mask = torch.ones(1, 1, 6, 6, dtype=torch.bool).tril()
+    mask[0, 0, 4, 1] = False
+    with observe(model) as watch, torch.no_grad():
+        model(input_ids=prompt["input_ids"], attention_mask=mask)
+        model(input_ids=prompt["input_ids"], attention_mask=torch.ones_like(mask))
+    (unmapped,) = [tally for tally in watch.tallies if isinstance(tally.call, Unmapped)]
+    assert unmapped.call == Unmapped(what="attention", reason="its mask is neither causal nor full")
+    assert [call.parameters["causal"] for call in calls(watch, "gqa_ragged_prefill")] == [False]
+
+
+def test_windows_caps_and_sinks_are_constants_of_the_kernel() -> None:
+    model = make_model("gpt_oss")
+    with observe(model) as watch:
+        generate(model, make_prompt((12, 8)), tokens=1)
+    windows = [call.parameters.get("window_left") for call in calls(watch, "gqa_ragged_prefill")]
+    assert windows == [7, None]
+    assert all(call.parameters["sinks"] for call in calls(watch, "gqa_ragged_prefill"))
+    (experts,) = calls(watch, "moe_bf16")
+    assert (experts.parameters["activation"], experts.parameters["expert_bias"]) == ("swiglu_oai", True)
+
+
+def test_norms_are_told_apart_by_what_they_compute() -> None:
+    for kind, norm in (("llama", "rmsnorm"), ("gemma3_text", "gemma_rmsnorm")):
+        model = make_model(kind)
+        with observe(model) as watch:
+            generate(model, make_prompt((4,)), tokens=1)
+        assert calls(watch, norm)
+        assert not calls(watch, "rmsnorm" if norm != "rmsnorm" else "gemma_rmsnorm")
+
+
+def test_draws_are_seen_with_the_filters_before_them() -> None:
+    model = make_model("llama")
+    with observe(model) as watch:
+        generate(model, make_prompt((4, 4)), tokens=1, do_sample=True, top_k=5, top_p=0.5)
+        generate(model, make_prompt((4, 4)), tokens=1, do_sample=True, top_k=0, top_p=0.5)
+        generate(model, make_prompt((4, 4)), tokens=1, do_sample=True, top_k=0)
+    (both,), (top_p,) = calls(watch, "top_k_top_p_sampling_from_probs"), calls(watch, "top_p_sampling_from_probs")
+    assert both.given == {"top_k": (5, 5), "top_p": (0.5, 0.5)}
+    assert top_p.given == {"top_p": (0.5, 0.5)}
+    assert [tally.call.reason for tally in watch.tallies if isinstance(tally.call, Unmapped)] == [
+        "no kernel type draws 1 of [2, 256] after no filter"
+    ]
+
+
+def test_everything_is_put_back_also_after_an_error() -> None:
+    model, functional = make_model("qwen3_moe"), torch.nn.functional
+    named = [(functional, "linear"), (functional, "softmax"), (torch, "topk"), (torch, "multinomial")]
+    places = [*named, (torch.Tensor, "__add__"), *((type(module), "forward") for module in model.modules())]
+    before = [vars(owner).get(name) for owner, name in places]
+
+    def watch_and_fail() -> None:
+        with observe(model):
+            assert vars(functional)["linear"] is not before[0]
+            raise RuntimeError("over")
+
+    with pytest.raises(RuntimeError, match="over"):
+        watch_and_fail()
+    assert [vars(owner).get(name) for owner, name in places] == before
+
+
+def test_models_that_are_made_meanwhile_are_seen_too() -> None:
+    with observe(new_ones=True) as watch:
+        generate(make_model("llama"), make_prompt((4,)), tokens=1)
+    assert counts(watch)["fused_add_rmsnorm"] == 4
