@@ -115,16 +115,17 @@ def _watch_attention(watch: Watch, original: Callable[..., Any], masks: _Masks, 
         shapes = (query.shape[1], key.shape[1], query.shape[3], value.shape[3], query.dtype)
         window = options.get("sliding_window") or own.get("sliding_window")
         constants = (options.get("scaling"), window, options.get("softcap"), options.get("s_aux") is not None)
-        watch.count(
+        return watch.call(
             ("attention", shapes, lengths, constants),
-            _describe_attention,
+            lambda _: _describe_attention(module, shapes, lengths, constants, page_size),
+            original,
             module,
-            shapes,
-            lengths,
-            constants,
-            page_size,
+            query,
+            key,
+            value,
+            attention_mask,
+            **options,
         )
-        return watch.call_inside(original, module, query, key, value, attention_mask, **options)
 
     return attention
 

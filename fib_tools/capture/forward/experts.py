@@ -33,8 +33,16 @@ def _watch_experts(watch: Watch, original: Callable[..., Any]) -> Callable[..., 
         if watch.is_inside:
             return original(self, hidden_states, top_k_index, *more, **options)
         key = ("experts", type(self), hidden_states.shape, top_k_index.shape, hidden_states.dtype)
-        watch.count(key, _describe_experts, self, hidden_states, top_k_index)
-        return watch.call_inside(original, self, hidden_states, top_k_index, *more, **options)
+        return watch.call(
+            key,
+            lambda _: _describe_experts(self, hidden_states, top_k_index),
+            original,
+            self,
+            hidden_states,
+            top_k_index,
+            *more,
+            **options,
+        )
 
     return forward
 

@@ -47,10 +47,10 @@ def _rows(tensor: torch.Tensor) -> int:
 
 def _watch_linear(watch: Watch, original: Callable[..., Any]) -> Callable[..., Any]:
     def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Any:  # noqa: A002
-        if not watch.is_inside:
-            key = ("linear", input.shape, weight.shape, input.dtype, bias is None)
-            watch.count(key, _describe_linear, input, weight, bias)
-        return original(input, weight, bias)
+        if watch.is_inside:
+            return original(input, weight, bias)
+        key = ("linear", input.shape, weight.shape, input.dtype, bias is None)
+        return watch.call(key, lambda _: _describe_linear(input, weight, bias), original, input, weight, bias)
 
     return linear
 
@@ -63,9 +63,10 @@ def _describe_linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tenso
 
 def _watch_embedding(watch: Watch, original: Callable[..., Any]) -> Callable[..., Any]:
     def embedding(input: torch.Tensor, weight: torch.Tensor, *more: Any, **options: Any) -> Any:  # noqa: A002
-        if not watch.is_inside:
-            watch.count(("embedding", input.shape, weight.shape, weight.dtype), _describe_embedding, input, weight)
-        return original(input, weight, *more, **options)
+        if watch.is_inside:
+            return original(input, weight, *more, **options)
+        key = ("embedding", input.shape, weight.shape, weight.dtype)
+        return watch.call(key, lambda _: _describe_embedding(input, weight), original, input, weight, *more, **options)
 
     return embedding
 
@@ -78,10 +79,11 @@ def _describe_embedding(ids: torch.Tensor, weight: torch.Tensor) -> Call:
 
 def _watch_activation(watch: Watch, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     def activation(input: torch.Tensor, *more: Any, **options: Any) -> Any:  # noqa: A002
-        if not watch.is_inside:
-            kernel = "gelu_tanh" if options.get("approximate") == "tanh" else name
-            watch.count((kernel, input.shape, input.dtype), _describe_activation, kernel, input)
-        return original(input, *more, **options)
+        if watch.is_inside:
+            return original(input, *more, **options)
+        kernel = "gelu_tanh" if options.get("approximate") == "tanh" else name
+        key = (kernel, input.shape, input.dtype)
+        return watch.call(key, lambda _: _describe_activation(kernel, input), original, input, *more, **options)
 
     return activation
 
@@ -93,10 +95,11 @@ def _describe_activation(kernel: str, rows: torch.Tensor) -> Call:
 
 def _watch_softmax(watch: Watch, original: Callable[..., Any]) -> Callable[..., Any]:
     def softmax(input: torch.Tensor, dim: Any = None, *more: Any, **options: Any) -> Any:  # noqa: A002
-        if not watch.is_inside:
-            dtype = options.get("dtype") or input.dtype
-            watch.count(("softmax", input.shape, dim, dtype), _describe_softmax, input, dim, dtype)
-        return original(input, dim, *more, **options)
+        if watch.is_inside:
+            return original(input, dim, *more, **options)
+        dtype = options.get("dtype") or input.dtype
+        key = ("softmax", input.shape, dim, dtype)
+        return watch.call(key, lambda _: _describe_softmax(input, dim, dtype), original, input, dim, *more, **options)
 
     return softmax
 
@@ -110,9 +113,10 @@ def _describe_softmax(scores: torch.Tensor, dim: Any, dtype: torch.dtype) -> Cal
 
 def _watch_topk(watch: Watch, original: Callable[..., Any]) -> Callable[..., Any]:
     def topk(input: torch.Tensor, k: int, dim: int = -1, *more: Any, **options: Any) -> Any:  # noqa: A002
-        if not watch.is_inside:
-            watch.count(("topk", input.shape, k, dim, input.dtype), _describe_topk, input, k, dim)
-        return original(input, k, dim, *more, **options)
+        if watch.is_inside:
+            return original(input, k, dim, *more, **options)
+        key = ("topk", input.shape, k, dim, input.dtype)
+        return watch.call(key, lambda _: _describe_topk(input, k, dim), original, input, k, dim, *more, **options)
 
     return topk
 

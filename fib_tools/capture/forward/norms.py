@@ -37,8 +37,15 @@ def _watch_norm(watch: Watch, original: Callable[..., Any]) -> Callable[..., Any
             is_plain = not more and not options
             kind = kinds[type(self)] = watch.call_inside(_recognise, self, original) if is_plain else ""
         key = ("norm", type(self), hidden_states.shape, hidden_states.dtype, is_fused, _find_eps(self))
-        watch.count(key, _describe_norm, self, hidden_states, kind, is_fused)
-        return watch.call_inside(original, self, hidden_states, *more, **options)
+        return watch.call(
+            key,
+            lambda _: _describe_norm(self, hidden_states, kind, is_fused=is_fused),
+            original,
+            self,
+            hidden_states,
+            *more,
+            **options,
+        )
 
     return forward
 
@@ -68,7 +75,7 @@ def _recognise(module: Any, forward: Callable[..., Any]) -> str:
     return ""
 
 
-def _describe_norm(module: Any, rows: torch.Tensor, kind: str, is_fused: bool) -> Call | Unmapped:  # noqa: FBT001
+def _describe_norm(module: Any, rows: torch.Tensor, kind: str, *, is_fused: bool) -> Call | Unmapped:
     if not kind:
         return Unmapped(what=type(module).__name__, reason="it computes neither x * w / rms nor x * (1 + w) / rms")
     size = rows.shape[-1]

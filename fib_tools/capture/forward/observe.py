@@ -18,16 +18,23 @@ from fib_tools.capture.forward.watch import Watch
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["observe"]
+__all__ = ["observe", "watch_model"]
 
 
 @contextmanager
 def observe(*models: torch.nn.Module, page_size: int = 16, new_ones: bool = False) -> Iterator[Watch]:
-    """Watch what models compute; with `new_ones` also every transformers model that is made meanwhile.
+    """Count what models compute; with `new_ones` also every transformers model that is made meanwhile.
 
     Decode is described in pages of `page_size` tokens, as a serving engine keeps them.
     """
     watch = Watch()
+    with watch_model(watch, *models, page_size=page_size, new_ones=new_ones):
+        yield watch
+
+
+@contextmanager
+def watch_model(watch: Watch, *models: torch.nn.Module, page_size: int = 16, new_ones: bool = False) -> Iterator[None]:
+    """Have a watch called for each operator; see `observe`."""
     with Patches() as patches:
         patch_functions(patches, watch)
         patch_attention(patches, watch, page_size=page_size)
@@ -36,7 +43,7 @@ def observe(*models: torch.nn.Module, page_size: int = 16, new_ones: bool = Fals
             _patch_modules(patches, watch, model)
         if new_ones:
             _patch_models_to_come(patches, watch)
-        yield watch
+        yield
 
 
 def _patch_modules(patches: Patches, watch: Watch, model: torch.nn.Module) -> None:

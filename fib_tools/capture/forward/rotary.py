@@ -33,10 +33,10 @@ def _watch_rotary(watch: Watch, original: Callable[..., Any]) -> Callable[..., A
     def rotary(q: Any, k: Any, cos: Any, sin: Any, *more: Any, **options: Any) -> Any:
         if watch.is_inside:
             return original(q, k, cos, sin, *more, **options)
-        result = watch.call_inside(original, q, k, cos, sin, *more, **options)
         key = ("rope", original, q.shape, k.shape, cos.shape, q.dtype)
-        watch.count(key, _describe, q, k, cos, sin, result)
-        return result
+        return watch.call(
+            key, lambda result: _describe(q, k, cos, sin, result), original, q, k, cos, sin, *more, **options
+        )
 
     return rotary
 

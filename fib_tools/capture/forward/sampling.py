@@ -47,11 +47,14 @@ def _watch_filter(
 
 def _watch_draw(watch: Watch, original: Callable[..., Any], applied: dict[str, float]) -> Callable[..., Any]:
     def multinomial(input: torch.Tensor, num_samples: int, *more: Any, **options: Any) -> Any:  # noqa: A002
-        if not watch.is_inside:
-            filters = tuple(sorted(applied.items()))
-            watch.count(("draw", input.shape, num_samples, filters), _describe_draw, input, num_samples, filters)
-            applied.clear()
-        return original(input, num_samples, *more, **options)
+        if watch.is_inside:
+            return original(input, num_samples, *more, **options)
+        filters = tuple(sorted(applied.items()))
+        applied.clear()
+        key = ("draw", input.shape, num_samples, filters)
+        return watch.call(
+            key, lambda _: _describe_draw(input, num_samples, filters), original, input, num_samples, *more, **options
+        )
 
     return multinomial
 

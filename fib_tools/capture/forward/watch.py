@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Describe", "Tally", "Watch"]
 
-Describe = Callable[..., Call | Unmapped]
+Describe = Callable[[Any], Call | Unmapped]
 
 
 @dataclass(slots=True)
@@ -37,12 +37,23 @@ class Watch:
         self._tallies: dict[Hashable, Tally] = {}
         self._sum: ref[torch.Tensor] | None = None
 
-    def count(self, key: Hashable, describe: Describe, *arguments: object) -> None:
-        """Count a call; `describe` says what it is when its key comes for the first time."""
-        tally = self._tallies.get(key)
-        if tally is None:
-            tally = self._tallies[key] = Tally(self.call_inside(describe, *arguments))
+    def call(
+        self, key: Hashable, describe: Describe, function: Callable[..., Any], *inputs: Any, **options: Any
+    ) -> Any:
+        """Make a call and count it, and nothing of what it calls itself.
+
+        `describe(result)` says what it is when its key comes for the first time.
+        """
+        self.is_inside = True
+        try:
+            result = function(*inputs, **options)
+            tally = self._tallies.get(key)
+            if tally is None:
+                tally = self._tallies[key] = Tally(describe(result))
+        finally:
+            self.is_inside = False
         tally.count += 1
+        return result
 
     def note_sum(self, total: torch.Tensor) -> None:
         """Remember the result of the last addition: a norm of it may be fused with it."""
