@@ -83,9 +83,19 @@ class Browser:
             self.events.append(self._receive())
 
     def open(self, path: Path) -> None:
+        self.open_url(path.as_uri())
+
+    def open_url(self, url: str) -> None:
         self.events.clear()
-        self._call("Page.navigate", url=path.as_uri())
+        self._call("Page.navigate", url=url)
         self._await("Page.loadEventFired")
+
+    def wait_for(self, condition: str) -> None:
+        """Look at each frame whether an expression has become true."""
+        self.evaluate(
+            "new Promise((done) => {"
+            f" const look = () => (({condition}) ? done(true) : requestAnimationFrame(look)); look(); }})"
+        )
 
     def resize(self, width: int, height: int, *, dark: bool = False) -> None:
         self._call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)

@@ -108,3 +108,30 @@ def make_timeline(layers: int = 2, modules: int = 2, operators: int = 3) -> Time
     return Timeline(
         name="Llama on a test", spans=recorder.finish(), counters=counters, details={"model": "llama", "layers": layers}
     )
+
+
+EXTREME = Timeline(
+    name="x",
+    clock="realtime",
+    spans=(
+        Span(name="a", kind="model", start_ns=0, end_ns=2**62, details={"least": -(2**63), "none": "", "no": False}),
+        Span(
+            name="b",
+            kind="operator",
+            start_ns=0,
+            end_ns=0,
+            parent=0,
+            inputs=(note("a.b", -1), note("\N{GREEK SMALL LETTER ALPHA}", 2**62, 0, 3)),
+            outputs=(note("out", -1, 4),),
+            details={"share": 1.0, "count": 1},
+        ),
+        Span(name="k", kind="kernel", track="GPU 0 stream 7", start_ns=0, end_ns=9, parent=1),
+        Span(name="part of k", kind="step", track="GPU 0 stream 7", start_ns=0, end_ns=9, parent=2),
+        Span(name="on its own", kind="kernel", start_ns=3, end_ns=3),
+    ),
+    counters=(
+        Counter(name="a (b)", unit="b", points=((0, 1.0), (0, 2), (1, -3))),
+        Counter(name="calls", unit="", points=()),
+    ),
+)
+"""The least and the most that fields may hold, ties in time, a kernel in a stream, kernels of nobody."""

@@ -5,36 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from example_timeline import START, make_timeline, note
+from example_timeline import EXTREME, START, make_timeline
 from fib_tools.capture.perfetto import format_trace, write_trace
 from fib_tools.capture.perfetto_reading import parse_trace, read_trace
-from fib_tools.capture.timeline import Counter, Span, Timeline
+from fib_tools.capture.timeline import Span, Timeline
 from fib_tools.errors import FormatError, MissingDependencyError, StorageError
-
-EXTREME = Timeline(
-    name="x",
-    clock="realtime",
-    spans=(
-        Span(name="a", kind="model", start_ns=0, end_ns=2**62, details={"least": -(2**63), "none": "", "no": False}),
-        Span(
-            name="b",
-            kind="operator",
-            start_ns=0,
-            end_ns=0,
-            parent=0,
-            inputs=(note("a.b", -1), note("\N{GREEK SMALL LETTER ALPHA}", 2**62, 0, 3)),
-            outputs=(note("out", -1, 4),),
-            details={"share": 1.0, "count": 1},
-        ),
-        Span(name="k", kind="kernel", track="GPU 0 stream 7", start_ns=0, end_ns=9, parent=1),
-        Span(name="part of k", kind="step", track="GPU 0 stream 7", start_ns=0, end_ns=9, parent=2),
-        Span(name="on its own", kind="kernel", start_ns=3, end_ns=3),
-    ),
-    counters=(
-        Counter(name="a (b)", unit="b", points=((0, 1.0), (0, 2), (1, -3))),
-        Counter(name="calls", unit="", points=()),
-    ),
-)
 
 
 @pytest.mark.parametrize("timeline", [make_timeline(), EXTREME, Timeline(name="empty", spans=())])

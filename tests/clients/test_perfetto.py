@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from example_timeline import make_timeline
+from example_timeline import EXTREME, make_timeline
 from fib_tools.capture.perfetto import format_trace
 from fib_tools.capture.timeline import Span, Timeline
 from fib_tools.capture.timeline_arrows import find_arrows
@@ -143,3 +143,19 @@ def test_ties_in_time_keep_the_nesting(node: str) -> None:
     with open_trace(node, format_trace(Timeline(name="ties", spans=spans))) as trace:
         found = trace.query("select name, ts, ts + dur as till, parent_id from slice order by id")
     assert [tuple(row.values()) for row in found] == rows
+
+
+def test_extremes_are_shown_too(node: str) -> None:
+    with open_trace(node, format_trace(EXTREME)) as trace:
+        assert trace.query("select name, value from stats where severity != 'info' and value != 0") == []
+        rows = trace.query(BY_START)
+        (flow,) = trace.query("select * from flow")
+    assert [(row["name"], row["ts"], row["dur"], row["depth"], row["thread"]) for row in rows] == [
+        ("a", 0, 2**62, 0, "host"),
+        ("b", 0, 0, 1, "host"),
+        ("k", 0, 9, 0, "GPU 0 stream 7"),
+        ("part of k", 0, 9, 1, "GPU 0 stream 7"),
+        ("on its own", 3, 0, 0, "device"),
+    ]
+    names = {row["id"]: row["name"] for row in rows}
+    assert (names[flow["slice_out"]], names[flow["slice_in"]]) == ("b", "k")
