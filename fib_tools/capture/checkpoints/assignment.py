@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from fib_tools.capture.checkpoints.configs import REFUSALS
+from fib_tools.capture.checkpoints.configs import REFUSALS, count_layers
 from fib_tools.capture.checkpoints.misfit import describe_misfit
 from fib_tools.capture.checkpoints.stored import Checkpoint, StoredTensor
 from fib_tools.errors import ConfigError, FormatError
@@ -74,6 +74,11 @@ def plan_assignments(checkpoint: Checkpoint, *, model: Any, whole: Any) -> Assig
     given: set[str] = set()
     for assignment in assignments:
         assignment.targets = _rehearse(assignment, model, shapes)
+        if twice := sorted(given & set(assignment.targets)):
+            names = [stored.name for _, stored in assignment.sources]
+            _refuse(
+                f"become {twice[0]!r}, which others become as well", names, checkpoint, "fetch the checkpoint again"
+            )
         given |= set(assignment.targets)
     tied = _find_tied(model, shapes.keys() - given, given)
     missing = shapes.keys() - given - tied
@@ -155,7 +160,7 @@ def _ignored_patterns(whole: Any) -> list[re.Pattern[str]]:
     text = whole.config.get_text_config()
     extra = getattr(text, "num_nextn_predict_layers", None)
     if isinstance(extra, int) and 0 < extra < 16:
-        first = int(text.num_hidden_layers)
+        first = count_layers(text)
         patterns += [rf"(^|\.)layers\.{index}\." for index in range(first, first + extra)]
     return [re.compile(pattern) for pattern in patterns]
 

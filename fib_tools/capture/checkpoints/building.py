@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["build_empty", "fill_computed_buffers", "plan_dtypes", "set_tensor"]
 
+_PUBLISHED = "take the config that was published with the weights"
+
 
 def build_empty(config: Any, *, dtype: torch.dtype, attention: str, where: str) -> Any:
     """Build the language model of a config on the meta device.
@@ -31,7 +33,7 @@ def build_empty(config: Any, *, dtype: torch.dtype, attention: str, where: str) 
             model = model_class._from_config(copy.deepcopy(config), attn_implementation=attention, dtype=dtype)  # noqa: SLF001
     except (*REFUSALS, StrictDataclassError) as error:
         reason = f"{type(error).__name__}: {str(error)[:300]}"
-        raise ConfigError(f"transformers cannot build the model: {reason}", where=where) from error
+        raise ConfigError(f"transformers cannot build the model: {reason}", where=where, todo=_PUBLISHED) from error
     return model.eval()
 
 
@@ -78,15 +80,26 @@ def set_tensor(model: Any, name: str, value: torch.Tensor) -> None:
     setattr(module, leaf, value)
 
 
-def fill_computed_buffers(model: Any, device: str) -> None:
+def fill_computed_buffers(model: Any, *, device: str, limit_bytes: int, where: str) -> None:
     """Compute the buffers that no checkpoint holds, such as rotary frequencies, by the model's own initialisation.
 
     Whatever has been set before is marked, and stays.
+
+    Raises:
+        ConfigError: the config makes them larger than the limit, or such that they cannot be computed.
     """
     import torch
 
-    for name, buffer in list(model.named_non_persistent_buffers()):
+    buffers = dict(model.named_non_persistent_buffers())
+    size = sum(buffer.nbytes for buffer in buffers.values())
+    if size > limit_bytes:
+        raise ConfigError(f"the config asks for {size} bytes of computed tables", where=where, todo=_PUBLISHED)
+    for name, buffer in buffers.items():
         path, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(path), leaf, torch.empty_like(buffer, device=device))
-    with torch.no_grad():
-        model.initialize_weights()
+    try:
+        with torch.no_grad():
+            model.initialize_weights()
+    except REFUSALS as error:
+        reason = f"transformers cannot compute its tables: {type(error).__name__}: {str(error)[:300]}"
+        raise ConfigError(reason, where=where, todo=_PUBLISHED) from error

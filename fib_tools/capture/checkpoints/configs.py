@@ -9,7 +9,7 @@ from typing import Any
 
 from fib_tools.errors import ConfigError, RequestError
 
-__all__ = ["REFUSALS", "cut_config", "make_config"]
+__all__ = ["REFUSALS", "count_layers", "cut_config", "make_config"]
 
 REFUSALS = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError, AssertionError)
 """What transformers raises on configs that it does not understand."""
@@ -52,6 +52,20 @@ def _decode_floats(value: Any) -> Any:
     return [_decode_floats(item) for item in value] if isinstance(value, list) else value
 
 
+def count_layers(config: Any) -> int:
+    """Tell how many decoder layers a config has.
+
+    Raises:
+        ConfigError: it does not say.
+    """
+    text = config.get_text_config()
+    total = getattr(text, "num_hidden_layers", None)
+    if type(total) is not int or total < 1:
+        todo = "take the checkpoint of a language model"
+        raise ConfigError(f"the config has {total!r} layers", where=f"a {text.model_type} config", todo=todo)
+    return total
+
+
 def cut_config(config: Any, layers: int | None) -> Any:
     """Copy a config, with the first layers only; lists that have an entry for each layer are cut with it.
 
@@ -60,7 +74,7 @@ def cut_config(config: Any, layers: int | None) -> Any:
     """
     cut = copy.deepcopy(config)
     text = cut.get_text_config()
-    total = int(text.num_hidden_layers)
+    total = count_layers(config)
     if layers is None or layers == total:
         return cut
     if not 1 <= layers <= total:

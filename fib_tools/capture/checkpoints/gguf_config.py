@@ -108,6 +108,9 @@ def _make_rope(read: _Metadata, fields: dict[str, Any], factors: tuple[float, ..
     """
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": read.number("rope.freq_base", 10000.0)}
     kind = read.metadata.get(f"{read.architecture}.rope.scaling.type", "none")
+    if factors is not None and len(factors) * 2 != fields["head_dim"]:
+        what = f"{len(factors)} rotary factors do not fit heads of {fields['head_dim']}"
+        raise ConfigError(what, where=read.where, todo="fetch the file again")
     if factors is not None:
         longest = fields["max_position_embeddings"]
         listed = {"short_factor": list(factors), "long_factor": list(factors), "attention_factor": 1.0, "factor": 1.0}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fib_tools.capture.checkpoints.assignment import Assignment, plan_assignments
 from fib_tools.capture.checkpoints.building import build_empty, fill_computed_buffers, plan_dtypes, set_tensor
-from fib_tools.capture.checkpoints.configs import cut_config
+from fib_tools.capture.checkpoints.configs import count_layers, cut_config
 from fib_tools.capture.checkpoints.stored import Checkpoint
 from fib_tools.errors import ConfigError, FormatError, RequestError
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["load_model"]
+
+_TABLES = 1 << 30
+"""Bytes that a model may compute beside its weights, rotary tables for instance; a config could ask for any number."""
 
 
 def load_model(
@@ -52,7 +55,8 @@ def load_model(
         for assignment in plan.assignments:
             _assign(model, assignment, dtypes, device)
     model.tie_weights(missing_keys=set(plan.tied), recompute_mapping=False)
-    fill_computed_buffers(model, device)
+    limit = checkpoint.bytes + _TABLES
+    fill_computed_buffers(model, device=device, limit_bytes=limit, where=checkpoint.origin)
     _check_filled(model, checkpoint)
     return model
 
@@ -70,7 +74,7 @@ def _parse_dtype(dtype: torch.dtype | str) -> torch.dtype:
 
 def _check_size(checkpoint: Checkpoint) -> None:
     """Refuse a config with more layers than there are tensors, before anything is built from it."""
-    total = int(checkpoint.config.get_text_config().num_hidden_layers)
+    total = count_layers(checkpoint.config)
     if total > len(checkpoint.tensors):
         raise ConfigError(
             f"the config asks for {total} layers, and the files hold {len(checkpoint.tensors)} tensors",

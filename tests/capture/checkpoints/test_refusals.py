@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,15 @@ import pytest
 
 from fib_tools.capture.checkpoints.loading import load_model
 from fib_tools.capture.checkpoints.opening import open_checkpoint
-from fib_tools.errors import ConfigError, FibError, FormatError, OfflineError, PathError, RequestError
+from fib_tools.errors import (
+    ConfigError,
+    FibError,
+    FormatError,
+    MissingDependencyError,
+    OfflineError,
+    PathError,
+    RequestError,
+)
 from tiny_checkpoints import (
     DEEPSEEK,
     QWEN3_MOE,
@@ -217,6 +226,66 @@ def test_a_config_that_is_no_language_model_is_refused(tmp_path: Path, change: d
     write_safetensors(make_llama(), tmp_path)
     _edit_config(tmp_path, **change)
     assert _refusal(tmp_path, ConfigError).startswith(message)
+
+
+def test_tables_that_only_a_config_asks_for_are_bounded(tmp_path: Path) -> None:
+    sizes = {"n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 16, "n_positions": 64, "vocab_size": 96}
+    write_safetensors(make_model({"model_type": "gptj", **sizes}), tmp_path)
+    _edit_config(tmp_path, n_positions=10**12)
+    assert _refusal(tmp_path, ConfigError) == "the config asks for 128000000000000 bytes of computed tables"
+
+
+def _write_metadata(path: Path, **changes: Any) -> Path:
+    """Write the file of a tiny Llama anew, with other metadata and tensors."""
+    import gguf
+    import numpy as np
+
+    writer = gguf.GGUFWriter(path, changes.pop("architecture", "llama"))
+    for name, value in changes.items():
+        key = name.replace("__", ".")
+        writer.add_string(key, value) if isinstance(value, str) else writer.add_uint32(key, value)
+    writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
+    writer.add_tensor("token_embd.weight", np.zeros((96, 64), dtype=np.float32))
+    writer.add_tensor("rope_freqs.weight", np.ones(7, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+SIZES = {
+    "llama__block_count": 2,
+    "llama__embedding_length": 64,
+    "llama__feed_forward_length": 192,
+    "llama__attention__head_count": 4,
+    "llama__context_length": 512,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "message"),
+    [
+        ({"architecture": "gemma3"}, ConfigError, "the architecture 'gemma3' is not read from GGUF"),
+        ({"llama__expert_count": 8}, ConfigError, "the architecture 'llama' with experts is not read from GGUF"),
+        ({"split__count": 3}, FormatError, "this is one of 3 parts of a model"),
+        ({"llama__block_count": 0}, ConfigError, "llama.block_count is 0, and has to be one positive number"),
+        ({"llama__embedding_length": "wide"}, ConfigError, "llama.embedding_length is wide"),
+        ({}, ConfigError, "7 rotary factors do not fit heads of 16"),
+    ],
+)
+def test_gguf_metadata_that_cannot_be_meant_is_named(
+    tmp_path: Path, changes: dict[str, Any], kind: type[FibError], message: str
+) -> None:
+    path = _write_metadata(tmp_path / "model.gguf", **SIZES | changes)
+    assert _refusal(path, kind).startswith(message)
+
+
+def test_gguf_files_need_their_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_gguf(make_llama(), tmp_path / "model.gguf")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'fib-tools\[trace\]'"):
+        open_checkpoint(path)
 
 
 def test_what_is_not_there_is_said_so(tmp_path: Path) -> None:
