@@ -1,0 +1,143 @@
+"""One `.gguf` file: its tensors under Hugging Face's names, in Hugging Face's row order, dequantised as they are read.
+
+The dequantiser, the table of GGML types and the table of tensor names are those of the `gguf` package.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fib_tools.capture.checkpoints.configs import make_config
+from fib_tools.capture.checkpoints.gguf_config import ARCHITECTURES, make_fields
+from fib_tools.capture.checkpoints.gguf_header import GgufHeader, GgufTensor, read_header
+from fib_tools.capture.checkpoints.gguf_values import ValueReader
+from fib_tools.capture.checkpoints.rotary import from_neighbours_to_halves
+from fib_tools.capture.checkpoints.stored import Checkpoint, StoredTensor, check_unique
+from fib_tools.errors import FormatError, MissingDependencyError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["SUFFIX", "open_gguf"]
+
+SUFFIX = ".gguf"
+_EMBEDDING, _HEAD, _ROPE_FACTORS = "token_embd.weight", "output.weight", "rope_freqs.weight"
+_OUTSIDE = ("model.embed_tokens", "model.norm", "lm_head")
+_EXPERTS = ("mlp.experts.gate_proj", "mlp.experts.up_proj", "mlp.experts.down_proj")
+_IN_LAYER = (
+    *(f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")),
+    *(f"mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj", "gate")),
+    *_EXPERTS,
+    "input_layernorm",
+    "post_attention_layernorm",
+)
+_ROTARY = {"self_attn.q_proj": "num_attention_heads", "self_attn.k_proj": "num_key_value_heads"}
+"""Projections that llama.cpp's conversion reorders for the architecture `llama`, and whose heads they have."""
+
+
+def open_gguf(path: Path) -> Checkpoint:
+    """Open a file and read its header.
+
+    Raises:
+        ConfigError: its architecture is not known here.
+        FormatError: it is cut off, or says something that cannot be.
+        MissingDependencyError: the package `gguf` is not installed.
+    """
+    _require_gguf()
+    values = ValueReader(path)
+    header = read_header(values.bytes, path)
+    sizes = {tensor.name: tensor for tensor in header.tensors}
+    if _EMBEDDING not in sizes:
+        raise FormatError(f"there is no {_EMBEDDING!r}", where=str(path), todo="pass the file of a language model")
+    fields = make_fields(
+        header.metadata,
+        vocab_size=sizes[_EMBEDDING].shape[0],
+        is_tied=_HEAD not in sizes,
+        rope_factors=_read_factors(sizes.get(_ROPE_FACTORS), values),
+        where=str(path),
+    )
+    return Checkpoint(
+        config=make_config(fields, where=str(path)),
+        origin=str(path),
+        format="gguf",
+        bytes=path.stat().st_size,
+        tensors=_list_tensors(header, fields, values),
+    )
+
+
+def _require_gguf() -> None:
+    try:
+        import gguf  # noqa: F401
+    except ImportError as error:
+        install = "pip install 'fib-tools[trace]'"
+        raise MissingDependencyError("gguf", purpose="reading GGUF files", install=install) from error
+
+
+def _read_factors(tensor: GgufTensor | None, values: ValueReader) -> tuple[float, ...] | None:
+    """Read the factors by which rotary frequencies are divided, one for each pair of a head's components."""
+    import torch
+
+    if tensor is None:
+        return None
+    if len(tensor.shape) != 1 or tensor.shape[0] > 1024:
+        raise FormatError(f"{tensor.name!r} has shape {tensor.shape}", where=str(values.path))
+    factors = tuple(float(value) for value in values.read(tensor, torch.float32))
+    if not all(math.isfinite(value) and value > 0 for value in factors):
+        raise FormatError(f"{tensor.name!r} holds factors that are not positive", where=str(values.path))
+    return factors
+
+
+def _list_tensors(header: GgufHeader, fields: dict[str, Any], values: ValueReader) -> dict[str, StoredTensor]:
+    names = _name_tensors(header, fields)
+    tensors: dict[str, StoredTensor] = {}
+    for tensor in header.tensors:
+        if tensor.name == _ROPE_FACTORS:
+            continue
+        base, _, kind = tensor.name.rpartition(".")
+        for stored in _describe(names.get(base, base), kind, tensor, fields, values):
+            check_unique(stored.name, tensors, stored.where)
+            tensors[stored.name] = stored
+    return tensors
+
+
+def _name_tensors(header: GgufHeader, fields: dict[str, Any]) -> dict[str, str]:
+    """Map GGUF's names to Hugging Face's, without `.weight` or `.bias`."""
+    import gguf
+
+    architecture = next(name for name, kind in ARCHITECTURES.items() if kind == fields["model_type"])
+    code = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    layers = min(fields["num_hidden_layers"], len(header.tensors))
+    table = gguf.get_tensor_name_map(code, layers)
+    inside = (f"model.layers.{index}.{leaf}" for index in range(layers) for leaf in _IN_LAYER)
+    named = ((name, table.get_name(name)) for name in (*_OUTSIDE, *inside))
+    return {theirs: name for name, theirs in named if theirs is not None}
+
+
+def _describe(
+    name: str, kind: str, tensor: GgufTensor, fields: dict[str, Any], values: ValueReader
+) -> list[StoredTensor]:
+    """Describe a tensor; one that stacks experts is described as one for each, which is how they are released."""
+    leaf = name.split(".", 3)[-1]
+    where = f"{values.path}: {tensor.name}"
+    stored_as = values.check(tensor)
+    if leaf in _EXPERTS and len(tensor.shape) == 3:
+        before, _, projection = name.rpartition(".")
+        return [
+            StoredTensor(
+                name=f"{before}.{index}.{projection}.{kind}",
+                shape=tensor.shape[1:],
+                where=where,
+                stored_as=stored_as,
+                load=lambda dtype, index=index: values.read(tensor, dtype, index=index),  # type: ignore[misc]
+            )
+            for index in range(min(tensor.shape[0], fields.get("num_experts", 0) + 1))
+        ]
+    heads = int(fields[_ROTARY[leaf]]) if fields["model_type"] == "llama" and leaf in _ROTARY else None
+
+    def load(dtype: torch.dtype) -> torch.Tensor:
+        value = values.read(tensor, dtype)
+        return from_neighbours_to_halves(value, heads) if heads else value
+
+    return [StoredTensor(name=f"{name}.{kind}", shape=tensor.shape, where=where, stored_as=stored_as, load=load)]
