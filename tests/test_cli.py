@@ -92,7 +92,7 @@ def seen(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.verb)
 def test_the_help_of_a_command_explains_every_option(operation: Operation, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([operation.verb, "--help"]) == 0
+    assert main([*operation.verb.split(), "--help"]) == 0
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert (operation.function.__doc__ or "").split("\n")[0] in text
     for option in operation.list_options():
@@ -108,7 +108,7 @@ def test_help_begins_with_the_first_command_to_try(capsys: pytest.CaptureFixture
         assert main(arguments) == 0
         text = capsys.readouterr().out
         assert "Begin with: fib onboard kimi-k2" in text
-        assert all(operation.verb in text for operation in OPERATIONS)
+        assert all(operation.verb.split()[0] in text for operation in OPERATIONS)
 
 
 def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,6 +31,9 @@ from fib_tools.render import show_progress
 
 __all__ = ["build_app", "main"]
 
+_GROUPS = {"trace": "Watch a model run: one block as a picture for Perfetto, and two pictures compared."}
+"""What commands of two words have in common."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
@@ -49,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _has_resume(given: Sequence[str]) -> bool:
-    asked = (operation for operation in OPERATIONS if operation.verb in given[:1])
+    asked = (
+        operation for operation in OPERATIONS if operation.verb.split() == list(given[: len(operation.verb.split())])
+    )
     return any(option.name == "resume" for operation in asked for option in operation.list_options())
 
 
@@ -82,8 +87,13 @@ def build_app() -> App:
         result_action="return_value",
         suppress_keyboard_interrupt=False,
     )
+    groups: dict[str, App] = {}
     for operation in (*OPERATIONS, AGENT, MCP):
-        app.command(_command(operation), name=operation.verb)
+        *group, name = operation.verb.split()
+        owner = groups.setdefault(group[0], App(name=group[0], help=_GROUPS[group[0]])) if group else app
+        owner.command(_command(operation), name=name)
+    for owner in groups.values():
+        app.command(owner)
     app.command(gpu_lock, name="gpu-lock")
     return app
 
@@ -99,7 +109,7 @@ def _command(operation: Operation) -> Callable[..., int]:
     command.__signature__ = inspect.Signature(parameters, return_annotation=int)  # type: ignore[attr-defined]
     command.__annotations__ = {item.name: item.annotation for item in parameters}
     command.__doc__ = inspect.getdoc(operation.function)
-    command.__name__ = operation.verb
+    command.__name__ = operation.verb.replace(" ", "_")
     return command
 
 

@@ -1,0 +1,193 @@
+"""A picture of one transformer block: real weights, really run, every step a slice of a Perfetto trace."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from fib_tools.errors import RequestError
+from fib_tools.host.files import storage_errors
+from fib_tools.host.paths import check_component
+from fib_tools.model.base import Model
+from fib_tools.model.summary import Result, Summary, Table
+from fib_tools.phases.context import Context
+
+if TYPE_CHECKING:
+    from fib_tools.capture.timeline import Timeline
+
+__all__ = ["TraceBlockResult", "TracedOperator", "trace_block"]
+
+_FOLDER = "traces"
+_SEED = 0
+_SHOWN = 40
+
+
+class TracedOperator(Model):
+    """One operator of the block."""
+
+    path: str
+    op_type: str
+    definition: str = ""
+    """The Definition that it is a call of; empty for what only moves data, and for what no kernel type describes."""
+    microseconds: float
+    bytes: int
+    flops: int
+
+
+class TraceBlockResult(Result):
+    """What was traced, and where the trace lies."""
+
+    rows = "operators"
+    row_fields = ("path", "op_type", "definition", "microseconds", "bytes", "flops")
+
+    model: str
+    path: str
+    layers: tuple[int, ...]
+    """Those that were recorded from inside."""
+    input: str
+    slices: int
+    bytes: int
+    """Of the file."""
+    load_seconds: float
+    forward_seconds: float
+    """Of the recorded forward: a third time at least what it takes unobserved."""
+    operators: tuple[TracedOperator, ...]
+
+    def summary(self) -> Summary:
+        """Show the operators in order, then where to look at them."""
+        columns = ("operator", "op_type", "Definition", "us", "bytes", "FLOPs")
+        rows = tuple(
+            (each.path, each.op_type, each.definition, f"{each.microseconds:.0f}", str(each.bytes), str(each.flops))
+            for each in self.operators[:_SHOWN]
+        )
+        left = len(self.operators) - _SHOWN
+        more = (f"... and {left} more operators",) if left > 0 else ()
+        written = f"{self.path}: {self.slices} slices, {self.bytes / 1e6:.2f} MB; open it at https://ui.perfetto.dev"
+        return Summary(tables=(Table(title=self.model, columns=columns, rows=rows),), lines=(*more, written))
+
+
+def trace_block(
+    context: Context,
+    model: Annotated[
+        str,
+        Field(
+            description="Folder or file of weights (safetensors, .pth, .gguf), or a model in the Hugging Face cache."
+        ),
+    ],
+    *,
+    layer: Annotated[int, Field(ge=0, description="The block, counted from 0; those before it run unrecorded.")] = 0,
+    whole: Annotated[bool, Field(description="All blocks, not one.")] = False,
+    prompt: Annotated[str | None, Field(description="Text; needs the model's tokenizer beside the weights.")] = None,
+    tokens: Annotated[
+        int, Field(ge=1, le=8192, description="Without a prompt: so many token ids drawn at random.")
+    ] = 32,
+    dtype: Annotated[
+        Literal["bfloat16", "float16", "float32"], Field(description="What the weights are converted to.")
+    ] = "bfloat16",
+    out: Annotated[
+        Path | None, Field(description="The trace; traces/<model>_layer<N>.pftrace in the workspace if left out.")
+    ] = None,
+) -> TraceBlockResult:
+    """Trace one transformer block into a Perfetto file: every step as a slice, with shapes, bytes, FLOPs and Definition.
+
+    The block is executed for real, in torch, with attention and softmax taken apart; embedding, final norm and logits too.
+
+    Exit status 0: the trace is written; 2: the weights or the request cannot be served.
+    """
+    # torch and transformers are heavy, and `fib --help` can do without them
+    from fib_tools.capture.checkpoints.loading import load_model
+    from fib_tools.capture.checkpoints.opening import open_checkpoint
+    from fib_tools.capture.perfetto import write_trace
+
+    target = _find_target(context, model, layer, out, whole=whole)
+    begun = time.perf_counter()
+    context.progress(f"loading {model}", 0, 3)
+    checkpoint = open_checkpoint(context.check_readable(Path(model)) if Path(model).exists() else model)
+    loaded = load_model(checkpoint, layers=None if whole else layer + 1, dtype=dtype)
+    inputs, described = _make_inputs(loaded, model, prompt, tokens)
+    loading = time.perf_counter() - begun
+    context.progress("running it", 1, 3)
+    timeline, forward = _record(
+        loaded, inputs, name=f"{Path(model).name} layer {layer}", layers=None if whole else {layer}
+    )
+    details = {"model": model, "weights": checkpoint.format, "input": described, "dtype": dtype}
+    written = write_trace(timeline.model_copy(update={"details": details}), target)
+    context.progress("written", 3, 3)
+    count = int(loaded.config.num_hidden_layers)
+    return TraceBlockResult(
+        model=model,
+        path=str(target),
+        layers=tuple(range(count)) if whole else (layer,),
+        input=described,
+        slices=written.slices,
+        bytes=written.bytes,
+        load_seconds=round(loading, 2),
+        forward_seconds=round(forward, 4),
+        operators=tuple(_list_operators(timeline)),
+    )
+
+
+def _find_target(context: Context, model: str, layer: int, out: Path | None, *, whole: bool) -> Path:
+    if out is not None:
+        return context.check_readable(out)
+    folder = context.workspace.root / _FOLDER
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    name = check_component(Path(model).stem or "model")
+    return folder / f"{name}_{'whole' if whole else f'layer{layer}'}.pftrace"
+
+
+def _make_inputs(loaded: Any, model: str, prompt: str | None, tokens: int) -> tuple[dict[str, Any], str]:
+    """Make token ids of a prompt, or draw them; say which."""
+    import torch
+
+    if prompt is not None:
+        return _tokenize(model, prompt), f"the prompt {prompt!r}"
+    generator = torch.Generator().manual_seed(_SEED)
+    ids = torch.randint(0, int(loaded.config.vocab_size), (1, tokens), generator=generator)
+    return {"input_ids": ids}, f"{tokens} token ids drawn with the seed {_SEED}"
+
+
+def _tokenize(model: str, prompt: str) -> dict[str, Any]:
+    from transformers import AutoTokenizer
+
+    path = Path(model)
+    where = path if path.is_dir() else path.parent if path.is_file() else model
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        todo = "leave --prompt out, and pass --tokens: the ids are then drawn at random"
+        raise RequestError("there is no tokenizer with these weights", where=str(where), todo=todo) from error
+    return dict(tokenizer(prompt, return_tensors="pt"))
+
+
+def _record(loaded: Any, inputs: Mapping[str, Any], *, name: str, layers: set[int] | None) -> tuple[Timeline, float]:
+    """Run it once to have everything in memory, then record a run."""
+    import torch
+
+    from fib_tools.capture.forward.record import record_forward
+
+    with torch.no_grad():
+        loaded(**inputs)
+    begun = time.perf_counter()
+    timeline = record_forward(loaded, inputs, name=name, layers=layers)
+    return timeline, time.perf_counter() - begun
+
+
+def _list_operators(timeline: Timeline) -> list[TracedOperator]:
+    return [
+        TracedOperator(
+            path=path.partition("/")[2],
+            op_type=str(span.details["op_type"]),
+            definition=str(span.details.get("definition", "")),
+            microseconds=round(span.duration_ns / 1e3, 1),
+            bytes=int(span.details["bytes"]),
+            flops=int(span.details["flops"]),
+        )
+        for path, span in zip(timeline.list_paths(), timeline.spans, strict=True)
+        if span.kind == "operator"
+    ]

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fib_tools.capture.perfetto_reading import read_trace
+from fib_tools.errors import FormatError, RequestError
+from fib_tools.phases.context import Context
+from fib_tools.phases.trace_block import TraceBlockResult, trace_block
+from fib_tools.phases.trace_diff import compare_traces
+from tiny_checkpoints import make_llama, write_gguf, write_meta, write_safetensors
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same small Llama in three formats."""
+    root = tmp_path_factory.mktemp("weights")
+    model = make_llama()
+    return {
+        "safetensors": write_safetensors(model, root / "hf"),
+        "pth": write_meta(model, root / "meta"),
+        "gguf": write_gguf(model, root / "tiny.gguf"),
+    }
+
+
+def operators(result: TraceBlockResult) -> list[tuple[str, str, str, int, int]]:
+    return [(each.path, each.op_type, each.definition, each.bytes, each.flops) for each in result.operators]
+
+
+def test_the_same_block_is_the_same_picture_from_every_format(context: Context, weights: dict[str, Path]) -> None:
+    results = {kind: trace_block(context, str(path), layer=1, tokens=7) for kind, path in weights.items()}
+    first = results["safetensors"]
+    assert operators(first) == operators(results["pth"]) == operators(results["gguf"])
+    named = [each.path.rpartition("/")[2] for each in first.operators]
+    assert named.count("attention") == 1, "layer 0 ran unrecorded"
+    assert {each.op_type for each in first.operators} >= {"embedding", "rmsnorm", "gemm", "rope", "gqa_ragged"}
+    assert Path(first.path).parent == context.workspace.root / "traces"
+    assert first.slices == len(read_trace(Path(first.path)).spans)
+    assert first.bytes == Path(first.path).stat().st_size
+    assert first.summary().lines[-1].startswith(first.path)
+
+
+def test_all_layers_can_be_recorded_and_two_traces_compared(
+    context: Context, weights: dict[str, Path], tmp_path: Path
+) -> None:
+    one, all_ = tmp_path / "one.pftrace", tmp_path / "all.pftrace"
+    trace_block(context, str(weights["safetensors"]), tokens=5, out=one)
+    whole = trace_block(context, str(weights["safetensors"]), whole=True, tokens=5, out=all_)
+    assert [each.path.rpartition("/")[2] for each in whole.operators].count("attention") == len(whole.layers) == 3
+    diff = compare_traces(context, one, candidate=all_)
+    rows = {row.path: row for row in diff.differences}
+    attention = next(row for path, row in rows.items() if path.endswith("layers.0/self_attn/attention"))
+    assert attention.ratio is not None
+    assert attention.ratio > 0
+    added = next(row for path, row in rows.items() if path.endswith("layers.1/self_attn/attention"))
+    assert (added.before_us, added.ratio) == (None, None)
+    assert not any(row.kind == "step" for row in diff.differences)
+    assert any(row.kind == "step" for row in compare_traces(context, one, candidate=all_, steps=True).differences)
+
+
+def test_a_prompt_needs_a_tokenizer_and_a_layer_must_be_there(context: Context, weights: dict[str, Path]) -> None:
+    with pytest.raises(RequestError, match="there is no tokenizer"):
+        trace_block(context, str(weights["safetensors"]), prompt="hello")
+    with pytest.raises(RequestError, match="layers"):
+        trace_block(context, str(weights["safetensors"]), layer=9)
+    with pytest.raises((RequestError, FormatError)):
+        trace_block(context, str(weights["safetensors"] / "config.json"))
