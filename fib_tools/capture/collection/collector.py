@@ -16,7 +16,7 @@ from fib_tools.capture.collection.wrappers import needs_plan, observe
 from fib_tools.errors import FormatError, SourceError
 from fib_tools.host.files import storage_errors
 
-__all__ = ["Collector", "take_calls"]
+__all__ = ["Collector", "remove_call", "take_calls"]
 
 _MOST_PLANS = 1024
 """Objects whose last plan() is remembered; an engine has some for each batch size that it captures."""
@@ -91,8 +91,8 @@ def take_calls(
     consume: bool = False,
     is_over: bool = True,
     report: Callable[[int, int], None] = lambda _done, _total: None,
-) -> int:
-    """Take in the calls of a folder, and remove each that was read if told to; return how many were read.
+) -> list[Path]:
+    """Take in the calls of a folder, and remove each that was read if told to; return those that were read.
 
     While the engine still writes (`is_over` False), reading stops at the first call that has not come to its end, and
     goes on from there the next time.
@@ -111,16 +111,25 @@ def take_calls(
             call = load_call(path)
         except FormatError as error:
             if not is_over and not (path / "metadata.jsonl").exists():
-                return done
+                return found[:done]
             collector.refuse(function, error.what)
         else:
             if call is None and not is_over:
-                return done
+                return found[:done]
             if call is None:
                 collector.refuse(function, "the call did not come to its end")
             else:
                 collector.take(call)
         if consume:
-            with storage_errors(path):
-                shutil.rmtree(path)
-    return len(found)
+            remove_call(path)
+    return found
+
+
+def remove_call(path: Path) -> None:
+    """Remove the folder of a call that was read.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    with storage_errors(path):
+        shutil.rmtree(path)

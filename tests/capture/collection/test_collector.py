@@ -298,9 +298,9 @@ def test_a_call_that_still_runs_is_waited_for(recording: Recording) -> None:
     late = recording.rmsnorm(4, status="inputs_saved")
     recording.rmsnorm(5)
     collector = Collector(targets=[NORM], limit=10)
-    assert take_calls(recording.folder, collector, consume=True, is_over=False) == 1
+    assert len(take_calls(recording.folder, collector, consume=True, is_over=False)) == 1
     assert (late / "metadata.jsonl").exists()
-    assert take_calls(recording.folder, collector, consume=True) == 2
+    assert len(take_calls(recording.folder, collector, consume=True)) == 2
     assert (collector.calls, sum(collector.refused.values())) == (2, 1)
     assert list(recording.folder.iterdir()) == []
 
