@@ -4,6 +4,7 @@
     metadata.jsonl        a line before the call and a line after it; the last one counts
     inputs.safetensors    `arg_1`, `arg_2__0` (a member of a tuple), `kwarg_name`
     outputs.safetensors   `result`, or `result_0`, `result_1`
+    fib_state.json        of an engine with our hook: what the object held
 
 The engine writes them, and who says that it did is not known: sizes are bounded, links are not followed, and a tensor
 is what its file says it is.
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fib_tools.capture.collection.signature import bind_arguments, parse_signature
+from fib_tools.capture.dump_hook.stating import STATE_FILE
 from fib_tools.errors import FormatError
 from fib_tools.host.files import read_limited
 from fib_tools.model.canonical import load_json
@@ -33,6 +35,7 @@ _NAME = re.compile(
 _METADATA_BYTES = 4 << 20
 _INTEGER_BYTES = 256 << 20
 """Of one tensor that is kept: a page table of 64 million entries."""
+_STATE_BYTES = 64 << 10
 _MAX_RANK = 8
 _MAX_LENGTH = 1 << 48
 _ITEM_BYTES = {"int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
@@ -73,6 +76,8 @@ class Call:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Those that it left out, as the function's signature in the dump sets them."""
     results: tuple[TensorFacts, ...] = ()
+    state: Mapping[str, Any] = field(default_factory=dict)
+    """What its object held, where the engine ran with our hook: see `dump_hook/stating.py`."""
 
     @property
     def owner(self) -> tuple[int, str, int | None]:
@@ -136,7 +141,15 @@ def _read_call(folder: Path, document: Mapping[str, Any]) -> Call:
         arguments=arguments,
         defaults={item.name: item.default for item in parameters if item.has_default and item.name not in arguments},
         results=tuple(details[key] for key in sorted(results)),
+        state=_read_state(folder),
     )
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    path = folder / STATE_FILE
+    if path.is_symlink() or not path.is_file():
+        return {}
+    return dict(load_json(read_limited(path, _STATE_BYTES), where=f"{folder.name}/{STATE_FILE}"))
 
 
 def _read_facts(folder: Path, key: str, item: Mapping[str, Any]) -> TensorFacts:

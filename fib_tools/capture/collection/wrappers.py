@@ -52,10 +52,11 @@ def _observe_paged(call: Call, plan: Plan) -> Observation:
     keys, values = _split_cache(call)
     layout = (settings.get("page_size"), settings.get("num_kv_heads"))
     tensors |= {"k_cache": _read_cache(keys, layout, call), "v_cache": _read_cache(values, layout, call)}
-    facts, hidden, notes = _read_settings(call, plan)
+    facts, hidden = _read_settings(call, plan)
+    notes: tuple[str, ...] = ()
     if "qo_indptr" in tensors:
         causal, note = _find_paged_mask(call, plan)
-        facts, notes = {**facts, "causal": causal}, (*notes, note)
+        facts, notes = {**facts, "causal": causal}, (note,) * bool(note)
     return Observation(
         call=call, tensors=tensors, scalars=_wrapper_numbers(call, plan), facts=facts, hidden=hidden, notes=notes
     )
@@ -88,21 +89,31 @@ def _read_cache(cache: TensorFacts, layout: tuple[Any, Any], call: Call) -> Seen
     )
 
 
-def _read_settings(call: Call, plan: Plan) -> tuple[dict[str, Any], frozenset[str], tuple[str, ...]]:
+def _read_settings(call: Call, plan: Plan) -> tuple[dict[str, Any], frozenset[str]]:
     """Read the parameters that plan() and run() fix; what forward() may have set behind them is hidden."""
-    told = {name: value for item in (plan.call, call) for name, value in item.arguments.items()}
+    told = {**plan.call.arguments, **call.arguments, **call.state}
     plain = (bool, int, float, str)
     facts = {name: value for name, value in told.items() if isinstance(value, plain) and name != "causal"}
+    if call.state.get("logits_soft_cap", ...) is None:
+        facts["logits_soft_cap"] = 0.0  # run() caps nothing then
+    if facts.get("pos_encoding_mode", "NONE") != "NONE":
+        raise FormatError("it turns the keys as it reads them, which no Definition does", where=call.folder.name)
     for old, new in (("head_dim_qk", "head_dim"), ("num_heads", "num_qo_heads")):
         if old in facts:
             facts[new] = facts[old]
     if told.get("custom_mask") is not None or told.get("packed_custom_mask") is not None:
         raise FormatError("it has a mask of its own, which no Definition has", where=call.folder.name)
-    return facts, frozenset(_HIDDEN - facts.keys()), ()
+    return facts, frozenset(_HIDDEN - facts.keys())
 
 
 def _wrapper_numbers(call: Call, plan: Plan) -> dict[str, float | int | bool]:
-    return {**list_numbers(plan.call), **list_numbers(call)}
+    numbers = {**list_numbers(plan.call), **list_numbers(call)}
+    scale, queries = call.state.get("sm_scale", ...), call.arguments.get("q")
+    if isinstance(scale, float):
+        return {**numbers, "sm_scale": scale}
+    if scale is None and isinstance(queries, TensorFacts) and queries.shape and queries.shape[-1]:
+        return {**numbers, "sm_scale": queries.shape[-1] ** -0.5}  # what run() takes for None
+    return numbers
 
 
 def _find_paged_mask(call: Call, plan: Plan) -> tuple[bool, str]:
@@ -111,6 +122,8 @@ def _find_paged_mask(call: Call, plan: Plan) -> tuple[bool, str]:
     SGLang asks for the log-sum-exp when it attends to a cached prefix, all of which every new token sees, to merge it
     with the new tokens' own attention; else it attends to both at once, causally.
     """
+    if isinstance(call.state.get("causal"), bool):
+        return call.state["causal"], ""
     if plan.call.arguments.get("causal") is True:
         return True, "causal: plan() says so"
     if call.arguments.get("return_lse") is True:
@@ -120,8 +133,8 @@ def _find_paged_mask(call: Call, plan: Plan) -> tuple[bool, str]:
 
 def _observe_ragged(call: Call, plan: Plan) -> Observation:
     tensors = {**dict(plan.tensors), **see_all(call)}
-    facts, hidden, notes = _read_settings(call, plan)
-    causal, note = _find_ragged_mask(plan)
+    facts, hidden = _read_settings(call, plan)
+    causal, note = _find_ragged_mask(call, plan)
     facts = {**facts, "causal": causal}
     return Observation(
         call=call,
@@ -129,12 +142,14 @@ def _observe_ragged(call: Call, plan: Plan) -> Observation:
         scalars=_wrapper_numbers(call, plan),
         facts=facts,
         hidden=hidden,
-        notes=(*notes, note),
+        notes=(note,) * bool(note),
     )
 
 
-def _find_ragged_mask(plan: Plan) -> tuple[bool, str]:
+def _find_ragged_mask(call: Call, plan: Plan) -> tuple[bool, str]:
     """Find whether a ragged prefill is causal: new tokens among themselves are, those that look at a prefix are not."""
+    if isinstance(call.state.get("causal"), bool):
+        return call.state["causal"], ""
     if plan.call.arguments.get("causal") is True:
         return True, "causal: plan() says so"
     queries, keys = plan.tensors.get("qo_indptr"), plan.tensors.get("kv_indptr")
@@ -153,11 +168,9 @@ def _observe_latent(call: Call, plan: Plan) -> Observation:
         if isinstance(cache, TensorFacts):
             tensors[name] = see_paged(cache)
     tensors |= _read_last_pages(plan, settings.get("page_size"))
-    facts, hidden, notes = _read_settings(call, plan)
+    facts, hidden = _read_settings(call, plan)
     facts["causal"] = settings.get("causal") is True
-    return Observation(
-        call=call, tensors=tensors, scalars=_wrapper_numbers(call, plan), facts=facts, hidden=hidden, notes=notes
-    )
+    return Observation(call=call, tensors=tensors, scalars=_wrapper_numbers(call, plan), facts=facts, hidden=hidden)
 
 
 def _read_last_pages(plan: Plan, page_size: Any) -> dict[str, Seen]:

@@ -214,6 +214,27 @@ def test_the_mask_of_a_paged_prefill_is_what_sglang_set(
     assert len(tally.notes) == 1
 
 
+@pytest.mark.parametrize("mask", ["causal", "full"])
+def test_what_our_hook_saw_the_object_hold_wins(recording: Recording, collect: Any, mask: str) -> None:
+    causal = mask == "causal"  # without the hook, asking for the log-sum-exp speaks for the other
+    prefill(recording, run={"return_lse": causal})
+    (run,) = recording.folder.glob("*.run_*")
+    state = {"causal": causal, "sm_scale": 0.25, "logits_soft_cap": None, "window_left": -1}
+    (run / "fib_state.json").write_text(json.dumps(state), encoding="utf-8")
+    capped = target("gqa_paged_prefill", **HEADS, page_size=1, causal=causal, logits_soft_cap=50.0)
+    (tally,) = collect(*PREFILLS, capped).tallies.values()
+    assert tally.target.definition.name == f"gqa_paged_prefill_{mask}_h4_kv2_d8_ps1"
+    assert tally.notes == {}
+    (candidate,) = tally.choose()
+    assert candidate.scalars == {"sm_scale": 0.25}
+
+
+def test_keys_that_are_turned_as_they_are_read_are_no_definitions(recording: Recording, collect: Any) -> None:
+    prefill(recording, plan={"pos_encoding_mode": "ROPE_LLAMA"})
+    (said,) = reasons(collect(*PREFILLS))
+    assert "turns the keys" in said
+
+
 def test_a_window_that_plan_was_told_is_another_kernel(recording: Recording, collect: Any) -> None:
     prefill(recording, plan={"window_left": 4})
     (said,) = reasons(collect(PREFILLS[0]))
