@@ -94,8 +94,8 @@ def take_calls(
 ) -> list[Path]:
     """Take in the calls of a folder, and remove each that was read if told to; return those that were read.
 
-    While the engine still writes (`is_over` False), reading stops at the first call that has not come to its end, and
-    goes on from there the next time.
+    While the engine still writes (`is_over` False), calls that have not come to their end are left for the next time.
+    Nothing waits for them: one that raised never comes to its end, and one that calls others ends after them.
 
     Raises:
         SourceError: there is no such folder.
@@ -104,25 +104,31 @@ def take_calls(
     if not folder.is_dir():
         raise SourceError("this is no folder", where=str(folder), todo="name the folder of FLASHINFER_DUMP_DIR")
     found = list_call_folders(folder)
+    read: list[Path] = []
     for done, path in enumerate(found):
         report(done, len(found))
-        function = path.name.partition("_pid")[2].partition("_")[2].rpartition("_call")[0]
-        try:
-            call = load_call(path)
-        except FormatError as error:
-            if not is_over and not (path / "metadata.jsonl").exists():
-                return found[:done]
-            collector.refuse(function, error.what)
-        else:
-            if call is None and not is_over:
-                return found[:done]
-            if call is None:
-                collector.refuse(function, "the call did not come to its end")
-            else:
-                collector.take(call)
-        if consume:
-            remove_call(path)
-    return found
+        if _take(path, collector, is_over=is_over):
+            read.append(path)
+            if consume:
+                remove_call(path)
+    return read
+
+
+def _take(path: Path, collector: Collector, *, is_over: bool) -> bool:
+    """Take in one call; tell whether it is done with."""
+    function = path.name.partition("_pid")[2].partition("_")[2].rpartition("_call")[0]
+    if not is_over and not (path / "metadata.jsonl").exists():
+        return False
+    try:
+        call = load_call(path)
+    except FormatError as error:
+        collector.refuse(function, error.what)
+        return True
+    if call is not None:
+        collector.take(call)
+    elif is_over:
+        collector.refuse(function, "the call did not come to its end")
+    return call is not None or is_over
 
 
 def remove_call(path: Path) -> None:

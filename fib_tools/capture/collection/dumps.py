@@ -108,8 +108,11 @@ def load_call(folder: Path) -> Call | None:
     """
     if (folder / "metadata.jsonl").is_symlink():
         raise FormatError("its metadata are a link", where=folder.name)
-    lines = read_limited(folder / "metadata.jsonl", _METADATA_BYTES).splitlines()
-    document = load_json(lines[-1] if lines else b"", where=f"{folder.name}/metadata.jsonl:{len(lines)}")
+    text = read_limited(folder / "metadata.jsonl", _METADATA_BYTES)
+    if not text.endswith(b"\n"):  # the engine is just writing it
+        return None
+    lines = text.splitlines()
+    document = load_json(lines[-1], where=f"{folder.name}/metadata.jsonl:{len(lines)}")
     if not isinstance(document, dict):
         raise FormatError("its metadata are no object", where=folder.name)
     if document.get("graph_capture"):

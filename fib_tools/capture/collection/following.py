@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from fib_tools.capture.collection.collector import Collector, take_calls
+from fib_tools.host.files import storage_errors
 
 __all__ = ["Clock", "follow_calls"]
 
 _PAUSE_SECONDS = 0.2
+_SESSION_BYTES = 1 << 20
+"""FlashInfer writes all metadata into one file as well, which nobody reads here and which never ends."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +50,7 @@ def follow_calls(
     try:
         while clock.now() - last < idle_seconds:
             most = max(most, _count_bytes(folder))
+            _cut_session(folder / "session.jsonl")
             if take_calls(folder, collector, consume=True, is_over=False):
                 last = clock.now()
                 report(collector.calls, 0)
@@ -58,9 +64,17 @@ def follow_calls(
 
 def _count_bytes(folder: Path) -> int:
     total = 0
-    for path in folder.glob("*/*"):
+    for path in (*folder.glob("*"), *folder.glob("*/*")):
         try:
-            total += path.stat(follow_symlinks=False).st_size
-        except OSError:  # the engine may just be writing it
+            facts = path.stat(follow_symlinks=False)
+        except OSError:  # the engine may just have replaced it
             continue
+        total += facts.st_size if stat.S_ISREG(facts.st_mode) else 0
     return total
+
+
+def _cut_session(path: Path) -> None:
+    """Empty the list of all calls when it has grown; it is opened anew, at its end, for each line."""
+    if path.is_file() and not path.is_symlink() and path.stat().st_size > _SESSION_BYTES:
+        with storage_errors(path):
+            os.truncate(path, 0)

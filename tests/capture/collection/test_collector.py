@@ -314,26 +314,31 @@ def test_what_is_read_is_removed_and_nothing_else(recording: Recording, collect:
     assert sorted(path.name for path in recording.folder.iterdir()) == ["mine", "session.jsonl"]
 
 
-def test_a_call_that_still_runs_is_waited_for(recording: Recording) -> None:
-    recording.rmsnorm(3)
-    late = recording.rmsnorm(4, status="inputs_saved")
-    recording.rmsnorm(5)
+def test_a_call_that_still_runs_is_left_for_later_and_holds_up_none(recording: Recording) -> None:
+    late, half, empty = recording.rmsnorm(4, status="inputs_saved"), recording.rmsnorm(5), recording.rmsnorm(6)
+    whole = (half / "metadata.jsonl").read_text(encoding="utf-8")
+    (half / "metadata.jsonl").write_text(whole[:-40], encoding="utf-8")
+    (empty / "metadata.jsonl").unlink()
+    done = recording.rmsnorm(3)
     collector = Collector(targets=[NORM], limit=10)
-    assert len(take_calls(recording.folder, collector, consume=True, is_over=False)) == 1
-    assert (late / "metadata.jsonl").exists()
-    assert len(take_calls(recording.folder, collector, consume=True)) == 2
-    assert (collector.calls, sum(collector.refused.values())) == (2, 1)
+    assert take_calls(recording.folder, collector, consume=True, is_over=False) == [done]
+    assert sorted(recording.folder.iterdir()) == [late, half, empty]
+    (half / "metadata.jsonl").write_text(whole, encoding="utf-8")
+    assert take_calls(recording.folder, collector, consume=True, is_over=False) == [half]
+    assert take_calls(recording.folder, collector, consume=True) == [late, empty]
+    assert (collector.calls, sum(collector.refused.values())) == (2, 2)
     assert list(recording.folder.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "not JSON"),
-        ("[]", "no object"),
-        ("{}", "did not come to its end"),
-        ('{"execution_status": "completed"}', "not FlashInfer's"),
-        ('{"graph_capture": true}', "CUDA graph"),
+        ("", "did not come to its end"),
+        ("\n", "not JSON"),
+        ("[]\n", "no object"),
+        ("{}\n", "did not come to its end"),
+        ('{"execution_status": "completed"}\n', "not FlashInfer's"),
+        ('{"graph_capture": true}\n', "CUDA graph"),
     ],
 )
 def test_metadata_that_are_not_flashinfers_are_refused(
@@ -352,7 +357,7 @@ def test_tensors_that_differ_from_their_metadata_are_refused(
     path = folder / "metadata.jsonl"
     document = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
     document["tensor_details"]["arg_2"]["shape"] = [length]
-    path.write_text(json.dumps(document), encoding="utf-8")
+    path.write_text(f"{json.dumps(document)}\n", encoding="utf-8")
     recording.run_decode(1)
     (said,) = reasons(collect(DECODES))
     assert reason in said

@@ -34,6 +34,14 @@ def test_calls_are_removed_as_they_come_until_none_comes_for_a_while(tmp_path: P
     assert 3.0 < engine.time - 50 * 0.2 < 4.0
 
 
+def test_the_list_of_all_calls_does_not_grow_for_ever(tmp_path: Path) -> None:
+    (tmp_path / "session.jsonl").write_bytes(b"x" * (2 << 20))
+    engine = Engine(Recording(tmp_path), calls=0)
+    clock = Clock(now=lambda: engine.time, pause=engine.pause)
+    assert follow_calls(tmp_path, Collector(targets=[], limit=1), idle_seconds=1.0, clock=clock) == 2 << 20
+    assert (tmp_path / "session.jsonl").read_bytes() == b""
+
+
 def test_an_interrupt_ends_the_waiting_and_keeps_what_was_read(tmp_path: Path) -> None:
     recording = Recording(tmp_path)
     recording.rmsnorm(4)
