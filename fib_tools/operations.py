@@ -10,6 +10,7 @@ from fib_tools.phases.bench import benchmark_kernels
 from fib_tools.phases.bench_report import report_benchmarks
 from fib_tools.phases.brief import get_manual_brief
 from fib_tools.phases.calibrate import calibrate_definitions
+from fib_tools.phases.collect import collect_workloads
 from fib_tools.phases.define import define_model
 from fib_tools.phases.discover import discover_models
 from fib_tools.phases.inventory import take_inventory
@@ -89,6 +90,7 @@ OPERATIONS: tuple[Operation, ...] = (
         effect=Effect.WORKSPACE,
         is_long=True,
     ),
+    Operation(verb="collect", tool="", function=collect_workloads, phase=3, effect=Effect.WORKSPACE, is_long=True),
     Operation(
         verb="bench",
         tool="fib_benchmark_kernels",

@@ -26,7 +26,16 @@ VERBS = {
     "draft": "submit",
     "drafts": "get",
 }
-NO_TOOL = {"calibrate", "apply", "optimize", "optimize-model", "targets", "trace block", "trace diff"}
+NO_TOOL = {
+    "calibrate",
+    "apply",
+    "collect",
+    "optimize",
+    "optimize-model",
+    "targets",
+    "trace block",
+    "trace diff",
+}
 """Commands that agents are not offered: sixteen tools are what a model can choose from."""
 
 every_operation = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.verb)

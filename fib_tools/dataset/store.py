@@ -33,7 +33,7 @@ _FOLDERS = ("definitions", "workloads", "solutions", "traces", "blob", "tests")
 _OURS = ("evidence",)
 """Folders that flashinfer-bench does not know; alone they make no dataset."""
 
-_WRITTEN = ("definitions/*", "solutions/*/*/*", "traces/*/*", "evidence/*")
+_WRITTEN = ("definitions/*", "workloads/*", "solutions/*/*/*", "traces/*/*", "evidence/*", "blob/workloads/*/*")
 """Folders that runs write into."""
 
 
@@ -280,6 +280,21 @@ class Dataset:
         at = Location(kind=Kind.WORKLOADS, op_type=op_type, definition=names.pop())
         lines = {trace.workload.uuid: format_line(trace) for trace in traces}
         return self._write(at, "".join(f"{lines[key]}\n" for key in sorted(lines)).encode())
+
+    def write_blob(self, at: Location, data: bytes) -> Written:
+        """Write a blob whose name follows from its content; one that stands stays as it is.
+
+        Raises:
+            RequestError: what stands there says something else.
+        """
+        path = confine(self.root, *str(at).split("/"))
+        if path.exists() and (path.stat().st_size != len(data) or path.read_bytes() != data):
+            raise RequestError(
+                "another blob stands there",
+                where=str(at),
+                todo="remove it, if no Workload names it; nothing was overwritten",
+            )
+        return self._write(at, data) if not path.exists() else Written.UNCHANGED
 
     def sweep(self) -> None:
         """Remove what a killed run of ours left half-written."""

@@ -10,14 +10,19 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from fib_tools.errors import FibError, FormatError
+from fib_tools.evaluate.judge.given import load_given_inputs
 from fib_tools.gate.trial import TRIAL_AXES, TRIAL_SCALARS, make_trial_inputs
-from fib_tools.model.base import read_lenient
+from fib_tools.model.base import read_lenient, to_document
 from fib_tools.model.definition import Definition, TensorSpec
+from fib_tools.model.workload import Workload
 from fib_tools.op_types.axes import choose_axes
 from fib_tools.op_types.input_request import torch_dtype
+from fib_tools.op_types.inputs import plan_inputs
 from fib_tools.op_types.registry import find_op_type
 
 __all__ = ["execute"]
@@ -55,7 +60,8 @@ def execute(payload: dict[str, Any]) -> dict[str, Any]:
     start = time.perf_counter()
     reasons: list[str] = []
     seen: dict[str, Any] = {}
-    for way in _ways(definition):
+    given = payload.get("workload")
+    for way in _ways(definition) if given is None else [partial(_by_workload, given)]:
         try:
             run = _load(definition)
             axes, inputs = way(definition, seed, budget)
@@ -70,7 +76,7 @@ def execute(payload: dict[str, Any]) -> dict[str, Any]:
             "seconds": time.perf_counter() - start,
             "axes": resolved,
             "shared_storage": any(_is_shared(value) for value in inputs.values()),
-            "inputs_from": way.__name__.removeprefix("_by_"),
+            "inputs_from": getattr(way, "__name__", "workload").removeprefix("_by_"),
         }
     return {"executed": False, "reason": "; then ".join(dict.fromkeys(reasons)), "seen": seen}
 
@@ -99,6 +105,20 @@ def _by_rules(definition: Definition, seed: int, budget: int) -> tuple[dict[str,
         return axes, make_trial_inputs(definition, axes, seed=seed, byte_budget=budget)
     except (FibError, RuntimeError, ValueError, KeyError) as error:
         raise _MismatchError(f"no inputs by rule: {_describe(error)}") from error
+
+
+def _by_workload(
+    given: dict[str, Any], definition: Definition, seed: int, budget: int
+) -> tuple[dict[str, int], dict[str, Any]]:
+    """Take what a Workload gives as it is, from a dataset of which the sandbox shows the blobs, and draw the rest."""
+    workload = read_lenient(Workload, given["document"], where=definition.name)
+    axes = {**workload.axes, **definition.const_axes}
+    try:
+        fixed = load_given_inputs(to_document(workload.inputs), device="cpu", root=Path(given["root"]))
+        plan = plan_inputs(definition, axes, seed=seed, device="cpu", fixed=fixed, byte_budget=budget)
+        return axes, plan.make(seed)
+    except (FibError, RuntimeError, ValueError, KeyError, OSError) as error:
+        raise _MismatchError(f"no inputs from the workload: {_describe(error)}") from error
 
 
 def _sizes(definition: Definition) -> dict[str, int]:

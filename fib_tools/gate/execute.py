@@ -16,9 +16,10 @@ from fib_tools.errors import ChildMemoryError, FibError
 from fib_tools.host.sandbox import Limits, Outcome, Protections, Sandbox
 from fib_tools.model.base import to_document
 from fib_tools.model.definition import Definition
+from fib_tools.model.workload import Workload
 from fib_tools.op_types.registry import list_modules
 
-__all__ = ["DEFAULT_LIMITS", "Execution", "execute", "execute_many", "open_sandbox"]
+__all__ = ["DEFAULT_LIMITS", "Execution", "execute", "execute_many", "execute_workloads", "open_sandbox"]
 
 DEFAULT_LIMITS = Limits(wall_seconds=60, memory_bytes=6 << 30)
 _ENTRY = "fib_tools.gate._execute_child:execute"
@@ -47,13 +48,13 @@ class Execution:
     protections: Protections | None = None
 
 
-def open_sandbox(import_paths: tuple[Path, ...] = ()) -> Sandbox:
+def open_sandbox(import_paths: tuple[Path, ...] = (), *, readable: tuple[Path, ...] = ()) -> Sandbox:
     """Open a sandbox that has torch and every op_type loaded, for `execute_many` and `instantiate` to share.
 
-    Packages of `import_paths` can be imported in it.
+    Packages of `import_paths` can be imported in it, files of `readable` read.
     """
     preload = ("torch", "fib_tools.gate._execute_child", *list_modules())
-    return Sandbox(preload, limits=DEFAULT_LIMITS, import_paths=import_paths)
+    return Sandbox(preload, limits=DEFAULT_LIMITS, import_paths=import_paths, readable=readable)
 
 
 def execute(
@@ -82,6 +83,23 @@ def execute_many(
     with nullcontext(sandbox) if sandbox else open_sandbox() as child:
         for outcome in child.run_many(_ENTRY, payloads(), jobs=jobs, limits=limits):
             yield names[outcome.index], _to_execution(outcome, limits)
+
+
+def execute_workloads(
+    workloads: Iterable[tuple[Definition, Workload]], *, root: Path, jobs: int = 2, limits: Limits = DEFAULT_LIMITS
+) -> Iterator[tuple[str, Execution]]:
+    """Run references with what Workloads give, blobs below `root`; results come by uuid, as they are done."""
+    uuids: list[str] = []
+
+    def payloads() -> Iterator[dict[str, object]]:
+        for definition, workload in workloads:
+            uuids.append(workload.uuid)
+            given = {"document": to_document(workload), "root": str(root)}
+            yield {"document": to_document(definition), "seed": 0, "byte_budget": _BYTE_BUDGET, "workload": given}
+
+    with open_sandbox(readable=(root,)) as child:
+        for outcome in child.run_many(_ENTRY, payloads(), jobs=jobs, limits=limits):
+            yield uuids[outcome.index], _to_execution(outcome, limits)
 
 
 def _to_execution(outcome: Outcome, limits: Limits) -> Execution:

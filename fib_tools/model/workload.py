@@ -12,6 +12,7 @@ from fib_tools.model.canonical import content_hash
 
 __all__ = [
     "InputSpec",
+    "Origin",
     "RandomInput",
     "SafetensorsInput",
     "ScalarInput",
@@ -45,6 +46,10 @@ class SafetensorsInput(Model):
     tensor_key: NonEmpty
 
 
+Origin = Literal["real", "dummy", "synthetic"]
+"""`real`: real weights and prompts; `dummy`: made-up weights, so that sizes and page tables are real and values are
+not; `synthetic`: input that was made up."""
+
 InputSpec = Annotated[RandomInput | ScalarInput | SafetensorsInput, Field(discriminator="type")]
 
 
@@ -58,7 +63,14 @@ class Workload(Model):
     uuid: NonEmpty
     """Unique in its Definition's file; ours follow from the content."""
     count: int | None = Field(default=None, ge=1)
-    """How often it occurred where it was collected: its weight beside the Definition's others. It changes no identity."""
+    """How often it, or what it stands for, occurred where it was collected: its weight beside the Definition's others.
+
+    Neither this nor what follows changes its identity; flashinfer-bench reads past them.
+    """
+    origin: Origin | None = None
+    """Where it was collected: a model with its weights and real prompts, one with made-up weights, or made-up input."""
+    scales: dict[NonEmpty, float] = Field(default_factory=dict)
+    """Root mean square of the values that random inputs had where it was collected, by input."""
 
 
 def workload_content(workload: Workload) -> str:

@@ -28,6 +28,7 @@ __all__ = [
     "INTEGER",
     "MLA_PLAIN_SCALE",
     "Core",
+    "find_declared_scale",
     "indptr_axis",
     "last_page_lengths",
     "lse_output",
@@ -230,13 +231,19 @@ def settle_scale(value: float | None, plain: float) -> float:
 _DECLARED = re.compile(r"\bsm_scale = ([0-9][0-9.eE+-]*[0-9])")
 
 
+def find_declared_scale(description: str | None) -> float | None:
+    """Find the scale that the description of an input states of its model."""
+    found = _DECLARED.search(description or "")
+    return float(found[1]) if found else None
+
+
 def softmax_scale(*axes: str, extra: int = 0) -> InputRule:
     """Make the scale that the description declares, else 1 / sqrt of the first of `axes` there is, plus `extra`."""
 
     def rule(request: InputRequest) -> Any:
-        declared = _DECLARED.search(request.spec.description or "")
-        if declared:
-            return constant(float(declared[1]))(request)
+        declared = find_declared_scale(request.spec.description)
+        if declared is not None:
+            return constant(declared)(request)
         dim = next((request.axes[name] for name in axes if name in request.axes), 1)
         return constant((dim + extra) ** -0.5)(request)
 

@@ -24,6 +24,7 @@ __all__ = [
     "Distribution",
     "InputPlan",
     "count_input_bytes",
+    "find_values",
     "generate_inputs",
     "list_distributions",
     "plan_inputs",
@@ -91,7 +92,7 @@ def plan_inputs(  # noqa: PLR0913  # what a workload says, and how it is to be d
 
     given = dict(fixed or {})
     _check_fixed(definition, axes, given)
-    free = _find_values(definition)
+    free = find_values(definition)
     rules = {name: _find_rules(definition).get(name, _make_by_type) for name in definition.inputs}
     generator = torch.Generator(device=device)
     draft = InputRequest(
@@ -138,7 +139,7 @@ def _find_rules(definition: Definition) -> dict[str, InputRule]:
     return {**STOCK_RULES, **(own.input_rules if own else {})}
 
 
-def _find_values(definition: Definition) -> frozenset[str]:
+def find_values(definition: Definition) -> frozenset[str]:
     """Find the inputs whose content is free."""
     own = find_op_type(definition.op_type)
     return frozenset(name for name, spec in definition.inputs.items() if _is_value(name, spec, own))

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from example_dataset import SOLUTION, write
+from fib_tools.dataset.layout import Kind, Location
 from fib_tools.dataset.store import Dataset, Written, count_documents
 from fib_tools.errors import DocumentTooLargeError, FormatError, PathError, RequestError
 from fib_tools.model.canonical import canonical_bytes
@@ -168,8 +169,24 @@ def test_lines_end_at_newlines_only_and_blank_ones_do_not_count(tmp_path: Path) 
     assert Dataset(tmp_path).read_lines(path) == ['{"a": "\u2028"}', "{}"]
 
 
-def test_sweeping_removes_what_killed_runs_left_among_traces_and_evidence(tmp_path: Path) -> None:
-    left = [f"{folder}/.fib-tmp-999999999-0a" for folder in ("definitions/copy", "traces/someone/copy", "evidence/0a")]
+def test_a_blob_is_written_once_and_never_over_another(tmp_path: Path) -> None:
+    at = Location(kind=Kind.BLOB, op_type="copy", definition="copy_n4", file="0a.safetensors")
+    dataset = Dataset(tmp_path)
+    assert [dataset.write_blob(at, b"one"), dataset.write_blob(at, b"one")] == [Written.CREATED, Written.UNCHANGED]
+    with pytest.raises(RequestError, match="another blob stands there"):
+        dataset.write_blob(at, b"two")
+    assert (tmp_path / str(at)).read_bytes() == b"one"
+
+
+def test_sweeping_removes_what_killed_runs_left_in_every_folder(tmp_path: Path) -> None:
+    folders = (
+        "definitions/copy",
+        "workloads/copy",
+        "traces/someone/copy",
+        "evidence/0a",
+        "blob/workloads/copy/copy_n4",
+    )
+    left = [f"{folder}/.fib-tmp-999999999-0a" for folder in folders]
     for path in left:
         write(tmp_path, path, b"half")
     Dataset(tmp_path).sweep()

@@ -144,10 +144,11 @@ def test_a_workloads_uuid_follows_from_its_content() -> None:
     assert first != workload_uuid("rmsnorm_h8", {"batch_size": 1}, inputs)
 
 
-def test_how_often_a_workload_occurs_does_not_make_it_another() -> None:
+def test_where_and_how_often_a_workload_occurs_does_not_make_it_another() -> None:
     plain = Workload(axes={"n": 1}, inputs={"x": RandomInput()}, uuid="u")
-    assert workload_content(plain) == workload_content(plain.model_copy(update={"count": 7}))
-    assert "count" not in to_document(plain)
+    said = plain.model_copy(update={"count": 7, "origin": "dummy", "scales": {"x": 0.5}})
+    assert workload_content(plain) == workload_content(said)
+    assert not {"count", "origin", "scales"} & to_document(plain).keys()
 
 
 def solution(**changes: Any) -> Solution:

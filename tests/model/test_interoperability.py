@@ -75,8 +75,10 @@ def test_what_the_peer_saves_with_fields_left_unset_reads_to_the_same_definition
     assert to_document(ours)["axes"] == {"M": {"type": "var"}, "N": {"type": "const", "value": 4}}
 
 
-def test_the_peer_reads_a_workload_that_says_how_often_it_occurs(peer: Any) -> None:
-    line = {"axes": {"n": 1}, "inputs": {"x": {"type": "random"}}, "uuid": "u", "count": 7}
-    assert read_strict(Workload, line, where="ours").count == 7
+def test_the_peer_reads_a_workload_that_says_where_and_how_often_it_occurs(peer: Any) -> None:
+    line = {"axes": {"n": 1}, "inputs": {"x": {"type": "random"}}, "uuid": "u", "count": 7, "origin": "real"}
+    line["scales"] = {"x": 0.25}
+    ours = read_strict(Workload, line, where="ours")
+    assert (ours.count, ours.origin, ours.scales) == (7, "real", {"x": 0.25})
     theirs = peer.Workload.model_validate(line)
     assert (theirs.axes, theirs.uuid) == ({"n": 1}, "u")

@@ -10,7 +10,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from . import skipping, watching
+from . import skipping, stating, watching
 from .recorder import Recorder
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def install(folder: Path, *, skipped: Iterable[str] = (), watched: Iterable[str]
     names = frozenset(skipped)
     steps: dict[str, Callable[[ModuleType], None]] = {
         _TEMPLATES: functools.partial(_after_template, recorder=recorder),
-        "flashinfer.api_logging": functools.partial(skipping.hook_decorator, names=names, recorder=recorder),
+        "flashinfer.api_logging": functools.partial(_after_logging, names=names, recorder=recorder),
     }
     functions: dict[str, list[str]] = {}
     for symbol in watched:
@@ -42,6 +42,11 @@ def install(folder: Path, *, skipped: Iterable[str] = (), watched: Iterable[str]
         steps.setdefault(module, functools.partial(watching.watch_functions, names=found, recorder=recorder))
     sys.meta_path.insert(0, _Finder(steps, recorder))
     return recorder
+
+
+def _after_logging(module: ModuleType, *, names: frozenset[str], recorder: Recorder) -> None:
+    stating.hook_dumps(module, recorder=recorder)
+    skipping.hook_decorator(module, names=names, recorder=recorder)
 
 
 def _after_template(module: ModuleType, *, recorder: Recorder) -> None:

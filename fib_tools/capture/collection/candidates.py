@@ -1,0 +1,161 @@
+"""What is kept of the calls of one Definition: each Workload once with its count, and how lengths are distributed."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from fib_tools.capture.collection.dumps import read_rows
+from fib_tools.capture.collection.matching import Match, Target
+from fib_tools.capture.collection.observation import Seen
+from fib_tools.errors import FormatError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Candidate", "Tally", "choose_diverse"]
+
+_SPARE = 4
+"""Candidates that are held for each one that is wanted: memory is bounded, whatever the length of the run."""
+_ROWS = 256
+"""Rows that a scale is taken over, of pages a quarter."""
+_PAGES = 64
+
+
+@dataclass(kw_only=True, slots=True)
+class Candidate:
+    """A Workload in the making."""
+
+    axes: Mapping[str, int]
+    tensors: Mapping[str, torch.Tensor]
+    scalars: Mapping[str, float | int | bool]
+    scales: Mapping[str, float]
+    features: tuple[float, ...]
+    """Its sizes as logarithms, and its head-room: what makes Workloads different to a kernel."""
+    count: int = 1
+    """Calls that it stands for: those that say the same, and those of the Workloads that were dropped for it."""
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """The calls of one Definition."""
+
+    target: Target
+    limit: int
+    """Workloads that are wanted."""
+    calls: int = 0
+    distinct: int = 0
+    """Different Workloads among them; when more come than are held, one that comes again may count twice."""
+    lengths: dict[str, Counter[int]] = field(default_factory=dict)
+    """Of every var axis, over all calls."""
+    notes: dict[str, None] = field(default_factory=dict)
+    held: dict[str, Candidate] = field(default_factory=dict)
+
+    def add(self, match: Match) -> None:
+        """Take in a call."""
+        self.calls += 1
+        self.notes |= dict.fromkeys(match.notes)
+        for name, length in match.axes.items():
+            self.lengths.setdefault(name, Counter())[length] += 1
+        key = _identify(match)
+        if key in self.held:
+            self.held[key].count += 1
+            return
+        self.distinct += 1
+        self.held[key] = _make_candidate(match)
+        if len(self.held) > _SPARE * self.limit:
+            self._thin()
+
+    def choose(self) -> list[Candidate]:
+        """Choose the Workloads to keep; every call is counted with one of them."""
+        return list(choose_diverse(self.held, self.limit).values())
+
+    def _thin(self) -> None:
+        self.held = choose_diverse(self.held, max(1, _SPARE * self.limit // 2))
+
+
+def _identify(match: Match) -> str:
+    hashed = hashlib.sha256(repr((sorted(match.axes.items()), sorted(match.scalars.items()))).encode())
+    for name, values in sorted(match.tensors.items()):
+        hashed.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        hashed.update(values.contiguous().numpy().tobytes())
+    return hashed.hexdigest()
+
+
+def _make_candidate(match: Match) -> Candidate:
+    measured = {name: _measure(seen, match.tensors) for name, seen in match.values.items()}
+    return Candidate(
+        axes=match.axes,
+        tensors=match.tensors,
+        scalars=match.scalars,
+        scales={name: scale for name, scale in measured.items() if scale is not None},
+        features=_find_features(match),
+    )
+
+
+def _measure(seen: Seen, structure: Mapping[str, torch.Tensor]) -> float | None:
+    """Measure the root mean square of an input, over some rows; None where its values are not in the dump."""
+    import torch
+
+    if seen.source is None or not seen.source.shape:
+        return None
+    pages = structure.get("kv_indices")
+    try:
+        if seen.is_paged and pages is not None:
+            drawn = read_rows(seen.source, sorted(set(pages[:_PAGES].tolist())))
+        else:
+            drawn = read_rows(seen.source, range(_ROWS))
+    except FormatError:
+        return None
+    if not drawn.is_floating_point() or not drawn.numel():
+        return None
+    scale = float(drawn.to(torch.float32).square().mean().sqrt())
+    return float(f"{scale:.3g}") if math.isfinite(scale) else None
+
+
+def _find_features(match: Match) -> tuple[float, ...]:
+    """Describe a Workload: every length, the longest and the mean of its sequences, and how full its cache is."""
+    found = [math.log2(1 + length) for length in match.axes.values()]
+    for name, values in sorted(match.tensors.items()):
+        if name.endswith("indptr") and len(values) > 1:
+            lengths = values.diff().double()
+            found += [math.log2(1 + float(lengths.max())), math.log2(1 + float(lengths.mean()))]
+    if {"num_kv_indices", "num_pages"} <= match.axes.keys():
+        found.append(4 * match.axes["num_kv_indices"] / match.axes["num_pages"])
+    return tuple(found)
+
+
+def choose_diverse(candidates: Mapping[str, Candidate], limit: int) -> dict[str, Candidate]:
+    """Choose those that lie farthest from one another, the most frequent first; counts of the others go to the nearest."""
+    ordered = sorted(candidates, key=lambda key: (-candidates[key].count, key))
+    if len(ordered) <= limit:
+        return {key: candidates[key] for key in ordered}
+    chosen, nearest = _spread([candidates[key].features for key in ordered], limit)
+    counts = Counter(dict.fromkeys(chosen, 0))
+    for place, key in enumerate(ordered):
+        counts[place if place in counts else nearest[place]] += candidates[key].count
+    return {ordered[place]: replace(candidates[ordered[place]], count=counts[place]) for place in chosen}
+
+
+def _spread(features: Sequence[tuple[float, ...]], limit: int) -> tuple[list[int], list[int]]:
+    """Choose places one after the other, each the farthest from those before; and give the nearest chosen of all."""
+    import torch
+
+    points = torch.tensor(features, dtype=torch.float64).reshape(len(features), -1)
+    chosen = [0]
+    nearest = torch.zeros(len(features), dtype=torch.int64)
+    distances = (points - points[0]).square().sum(dim=1)
+    distances[0] = -1.0
+    while len(chosen) < limit:
+        place = int(distances.argmax())
+        apart = (points - points[place]).square().sum(dim=1)
+        closer = apart < distances
+        nearest[closer] = place
+        distances = torch.where(closer, apart, distances)
+        chosen.append(place)
+        distances[chosen] = -1.0
+    return chosen, [int(place) for place in nearest]

@@ -1,0 +1,115 @@
+"""Candidates as Workloads, and the blobs that they name: each written once, under the hash of what is in it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fib_tools.capture.collection.candidates import Candidate
+from fib_tools.dataset.layout import Kind, Location
+from fib_tools.dataset.store import Dataset, Written
+from fib_tools.model.definition import Definition
+from fib_tools.model.trace import Trace
+from fib_tools.model.workload import (
+    InputSpec,
+    Origin,
+    RandomInput,
+    SafetensorsInput,
+    ScalarInput,
+    Workload,
+    workload_uuid,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Draft", "make_draft", "write_drafts"]
+
+_HASH_LENGTH = 32
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Draft:
+    """A Workload, and what goes into a dataset with it."""
+
+    workload: Workload
+    at: Location | None = None
+    """Where its blob goes; None when it keeps no tensor."""
+    blob: bytes = b""
+
+
+def make_draft(definition: Definition, candidate: Candidate, origin: Origin) -> Draft:
+    """Make the Workload of a candidate; its uuid follows from its lengths, scalars and tensors."""
+    at = _place_blob(definition, candidate.tensors) if candidate.tensors else None
+    inputs = {name: _make_input(name, candidate, str(at)) for name in definition.inputs}
+    axes = dict(candidate.axes)
+    workload = Workload(
+        axes=axes,
+        inputs=inputs,
+        uuid=workload_uuid(definition.name, axes, inputs),
+        count=candidate.count,
+        origin=origin,
+        scales=dict(candidate.scales),
+    )
+    return Draft(workload=workload, at=at, blob=_pack(candidate.tensors) if at else b"")
+
+
+def _make_input(name: str, candidate: Candidate, path: str) -> InputSpec:
+    if name in candidate.tensors:
+        return SafetensorsInput(path=path, tensor_key=name)
+    if name in candidate.scalars:
+        return ScalarInput(value=candidate.scalars[name])
+    return RandomInput()
+
+
+def _place_blob(definition: Definition, tensors: Mapping[str, torch.Tensor]) -> Location:
+    hashed = hashlib.sha256()
+    for name, values in sorted(tensors.items()):
+        hashed.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
+        hashed.update(values.contiguous().numpy().tobytes())
+    return Location(
+        kind=Kind.BLOB,
+        op_type=definition.op_type,
+        definition=definition.name,
+        file=f"{hashed.hexdigest()[:_HASH_LENGTH]}.safetensors",
+    )
+
+
+def _pack(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    from safetensors.torch import save
+
+    data: bytes = save({name: values.contiguous().clone() for name, values in sorted(tensors.items())})
+    return data
+
+
+def write_drafts(dataset: Dataset, definition: Definition, drafts: Sequence[Draft]) -> tuple[Written, list[Path]]:
+    """Write Workloads beside those that stand; one that stands is counted and described as it is now.
+
+    Blobs come first, so that no Workload names one that is not there; those of a write that fails are taken back.
+    Returns what became of the file, and the blobs that are new.
+
+    Raises:
+        RequestError: a blob that says something else has the name of one of these.
+        StorageError: the disk refuses.
+    """
+    standing = {item.uuid: item for item in dataset.load_workloads(definition.op_type, definition.name)}
+    merged = {**standing, **{draft.workload.uuid: draft.workload for draft in drafts}}
+    made: list[Path] = []
+    try:
+        made.extend(path for path in (_write_blob(dataset, draft) for draft in drafts) if path is not None)
+        traces = [Trace(definition=definition.name, workload=workload) for workload in merged.values()]
+        return dataset.write_workloads(definition.op_type, traces), made
+    except BaseException:
+        for path in made:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _write_blob(dataset: Dataset, draft: Draft) -> Path | None:
+    """Write a Workload's blob; return its path if it is new."""
+    if draft.at is None or dataset.write_blob(draft.at, draft.blob) is not Written.CREATED:
+        return None
+    return dataset.root / str(draft.at)

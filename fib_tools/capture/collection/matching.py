@@ -1,0 +1,230 @@
+"""Which Definition a call is of, and what of the call its Workload says.
+
+The kernel type follows from the API, its parameters from what the call was told and from the lengths of its tensors:
+every const axis is held against the Definition, every var axis must have one length wherever it stands.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from fib_tools.capture.collection.observation import Observation, Seen
+from fib_tools.errors import FormatError
+from fib_tools.model.definition import Definition, DType, TensorSpec
+from fib_tools.model.expressions import evaluate
+from fib_tools.op_types.attention import find_declared_scale
+from fib_tools.op_types.axes import is_over_axes
+from fib_tools.op_types.inputs import find_values
+from fib_tools.op_types.registry import get_kernel_type, list_kernel_types
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Match", "Target", "find_match", "find_targets", "is_known_api"]
+
+_CLOSE = 1e-6
+_PACKED = frozenset({"uint8", "int8", "float4_e2m1fn_x2"})
+"""Element types that stand for one another where numbers are packed."""
+
+_TOTALS: Mapping[str, tuple[str, ...]] = {"qo_indptr": ("total_q",), "kv_indptr": ("num_kv_indices", "total_kv")}
+"""Axes that an indptr ends at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A Definition of the dataset that Workloads are collected for."""
+
+    definition: Definition
+    kernel: str
+    """The id of its kernel type."""
+    parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Match:
+    """A call as a Workload of a Definition."""
+
+    target: Target
+    axes: Mapping[str, int]
+    """Of the var axes, in the Definition's order."""
+    tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Inputs that are kept as they are."""
+    scalars: Mapping[str, float | int | bool] = field(default_factory=dict)
+    values: Mapping[str, Seen] = field(default_factory=dict)
+    """Inputs that are drawn anew for every run."""
+    notes: tuple[str, ...] = ()
+    taken: tuple[str, ...] = ()
+    """What only the Definition says."""
+
+
+class _MisfitError(Exception):
+    """Why a call is none of a Definition."""
+
+
+def is_known_api(module: str, function: str) -> bool:
+    """Tell whether a kernel type of ours computes what this function computes."""
+    return any(_is_of_api(kernel.fi_api, module, function) for kernel in list_kernel_types())
+
+
+def find_targets(targets: Sequence[Target], module: str, function: str) -> list[Target]:
+    """Find the Definitions whose kernel type this API computes."""
+    return [item for item in targets if _is_of_api(get_kernel_type(item.kernel).fi_api, module, function)]
+
+
+def _is_of_api(fi_api: str | None, module: str, function: str) -> bool:
+    """Compare the function, and the package it is in: where in it FlashInfer keeps a function differs by version."""
+    if fi_api is None or not module.startswith("flashinfer."):
+        return False
+    return fi_api.endswith(f".{function}") and fi_api.split(".")[1] == module.split(".")[1]
+
+
+def find_match(observation: Observation, targets: Sequence[Target]) -> Match:
+    """Find the one Definition that a call is of.
+
+    Raises:
+        FormatError: there is none, or several; the message says why.
+    """
+    found: list[Match] = []
+    reasons: list[str] = []
+    for target in targets:
+        try:
+            found.append(_fit(observation, target))
+        except _MisfitError as misfit:
+            reasons.append(f"{target.definition.name}: {misfit}")
+    chosen = [match for match in found if not match.taken] or found
+    if len(chosen) == 1:
+        return chosen[0]
+    where = observation.call.folder.name
+    if chosen:
+        names = ", ".join(match.target.definition.name for match in chosen)
+        raise FormatError(f"the dump does not tell which it is of: {names}", where=where)
+    raise FormatError("; ".join(reasons[:3]) or "no Definition of this API is in the selection", where=where)
+
+
+def _fit(observation: Observation, target: Target) -> Match:
+    taken = _check_parameters(observation, target)
+    definition = target.definition
+    seen = {
+        name: _find_tensor(name, spec, observation)
+        for name, spec in definition.inputs.items()
+        if spec.shape is not None
+    }
+    axes = _bind_axes(definition, seen)
+    free = find_values(definition)
+    for name, item in seen.items():
+        if name not in free and item.values is None:
+            raise _MisfitError(item.problem or f"the values of {name} are not in the dump")
+    return Match(
+        target=target,
+        axes={name: axes[name] for name in definition.var_axes},
+        tensors={name: _keep(name, item, definition, axes) for name, item in seen.items() if name not in free},
+        scalars={
+            name: _find_scalar(name, spec, observation)
+            for name, spec in definition.inputs.items()
+            if spec.shape is None
+        },
+        values={name: item for name, item in seen.items() if name in free},
+        notes=(*observation.notes, *taken),
+        taken=taken,
+    )
+
+
+def _check_parameters(observation: Observation, target: Target) -> tuple[str, ...]:
+    """Hold the parameters of a Definition's kernel against the call; name those that the dump cannot show."""
+    kernel = get_kernel_type(target.kernel)
+    call = kernel.find_template_call(target.parameters)
+    told = {**call.arguments, **call.selector} if call is not None else {}
+    for name, wanted in told.items():
+        if isinstance(wanted, (bool, int, float, str)) and name not in kernel.parameters.model_fields:
+            _check_same(name, wanted, observation)
+    taken: list[str] = []
+    for name, info in kernel.parameters.model_fields.items():
+        wanted = target.parameters.get(name)
+        if name in observation.facts:
+            _check_same(name, wanted, observation)
+        elif name in target.definition.axes or name.endswith("dtype") or name in kernel.parameters.silent:
+            continue  # lengths and element types are held against the tensors, a softmax scale is an input
+        elif info.is_required() and call is None:
+            raise _MisfitError(f"nothing shows {name}, which is {wanted!r} in the Definition")
+        elif not info.is_required() and wanted != info.default:
+            if name not in observation.hidden:
+                raise _MisfitError(f"{name} is {wanted!r} in the Definition, and the call does not say so")
+            taken.append(f"{name} = {wanted!r} is the Definition's: no dump shows it")
+    return tuple(taken)
+
+
+def _check_same(name: str, wanted: Any, observation: Observation) -> None:
+    given = observation.facts.get(name, wanted)
+    if isinstance(wanted, float) and isinstance(given, (int, float)):
+        is_same = math.isclose(wanted, given, rel_tol=_CLOSE)
+    else:
+        is_same = wanted is None or bool(wanted == given)  # what says nothing says what the tensors do
+    if not is_same:
+        raise _MisfitError(f"{name} is {given!r}, and {wanted!r} in the Definition")
+
+
+def _find_tensor(name: str, spec: TensorSpec, observation: Observation) -> Seen:
+    seen = observation.tensors.get(name)
+    if seen is None:
+        raise _MisfitError(f"the call gives no tensor {name}")
+    declared = spec.dtype.value
+    is_packed = spec.dtype in {DType.INT8, DType.FLOAT4_E2M1} and seen.dtype in _PACKED
+    if seen.dtype != declared and not is_packed:
+        raise _MisfitError(f"{name} is {seen.dtype}, and {declared} in the Definition")
+    return seen
+
+
+def _bind_axes(definition: Definition, seen: Mapping[str, Seen]) -> dict[str, int]:
+    axes = dict(definition.const_axes)
+    for name, item in seen.items():
+        declared = definition.inputs[name].shape or []
+        shape = item.shape
+        if len(shape) > len(declared) >= 2:  # SGLang's norms over heads: rows of the last dimension
+            shape = (math.prod(shape[: len(shape) - len(declared) + 1]), *shape[len(shape) - len(declared) + 1 :])
+        if len(shape) != len(declared):
+            raise _MisfitError(f"{name} has the shape {item.shape}, and {declared} in the Definition")
+        for axis, length in zip(declared, shape, strict=True):
+            if axes.setdefault(axis, length) != length:
+                raise _MisfitError(f"{name} has {axis} = {length}, and it is {axes[axis]}")
+    _settle_axes(definition, axes)
+    return axes
+
+
+def _settle_axes(definition: Definition, axes: dict[str, int]) -> None:
+    unknown = [name for name in definition.var_axes if name not in axes]
+    if unknown:
+        raise _MisfitError(f"no tensor tells the axis {unknown[0]}")
+    empty = [name for name in definition.var_axes if axes[name] <= 0]
+    if empty:
+        raise _MisfitError(f"the axis {empty[0]} is {axes[empty[0]]}: there is nothing to compute")
+    for text in definition.constraints:
+        if is_over_axes(text, definition) and not evaluate(text, axes, where=definition.name):
+            raise _MisfitError(f"constraint {text!r} does not hold")
+
+
+def _keep(name: str, seen: Seen, definition: Definition, axes: Mapping[str, int]) -> torch.Tensor:
+    """Return the values of structure, where they may stand in a Workload."""
+    if seen.values is None:
+        raise _MisfitError(f"the values of {name} are not in the dump")
+    values = seen.values.reshape([axes[axis] for axis in definition.inputs[name].shape or ()])
+    for total in _TOTALS.get(name, ()):
+        if total in axes and int(values[-1]) != axes[total]:
+            raise _MisfitError(f"{name} ends at {int(values[-1])}, and {total} is {axes[total]}")
+    if name == "kv_indices" and "num_pages" in axes and values.numel():
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high >= axes["num_pages"]:
+            raise _MisfitError(f"kv_indices names the pages {low} to {high} of {axes['num_pages']}")
+    return values
+
+
+def _find_scalar(name: str, spec: TensorSpec, observation: Observation) -> float | int | bool:
+    """Find a scalar: as the caller gave it, or as the Definition states it of its model."""
+    if name in observation.scalars:
+        return observation.scalars[name]
+    declared = find_declared_scale(spec.description) if name == "sm_scale" else None
+    if declared is None:
+        raise _MisfitError(f"nothing shows the value of {name}")
+    return declared

@@ -1,0 +1,163 @@
+"""What collecting Workloads came to, with the real distribution beside what was chosen of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+from fib_tools.model.base import Model
+from fib_tools.model.summary import Result, Summary, Table
+from fib_tools.model.workload import Origin
+
+__all__ = ["CollectEntry", "CollectResult", "Quantiles", "Refusal", "Spread", "measure_spread"]
+
+_SHOWN = 20
+
+
+class Quantiles(Model):
+    """Where the lengths of an axis lie."""
+
+    least: int
+    median: int
+    p95: int
+    most: int
+
+    def __str__(self) -> str:
+        return f"{self.least} / {self.median} / {self.p95} / {self.most}"
+
+
+class Spread(Model):
+    """The lengths of one axis."""
+
+    axis: str
+    calls: Quantiles
+    """Over all calls."""
+    chosen: Quantiles | None
+    """Over the chosen Workloads, each as often as it counts."""
+
+
+class CollectEntry(Model):
+    """What became of the calls of one Definition."""
+
+    definition: str
+    op_type: str
+    status: Literal["written", "unchanged", "would write", "refused"]
+    calls: int
+    distinct: int
+    """Different Workloads among them."""
+    workloads: int
+    """Chosen, and accepted by the reference."""
+    blobs: int = 0
+    """Files that are new."""
+    spreads: tuple[Spread, ...] = ()
+    notes: tuple[str, ...] = ()
+    """How what no dump shows was settled."""
+    rejected: tuple[str, ...] = ()
+    """Why Workloads were not accepted."""
+
+
+class Refusal(Model):
+    """Calls of a known kernel that became no Workload."""
+
+    function: str
+    reason: str
+    calls: int
+
+
+class CollectResult(Result):
+    """The Workloads of a folder of dumps."""
+
+    rows = "entries"
+
+    dataset: str
+    folder: str
+    origin: Origin
+    calls: int
+    plans: int
+    """Of the calls: those that only prepare others."""
+    reading_seconds: float
+    """Of reading and matching alone."""
+    most_bytes: int | None = None
+    """The most that lay in the folder at one time, where calls were removed as they came."""
+    entries: tuple[CollectEntry, ...] = ()
+    refused: tuple[Refusal, ...] = ()
+    others: dict[str, int]
+    """Calls of functions that are of no kernel type, by name."""
+    not_seen: tuple[str, ...] = ()
+    """Definitions without a call."""
+
+    @property
+    def has_errors(self) -> bool:
+        """Tell whether a reference did not accept a Workload."""
+        return any(entry.rejected for entry in self.entries)
+
+    def summary(self) -> Summary:
+        """Show the Workloads, the distribution, and what became none."""
+        rows = tuple(
+            (item.definition, item.status, str(item.calls), str(item.distinct), str(item.workloads), str(item.blobs))
+            for item in self.entries
+        )
+        columns = ("definition", "status", "calls", "distinct", "workloads", "new blobs")
+        tables = [Table(title=f"workloads ({self.origin})", columns=columns, rows=rows)] if rows else []
+        tables += [*self._list_spreads(), *self._list_refusals()]
+        lines = [f"{entry.definition}: {note}" for entry in self.entries for note in (*entry.notes, *entry.rejected)]
+        if self.not_seen:
+            lines.append(f"{len(self.not_seen)} Definitions without a call: {_shorten(self.not_seen)}")
+        if self.others:
+            lines.append(f"calls of no kernel type: {_shorten([f'{k} ({v})' for k, v in self.others.items()])}")
+        total = sum(entry.workloads for entry in self.entries)
+        each = 1000 * self.reading_seconds / max(self.calls, 1)
+        lines.append(
+            f"{self.calls} calls ({self.plans} of them plan()) read in {self.reading_seconds:.2f} s, "
+            f"{each:.2f} s for 1,000; {total} Workloads of {len(self.entries)} Definitions"
+        )
+        return Summary(tables=tuple(tables), lines=(*lines, self.dataset))
+
+    def _list_spreads(self) -> list[Table]:
+        rows = tuple(
+            (entry.definition, spread.axis, str(spread.calls), str(spread.chosen or ""))
+            for entry in self.entries
+            for spread in entry.spreads
+        )
+        columns = ("definition", "axis", "calls: least / median / p95 / most", "workloads, by count")
+        return [Table(title="lengths", columns=columns, rows=rows)] if rows else []
+
+    def _list_refusals(self) -> list[Table]:
+        rows = tuple((str(item.calls), item.function, item.reason) for item in self.refused[:_SHOWN])
+        return [
+            Table(title="calls that became no Workload", columns=("calls", "function", "reason"), rows=rows)
+        ] * bool(rows)
+
+
+def _shorten(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def measure_spread(axis: str, calls: Counter[int], chosen: Iterable[tuple[Mapping[str, int], int | None]]) -> Spread:
+    """Measure the lengths of an axis over calls, and over Workloads with their counts."""
+    kept: Counter[int] = Counter()
+    for axes, count in chosen:
+        kept[axes[axis]] += count or 1
+    return Spread(axis=axis, calls=_measure(calls), chosen=_measure(kept) if kept else None)
+
+
+def _measure(lengths: Counter[int]) -> Quantiles:
+    total = sum(lengths.values())
+    return Quantiles(
+        least=min(lengths),
+        median=_quantile(lengths, total, 0.5),
+        p95=_quantile(lengths, total, 0.95),
+        most=max(lengths),
+    )
+
+
+def _quantile(lengths: Counter[int], total: int, share: float) -> int:
+    """Find the least length that so many are no longer than."""
+    seen = 0
+    for length in sorted(lengths):
+        seen += lengths[length]
+        if seen >= share * total:
+            return length
+    return max(lengths)

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fib_tools.dataset.store import Dataset
+from fib_tools.errors import RequestError
+from fib_tools.model.definition import Definition
+from fib_tools.op_types.registry import get_kernel_type
+from fib_tools.operations import get_operation
+from fib_tools.phases.collect_result import CollectResult
+from fib_tools.phases.context import Context
+from fib_tools.phases.validate import validate_dataset
+from level10 import Recording
+
+NORM = get_kernel_type("rmsnorm").build({"hidden_size": 8, "eps": 1e-5})
+DECODE = get_kernel_type("gqa_paged_decode").build(
+    {"num_qo_heads": 4, "num_kv_heads": 2, "head_dim": 8, "page_size": 1}
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A run of two layers: a prefill and three decodes."""
+    recording = Recording(tmp_path / "dumps")
+    recording.rmsnorm(9)
+    recording.rmsnorm(9)
+    for step in range(3):
+        recording.plan_decode([4 + step, 5 + step])
+        recording.rmsnorm(2)
+        recording.run_decode(2)
+        recording.run_decode(2)
+    recording.rmsnorm(3, hidden_size=16)
+    return recording.folder
+
+
+@pytest.fixture
+def ready(context: Context) -> Context:
+    for definition in (NORM, DECODE):
+        context.dataset.write_definition(definition)
+    return context
+
+
+def collect(context: Context, folder: Path, **options: Any) -> CollectResult:
+    result = get_operation("collect").run(context, {"from_dir": folder, "origin": "dummy", **options})
+    assert isinstance(result, CollectResult)
+    return result
+
+
+def lines(context: Context, definition: Definition) -> list[dict[str, Any]]:
+    path = context.dataset.root / "workloads" / definition.op_type / f"{definition.name}.jsonl"
+    return [json.loads(line)["workload"] for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_calls_of_a_run_become_workloads_that_the_validator_and_the_references_accept(
+    ready: Context, folder: Path
+) -> None:
+    result = collect(ready, folder)
+    assert [(item.definition, item.status, item.calls, item.workloads, item.blobs) for item in result.entries] == [
+        (DECODE.name, "written", 6, 3, 3),
+        (NORM.name, "written", 5, 2, 0),
+    ]
+    assert not result.has_errors
+    assert sorted((item["axes"]["batch_size"], item["count"]) for item in lines(ready, NORM)) == [(2, 3), (9, 2)]
+    assert {item["origin"] for item in lines(ready, DECODE)} == {"dummy"}
+    assert [item.check for item in validate_dataset(ready, checks=("workload", "layout")).findings] == []
+    assert [(item.function, item.calls) for item in result.refused] == [("rmsnorm", 1)]
+
+
+def test_the_real_distribution_stands_beside_the_chosen(ready: Context, folder: Path) -> None:
+    result = collect(ready, folder, num_samples=1, op_types=("gqa_paged",))
+    (entry,) = result.entries
+    (pages,) = [item for item in entry.spreads if item.axis == "num_kv_indices"]
+    assert str(pages.calls) == "9 / 11 / 13 / 13"
+    assert pages.chosen is not None
+    assert pages.chosen.least == pages.chosen.most
+    assert [item["count"] for item in lines(ready, DECODE)] == [6], "it stands for all calls"
+    assert "lengths" in [table.title for table in result.summary().tables]
+
+
+def test_collecting_again_changes_nothing(ready: Context, folder: Path) -> None:
+    collect(ready, folder)
+    before = {path: path.read_bytes() for path in ready.dataset.root.rglob("*") if path.is_file()}
+    assert {item.status for item in collect(ready, folder).entries} == {"unchanged"}
+    assert {path: path.read_bytes() for path in ready.dataset.root.rglob("*") if path.is_file()} == before
+
+
+def test_a_dry_run_writes_and_removes_nothing(ready: Context, folder: Path) -> None:
+    result = collect(ready, folder, dry_run=True)
+    assert {item.status for item in result.entries} == {"would write"}
+    assert not (ready.dataset.root / "workloads").exists()
+    assert not (ready.dataset.root / "blob").exists()
+    assert len(list(folder.iterdir())) == 15
+    with pytest.raises(RequestError, match="a dry run removes nothing"):
+        collect(ready, folder, dry_run=True, consume=True)
+
+
+def test_calls_are_removed_when_their_workloads_are_written(ready: Context, folder: Path) -> None:
+    collect(ready, folder, consume=True)
+    assert list(folder.iterdir()) == []
+    assert len(lines(ready, DECODE)) == 3
+
+
+def test_a_workload_that_the_reference_fails_on_is_not_written(ready: Context, folder: Path) -> None:
+    broken = NORM.model_copy(
+        update={"reference": NORM.reference.replace("x = hidden", "assert hidden_states.shape[0] < 5\n    x = hidden")}
+    )
+    other = replace(ready, dataset_override=ready.workspace.root / "other")
+    other.dataset.write_definition(broken)
+    result = collect(other, folder)
+    (entry,) = result.entries
+    assert (entry.status, entry.workloads, len(entry.rejected)) == ("written", 1, 1)
+    assert "AssertionError" in entry.rejected[0]
+    assert result.has_errors
+    assert [item["axes"] for item in lines(other, NORM)] == [{"batch_size": 2}]
+
+
+def test_where_the_calls_come_from_has_to_be_said(ready: Context, folder: Path) -> None:
+    with pytest.raises(RequestError, match="origin is missing"):
+        get_operation("collect").run(ready, {"from_dir": folder})
+    with pytest.raises(RequestError, match="origin cannot be 'made up'"):
+        collect(ready, folder, origin="made up")
+
+
+def test_a_selection_that_selects_nothing_is_refused(ready: Context, folder: Path) -> None:
+    with pytest.raises(RequestError, match="no Definition 'none'"):
+        collect(ready, folder, definitions=("none",))
+    with pytest.raises(RequestError, match="no Definition of a known kernel type"):
+        collect(ready, folder, op_types=("gemm",))
+
+
+def test_definitions_without_a_call_are_named(ready: Context, folder: Path) -> None:
+    ready.dataset.write_definition(get_kernel_type("silu_and_mul").build({"intermediate_size": 8}))
+    assert collect(ready, folder).not_seen == ("silu_and_mul_i8",)
+
+
+def test_nothing_is_left_in_the_workspace(ready: Context, folder: Path) -> None:
+    collect(ready, folder)
+    left = {path.name for path in ready.workspace.root.iterdir()}
+    assert not [name for name in left if "tmp" in name]
+    assert Dataset.open(ready.dataset.root)
