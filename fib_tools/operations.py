@@ -24,6 +24,7 @@ from fib_tools.phases.status import show_status
 from fib_tools.phases.targets import list_targets
 from fib_tools.phases.trace_block import trace_block
 from fib_tools.phases.trace_diff import compare_traces
+from fib_tools.phases.trace_model import trace_model
 from fib_tools.phases.validate import validate_dataset
 
 __all__ = ["JOB_TOOLS", "OPERATIONS", "get_operation"]
@@ -154,6 +155,7 @@ OPERATIONS: tuple[Operation, ...] = (
         is_long=True,
         is_open_world=True,
     ),
+    Operation(verb="trace model", tool="", function=trace_model, phase=3, effect=Effect.WORKSPACE, is_long=True),
     Operation(verb="trace block", tool="", function=trace_block, phase=None, effect=Effect.WORKSPACE, is_long=True),
     Operation(verb="trace diff", tool="", function=compare_traces, phase=None, effect=Effect.READ),
     Operation(verb="status", tool="fib_show_status", function=show_status, phase=None, effect=Effect.READ),

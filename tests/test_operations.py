@@ -35,6 +35,7 @@ NO_TOOL = {
     "targets",
     "trace block",
     "trace diff",
+    "trace model",
 }
 """Commands that agents are not offered: sixteen tools are what a model can choose from."""
 

@@ -31,7 +31,7 @@ from fib_tools.render import show_progress
 
 __all__ = ["build_app", "main"]
 
-_GROUPS = {"trace": "Watch a model run: one block as a picture for Perfetto, and two pictures compared."}
+_GROUPS = {"trace": "Watch a model run: its Workloads, one block as a picture for Perfetto, two pictures compared."}
 """What commands of two words have in common."""
 
 

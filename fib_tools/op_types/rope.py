@@ -178,9 +178,10 @@ def _define_for_tokens(parameters: TokenRopeParameters) -> Definition:
             "num_heads": const(parameters.num_heads, "Query heads."),
             "num_kv_heads": var("Key heads."),
             "head_dim": const(parameters.head_dim, "Elements of one head."),
-            "num_pairs": const(parameters.rotary_dim // 2, "Pairs of elements that turn; others pass through."),
+            "rotary_dim": const(parameters.rotary_dim, "Elements of each head that turn; the others pass through."),
+            "num_pairs": const(parameters.rotary_dim // 2, "Pairs of them."),
         },
-        constraints=["2 * num_pairs <= head_dim"],
+        constraints=["rotary_dim <= head_dim", "2 * num_pairs == rotary_dim"],
         inputs={
             "q": tensor(parameters.dtype, queries, "Queries."),
             "k": tensor(parameters.dtype, keys, "Keys."),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ from fib_tools.phases.context import Context
 from fib_tools.phases.inventory import workspace_lock
 from fib_tools.phases.request import check_op_types
 
-__all__ = ["collect_workloads"]
+__all__ = ["collect_workloads", "find_target", "settle_workloads"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +87,7 @@ def collect_workloads(  # the options of the command
     dataset = Dataset.open(context.dataset.root)
     targets = _find_targets(context, dataset, definitions, op_types)
     reading = _read(context, from_dir, Collector(targets=targets, limit=num_samples), follow=follow)
-    entries = _settle(context, dataset, reading.collector, origin=origin, dry_run=dry_run)
+    entries = settle_workloads(context, dataset, reading.collector.tallies, origin=origin, dry_run=dry_run)
     for path in reading.read if consume else ():
         remove_call(path)
     return _report(dataset, from_dir, reading, entries=entries, origin=origin)
@@ -107,7 +107,7 @@ def _find_targets(
         if (definitions is None or item.name in definitions) and (op_types is None or item.op_type in op_types)
     ]
     context.progress("recognising the Definitions", 0, 0)
-    targets = [target for target in map(_find_target, wanted) if target is not None]
+    targets = [target for target in map(find_target, wanted) if target is not None]
     if not targets:
         raise RequestError(
             "no Definition of a known kernel type to collect for",
@@ -117,7 +117,8 @@ def _find_targets(
     return targets
 
 
-def _find_target(definition: Definition) -> Target | None:
+def find_target(definition: Definition) -> Target | None:
+    """Find what a Definition computes; None when no kernel type of ours does."""
     found = recognise(definition)
     if found is None:
         return None
@@ -138,27 +139,26 @@ def _read(context: Context, folder: Path, collector: Collector, *, follow: float
     return _Reading(collector=collector, seconds=time.monotonic() - start, read=read)
 
 
-def _settle(
-    context: Context, dataset: Dataset, collector: Collector, *, origin: Origin, dry_run: bool
+def settle_workloads(
+    context: Context, dataset: Dataset, tallies: Mapping[str, Tally], *, origin: Origin, dry_run: bool
 ) -> list[CollectEntry]:
     """Choose, execute and write the Workloads of every Definition."""
     drafts = {
         name: [make_draft(tally.target.definition, item, origin) for item in tally.choose()]
-        for name, tally in sorted(collector.tallies.items())
+        for name, tally in sorted(tallies.items())
     }
-    reasons = _execute(context, collector, drafts)
+    reasons = _execute(context, tallies, drafts)
     with hold(workspace_lock(context), purpose="writing Workloads"):
         return [
-            _write(dataset, collector.tallies[name], items, reasons=reasons, dry_run=dry_run)
-            for name, items in drafts.items()
+            _write(dataset, tallies[name], items, reasons=reasons, dry_run=dry_run) for name, items in drafts.items()
         ]
 
 
-def _execute(context: Context, collector: Collector, drafts: dict[str, list[Draft]]) -> dict[str, str]:
+def _execute(context: Context, tallies: Mapping[str, Tally], drafts: dict[str, list[Draft]]) -> dict[str, str]:
     """Run the reference with every Workload; return why it did not accept some, by uuid."""
     listed = [(name, draft) for name, items in drafts.items() for draft in items]
     with _stage(context, [draft for _, draft in listed]) as root:
-        given = ((collector.tallies[name].target.definition, draft.workload) for name, draft in listed)
+        given = ((tallies[name].target.definition, draft.workload) for name, draft in listed)
         reasons: dict[str, str] = {}
         for done, (uuid, execution) in enumerate(execute_workloads(given, root=root), start=1):
             context.progress("executing Workloads", done, len(listed))

@@ -125,3 +125,14 @@ def test_rope_of_tokens_is_that_of_llama(try_kernel: Callable[..., Any]) -> None
     cos, sin = (torch.cat([trial.inputs[name]] * 2, dim=-1)[None] for name in ("cos", "sin"))
     for output, wanted in zip(trial.outputs.values(), apply_rotary_pos_emb(q, k, cos, sin), strict=True):
         torch.testing.assert_close(output, wanted[0].transpose(0, 1))
+
+
+def test_rope_of_tokens_is_recognised_with_all_that_it_is() -> None:
+    from fib_tools.gate.recognise import recognise
+
+    for parameters in ({"rotary_dim": 64}, {"rotary_dim": 32}, {"rotary_dim": 64, "is_neox": False}):
+        kernel = get_kernel_type("rope")
+        found = recognise(kernel.build({"num_heads": 8, "head_dim": 64, **parameters}))
+        assert found is not None
+        assert found.kernel == "rope"
+        assert found.parameters.items() >= {"num_heads": 8, "head_dim": 64, "is_neox": True, **parameters}.items()

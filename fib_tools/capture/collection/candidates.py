@@ -55,18 +55,18 @@ class Tally:
     notes: dict[str, None] = field(default_factory=dict)
     held: dict[str, Candidate] = field(default_factory=dict)
 
-    def add(self, match: Match) -> None:
-        """Take in a call."""
-        self.calls += 1
+    def add(self, match: Match, calls: int = 1) -> None:
+        """Take in calls that say the same."""
+        self.calls += calls
         self.notes |= dict.fromkeys(match.notes)
         for name, length in match.axes.items():
-            self.lengths.setdefault(name, Counter())[length] += 1
+            self.lengths.setdefault(name, Counter())[length] += calls
         key = _identify(match)
         if key in self.held:
-            self.held[key].count += 1
+            self.held[key].count += calls
             return
         self.distinct += 1
-        self.held[key] = _make_candidate(match)
+        self.held[key] = replace(_make_candidate(match), count=calls)
         if len(self.held) > _SPARE * self.limit:
             self._thin()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -20,7 +20,7 @@ from fib_tools.capture.forward.watch import Watch
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["patch_attention"]
+__all__ = ["patch_attention", "repage"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,13 +139,14 @@ def _describe_attention(
     sizes: dict[str, Any] = {"num_qo_heads": heads, "dtype": name_dtype(dtype), "sm_scale": scale}
     if getattr(module, "kv_lora_rank", None):
         return _describe_latent(module, sizes, lengths, dim, dim_vo, page_size)
-    sizes |= {"num_kv_heads": kv_heads, "head_dim": dim, "sinks": sinks}
-    if dim_vo != dim:
-        sizes["head_dim_vo"] = dim_vo
-    if window:
-        sizes["window_left"] = int(window) - 1
-    if softcap:
-        sizes["logits_soft_cap"] = float(softcap)
+    sizes |= {
+        "num_kv_heads": kv_heads,
+        "head_dim": dim,
+        "head_dim_vo": dim_vo if dim_vo != dim else None,
+        "window_left": int(window) - 1 if window else -1,
+        "logits_soft_cap": float(softcap) if softcap else 0.0,
+        "sinks": sinks,
+    }
     if lengths.is_decode:
         parameters = {**sizes, "page_size": page_size}
         return _describe_pages("gqa_paged_decode", parameters, lengths, scale, page_size, last_page=True)
@@ -195,3 +196,13 @@ def _describe_pages(
 
 def _sum_up(lengths: Sequence[int]) -> tuple[int, ...]:
     return tuple(accumulate(lengths, initial=0))
+
+
+def repage(call: Call, page_size: int) -> Call:
+    """Describe a decode call, which was described in pages of one token, in larger ones."""
+    starts = call.given["kv_indptr"]
+    keys = tuple(int(after - before) for before, after in pairwise(starts))
+    lengths = _Lengths(queries=(1,) * len(keys), keys=keys, pairs=sum(keys))
+    parameters = {**call.parameters, "page_size": page_size}
+    scale, last_page = call.scalars["sm_scale"], "kv_last_page_len" in call.given
+    return _describe_pages(call.kernel, parameters, lengths, scale, page_size, last_page=last_page)

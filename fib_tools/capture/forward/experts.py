@@ -66,4 +66,7 @@ def _describe_experts(module: Any, hidden_states: torch.Tensor, chosen: torch.Te
         "activation": "swiglu_oai" if hasattr(module, "alpha") and hasattr(module, "limit") else "swiglu",
         "expert_bias": getattr(module, "down_proj_bias", None) is not None,
     }
-    return Call(kernel=_KERNELS[dtype], parameters=parameters, axes={"seq_len": hidden_states.numel() // hidden})
+    factor = getattr(getattr(module, "config", None), "routed_scaling_factor", None)
+    scalars = {"local_expert_offset": 0, "routed_scaling_factor": 1.0 if factor is None else float(factor)}
+    axes = {"seq_len": hidden_states.numel() // hidden}
+    return Call(kernel=_KERNELS[dtype], parameters=parameters, axes=axes, scalars=scalars)

@@ -122,8 +122,8 @@ def test_windows_caps_and_sinks_are_constants_of_the_kernel() -> None:
     model = make_model("gpt_oss")
     with observe(model) as watch:
         generate(model, make_prompt((12, 8)), tokens=1)
-    windows = [call.parameters.get("window_left") for call in calls(watch, "gqa_ragged_prefill")]
-    assert windows == [7, None]
+    windows = [call.parameters["window_left"] for call in calls(watch, "gqa_ragged_prefill")]
+    assert windows == [7, -1]
     assert all(call.parameters["sinks"] for call in calls(watch, "gqa_ragged_prefill"))
     (experts,) = calls(watch, "moe_bf16")
     assert (experts.parameters["activation"], experts.parameters["expert_bias"]) == ("swiglu_oai", True)

@@ -1,0 +1,307 @@
+"""Workloads from a transformers model that is run here: what it calls, matched with Definitions, each executed."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from fib_tools.dataset.store import Dataset
+from fib_tools.errors import FibError, RequestError
+from fib_tools.host.locks import hold
+from fib_tools.model.base import Model
+from fib_tools.model.definition import Definition
+from fib_tools.model.summary import Result, Summary, Table
+from fib_tools.model.workload import Origin
+from fib_tools.phases.collect import find_target, settle_workloads
+from fib_tools.phases.collect_result import CollectEntry
+from fib_tools.phases.context import Context
+from fib_tools.phases.inventory import workspace_lock
+
+if TYPE_CHECKING:
+    from fib_tools.capture.collection.candidates import Tally as Collected
+    from fib_tools.capture.collection.matching import Target
+    from fib_tools.capture.forward.watch import Tally
+
+__all__ = ["MissingDefinition", "TraceModelResult", "UnmappedCall", "trace_model"]
+
+_SEED = 0
+_SHOWN = 40
+
+
+class MissingDefinition(Model):
+    """A Definition that calls were of, and that the dataset has not got."""
+
+    name: str
+    kernel: str
+    calls: int
+    reason: str = ""
+    """Why it cannot be made from the calls alone; empty if it can."""
+
+
+class UnmappedCall(Model):
+    """What no kernel type describes."""
+
+    what: str
+    reason: str
+    calls: int
+
+
+class TraceModelResult(Result):
+    """What a model called, and the Workloads that came of it."""
+
+    rows = "entries"
+    row_fields = ("definition", "op_type", "status", "calls", "distinct", "workloads")
+
+    model: str
+    dataset: str
+    origin: Origin
+    seconds: float
+    """Of generating, watched."""
+    calls: int
+    entries: tuple[CollectEntry, ...]
+    created: tuple[str, ...] = ()
+    """Definitions that were created."""
+    missing: tuple[MissingDefinition, ...] = ()
+    unmapped: tuple[UnmappedCall, ...] = ()
+
+    @property
+    def has_errors(self) -> bool:
+        """A Workload that the reference does not take is an error."""
+        return any(entry.rejected for entry in self.entries)
+
+    def summary(self) -> Summary:
+        """Show what was matched, then what was not and how to have it matched."""
+        rows = tuple(
+            (each.definition, each.status, str(each.calls), str(each.distinct), str(each.workloads))
+            for each in self.entries[:_SHOWN]
+        )
+        tables = [
+            Table(title=self.model, columns=("Definition", "status", "calls", "distinct", "Workloads"), rows=rows)
+        ]
+        if self.missing:
+            lines = tuple((each.name, str(each.calls), each.reason) for each in self.missing[:_SHOWN])
+            tables.append(Table(title="no Definition", columns=("name", "calls", "why"), rows=lines))
+        if self.unmapped:
+            lines = tuple((each.what, str(each.calls), each.reason) for each in self.unmapped[:_SHOWN])
+            tables.append(Table(title="no kernel type", columns=("what", "calls", "why"), rows=lines))
+        return Summary(tables=tuple(tables), lines=tuple(self._conclude()))
+
+    def _conclude(self) -> Iterable[str]:
+        yield f"{self.calls} calls in {self.seconds:.1f} s ({self.origin}); {len(self.entries)} Definitions in {self.dataset}"
+        if self.created:
+            yield f"created: {', '.join(self.created)}"
+        if any(not each.reason for each in self.missing):
+            yield f"to create what is missing: fib trace model {shlex.quote(self.model)} --create-missing"
+
+
+def trace_model(
+    context: Context,
+    model: Annotated[
+        str,
+        Field(
+            description="Folder or file of weights (safetensors, .pth, .gguf), or a model in the Hugging Face cache."
+        ),
+    ],
+    *,
+    max_new_tokens: Annotated[int, Field(ge=1, le=4096, description="Tokens to generate after each prompt.")] = 16,
+    prompts: Annotated[
+        Path | None,
+        Field(description="File with a prompt on each line; needs the model's tokenizer beside the weights."),
+    ] = None,
+    lengths: Annotated[
+        tuple[int, ...],
+        Field(description="Without prompts: lengths of sequences drawn at random, one batch.", min_length=1),
+    ] = (48, 21, 33, 8),
+    layers: Annotated[
+        int | None, Field(ge=1, description="Only the first layers: others call the same kernels.")
+    ] = None,
+    dtype: Annotated[
+        Literal["bfloat16", "float16", "float32"], Field(description="What the weights are converted to.")
+    ] = "bfloat16",
+    device: Annotated[Literal["cpu", "cuda"], Field(description="Where to run it.")] = "cpu",
+    num_samples: Annotated[int, Field(ge=1, le=10_000, description="The most Workloads of one Definition.")] = 100,
+    create_missing: Annotated[bool, Field(description="Create the Definitions that the dataset has not got.")] = False,
+    dry_run: Annotated[bool, Field(description="Say what would be written; nothing is written.")] = False,
+) -> TraceModelResult:
+    """Run a transformers model here, watch the kernels it calls, and write their Workloads into the dataset.
+
+    Exit status 0: written; 1: a Workload was refused by its reference; 2: the weights or the request cannot be served.
+    """
+    import time
+
+    dataset = context.dataset if create_missing and not dry_run else Dataset.open(context.dataset.root)
+    context.progress(f"loading {model}", 0, 3)
+    loaded, inputs, origin = _load(context, model, prompts, lengths, layers=layers, dtype=dtype, device=device)
+    context.progress("generating", 1, 3)
+    begun = time.perf_counter()
+    tallies = _generate(loaded, inputs, max_new_tokens)
+    seconds = time.perf_counter() - begun
+    context.progress("matching", 2, 3)
+    created = _create(context, dataset, tallies) if create_missing and not dry_run else ()
+    collected, missing, unmapped = _match(dataset, tallies, num_samples)
+    return TraceModelResult(
+        model=model,
+        dataset=str(dataset.root),
+        origin=origin,
+        seconds=round(seconds, 3),
+        calls=sum(tally.count for tally in tallies),
+        entries=tuple(settle_workloads(context, dataset, collected, origin=origin, dry_run=dry_run)),
+        created=created,
+        missing=missing,
+        unmapped=unmapped,
+    )
+
+
+def _load(
+    context: Context,
+    model: str,
+    prompts: Path | None,
+    lengths: Sequence[int],
+    *,
+    layers: int | None,
+    dtype: str,
+    device: str,
+) -> tuple[Any, dict[str, Any], Origin]:
+    """Load the weights and make a batch; what was drawn at random is no real prompt."""
+    from fib_tools.capture.checkpoints.loading import load_model
+    from fib_tools.capture.checkpoints.opening import open_checkpoint
+
+    checkpoint = open_checkpoint(context.check_readable(Path(model)) if Path(model).exists() else model)
+    loaded = load_model(checkpoint, layers=layers, dtype=dtype, device=device, attention="sdpa")
+    if prompts is not None:
+        return loaded, _tokenize(context, model, prompts), "synthetic" if layers else "real"
+    return loaded, _draw(int(loaded.config.vocab_size), lengths), "synthetic"
+
+
+def _draw(vocabulary: int, lengths: Sequence[int]) -> dict[str, Any]:
+    """Draw a batch of sequences, the shorter ones padded on the left."""
+    import torch
+
+    longest = max(lengths)
+    ids = torch.randint(0, vocabulary, (len(lengths), longest), generator=torch.Generator().manual_seed(_SEED))
+    mask = torch.stack([(torch.arange(longest) >= longest - length).long() for length in lengths])
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def _tokenize(context: Context, model: str, prompts: Path) -> dict[str, Any]:
+    from transformers import AutoTokenizer
+
+    path = context.check_readable(prompts)
+    if not path.is_file():
+        raise RequestError(
+            f"{str(path)!r} is not there", where="--prompts", todo="pass a text file, a prompt on each line"
+        )
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not lines:
+        raise RequestError("the file holds no prompt", where=str(path), todo="write a prompt on each line")
+    where = Path(model) if Path(model).is_dir() else Path(model).parent if Path(model).is_file() else model
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=True, padding_side="left")
+    except (OSError, ValueError, KeyError) as error:
+        todo = "leave --prompts out: sequences of --lengths are then drawn at random"
+        raise RequestError("there is no tokenizer with these weights", where=str(where), todo=todo) from error
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    return dict(tokenizer(lines, return_tensors="pt", padding=True))
+
+
+def _generate(loaded: Any, inputs: dict[str, Any], tokens: int) -> tuple[Tally, ...]:
+    """Generate, watched: so many tokens for every sequence, with a draw at each as people sample."""
+    import torch
+
+    from fib_tools.capture.forward.observe import observe
+
+    on_device = {name: value.to(loaded.device) for name, value in inputs.items()}
+    with torch.no_grad(), observe(loaded, page_size=1) as watch:
+        loaded.generate(
+            **on_device,
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            do_sample=True,
+            top_k=50,
+            top_p=0.95,
+            pad_token_id=0,
+        )
+    return watch.tallies
+
+
+def _match(
+    dataset: Dataset, tallies: Sequence[Tally], limit: int
+) -> tuple[dict[str, Collected], tuple[MissingDefinition, ...], tuple[UnmappedCall, ...]]:
+    """Give every call to the Definitions that it is one of, and say which it is none of."""
+    from fib_tools.capture.collection.candidates import Tally as Collected
+    from fib_tools.capture.forward.call import Unmapped
+    from fib_tools.capture.forward.matching import match_call
+
+    targets = _list_targets(dataset)
+    collected: dict[str, Collected] = {}
+    missing: dict[str, MissingDefinition] = {}
+    unmapped: list[UnmappedCall] = []
+    for tally in tallies:
+        if isinstance(tally.call, Unmapped):
+            unmapped.append(UnmappedCall(what=tally.call.what, reason=tally.call.reason, calls=tally.count))
+            continue
+        matches = match_call(tally.call, targets)
+        for match in matches:
+            name = match.target.definition.name
+            collected.setdefault(name, Collected(target=match.target, limit=limit)).add(match, tally.count)
+        if not matches:
+            name, reason = _name_missing(tally)
+            known = missing.get(name, MissingDefinition(name=name, kernel=tally.call.kernel, calls=0, reason=reason))
+            missing[name] = known.model_copy(update={"calls": known.calls + tally.count})
+    return collected, tuple(missing.values()), tuple(unmapped)
+
+
+def _list_targets(dataset: Dataset) -> list[Target]:
+    loaded, _ = dataset.load_definitions()
+    return [target for target in map(find_target, loaded.values()) if target is not None]
+
+
+def _build(tally: Tally) -> tuple[Definition, str]:
+    """Build the Definition of a call, and what sets it apart from others of its name.
+
+    Raises:
+        ValueError: the call does not show all of it.
+    """
+    from fib_tools.op_types.registry import get_kernel_type
+
+    kernel = get_kernel_type(tally.call.kernel)  # type: ignore[union-attr]  # who asks has looked
+    parameters = kernel.parameters.model_validate(dict(tally.call.parameters))  # type: ignore[union-attr]
+    return kernel.define(parameters), parameters.qualifier() or parameters.plain_qualifier()
+
+
+def _name_missing(tally: Tally) -> tuple[str, str]:
+    try:
+        return _build(tally)[0].name, ""
+    except (ValueError, FibError) as error:
+        kernel = tally.call.kernel  # type: ignore[union-attr]  # who asks has looked
+        what = "how experts are chosen is not seen in the call; fib define has it from the config"
+        return kernel, what if kernel.startswith("moe") else str(error).splitlines()[0]
+
+
+def _create(context: Context, dataset: Dataset, tallies: Sequence[Tally]) -> tuple[str, ...]:
+    """Have the gate admit the Definitions that are missing: their references are executed first."""
+    from fib_tools.capture.forward.call import Unmapped
+    from fib_tools.capture.forward.matching import match_call
+    from fib_tools.gate.execute import open_sandbox
+    from fib_tools.gate.gate import AdmissionStatus, Candidate, admit
+    from fib_tools.phases.admissions import stage
+
+    targets = _list_targets(dataset)
+    wanted: dict[str, Candidate] = {}
+    for tally in tallies:
+        if isinstance(tally.call, Unmapped) or match_call(tally.call, targets) or _name_missing(tally)[1]:
+            continue
+        definition, qualifier = _build(tally)
+        wanted.setdefault(f"{definition.name} {qualifier}", Candidate(definition=definition, qualifier=qualifier))
+    context.workspace.create()
+    loaded, _ = dataset.load_definitions()
+    with hold(workspace_lock(context), purpose="creating Definitions"), open_sandbox() as sandbox:
+        admissions = list(admit(list(wanted.values()), index=loaded, stage=partial(stage, context), sandbox=sandbox))
+    return tuple(
+        each.definition.name for each in admissions if each.status is AdmissionStatus.ACCEPTED and each.definition
+    )

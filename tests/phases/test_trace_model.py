@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fib_tools.errors import RequestError
+from fib_tools.phases.context import Context
+from fib_tools.phases.trace_model import trace_model
+from fib_tools.phases.validate import validate_dataset
+from tiny_checkpoints import make_llama, write_safetensors
+from tiny_forward import make_model
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_safetensors(make_llama(), tmp_path_factory.mktemp("llama") / "hf"))
+
+
+def test_a_model_that_runs_gives_workloads_of_all_that_it_calls(context: Context, llama: str) -> None:
+    result = trace_model(context, llama, max_new_tokens=3, lengths=(9, 5), create_missing=True)
+    assert (result.missing, result.unmapped, result.has_errors) == ((), (), False)
+    assert set(result.created) == {entry.definition for entry in result.entries}
+    kinds = {entry.op_type for entry in result.entries}
+    assert kinds >= {"embedding", "rmsnorm", "gemm", "rope", "gqa_ragged", "gqa_paged", "activation", "sampling"}
+    assert validate_dataset(context).has_errors is False
+    dataset = context.dataset
+    (decode,) = [entry for entry in result.entries if entry.op_type == "gqa_paged"]
+    found = dataset.load_workloads("gqa_paged", decode.definition)
+    # two tokens after the first, each at another length, in each of three layers
+    assert sorted((each.axes["num_kv_indices"], each.count) for each in found) == [(16, 3), (18, 3)]
+    assert {each.origin for each in found} == {"synthetic"}
+    again = trace_model(context, llama, max_new_tokens=3, lengths=(9, 5))
+    assert {entry.status for entry in again.entries} == {"unchanged"}
+    assert [(entry.definition, entry.calls) for entry in again.entries] == [
+        (entry.definition, entry.calls) for entry in result.entries
+    ]
+
+
+def test_what_the_dataset_has_not_got_is_listed_with_the_command_that_creates_it(context: Context, llama: str) -> None:
+    trace_model(context, llama, max_new_tokens=1, lengths=(4,), create_missing=True)
+    for path in (context.dataset.root / "definitions").glob("rope/*.json"):
+        path.unlink()
+    result = trace_model(context, llama, max_new_tokens=1, lengths=(4,), dry_run=True)
+    (missing,) = result.missing
+    assert (missing.kernel, missing.calls, missing.reason) == ("rope", 3, "")
+    assert {entry.status for entry in result.entries} == {"would write"}
+    assert result.summary().lines[-1].endswith("--create-missing")
+
+
+def test_experts_need_a_definition_that_says_how_they_are_chosen(context: Context, tmp_path: Path) -> None:
+    model = make_model("qwen3_moe")
+    model.save_pretrained(tmp_path / "moe")  # type: ignore[operator]  # a transformers model
+    result = trace_model(context, str(tmp_path / "moe"), max_new_tokens=1, lengths=(6, 4), create_missing=True)
+    (missing,) = result.missing
+    assert missing.kernel == "moe_bf16"
+    assert "fib define has it" in missing.reason
+
+
+def test_prompts_need_a_file_and_a_tokenizer(context: Context, llama: str, tmp_path: Path) -> None:
+    context.dataset.root.mkdir(parents=True)
+    (context.dataset.root / "definitions").mkdir()
+    with pytest.raises(RequestError, match="is not there"):
+        trace_model(context, llama, prompts=tmp_path / "none.txt")
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n", encoding="utf-8")
+    with pytest.raises(RequestError, match="holds no prompt"):
+        trace_model(context, llama, prompts=empty)
+    empty.write_text("hello\n", encoding="utf-8")
+    with pytest.raises(RequestError, match="there is no tokenizer"):
+        trace_model(context, llama, prompts=empty)
