@@ -104,6 +104,13 @@ def test_another_kernel_of_the_same_api_is_no_workload(
     assert reasons(collect(NORM)) == [reason]
 
 
+def test_of_many_reasons_that_of_the_nearest_definition_is_given(recording: Recording, collect: Any) -> None:
+    recording.rmsnorm(3)
+    others = [target("rmsnorm", hidden_size=size, eps=eps) for size, eps in ((8, 1e-6), (16, 1e-5), (16, 1e-6))]
+    (said,) = reasons(collect(*others))
+    assert said == "rmsnorm_h16: hidden_states has hidden_size = 8, and it is 16 (and 2 others do not fit)"
+
+
 def test_calls_of_other_functions_are_counted_by_name(recording: Recording, collect: Any) -> None:
     recording.call("rmsnorm", "(input: torch.Tensor)", floats(2, 8), module="elsewhere.norm")
     collector = collect(NORM)
