@@ -172,7 +172,16 @@ def _check_parameters(observation: Observation, target: Target) -> tuple[str, ..
             if name not in observation.hidden:
                 raise _MisfitError(f"{name} is {wanted!r} in the Definition, and the call does not say so")
             taken.append(f"{name} = {wanted!r} is the Definition's: no dump shows it")
-    return tuple(taken)
+    return (*taken, *_compare_scale(observation, target.definition))
+
+
+def _compare_scale(observation: Observation, definition: Definition) -> list[str]:
+    """Say when a call has another softmax scale than the Definition's model: an input may, another Definition fits better."""
+    spec, given = definition.inputs.get("sm_scale"), observation.scalars.get("sm_scale")
+    declared = find_declared_scale(spec.description) if spec is not None else None
+    if declared is None or given is None or math.isclose(declared, given, rel_tol=_CLOSE):
+        return []
+    return [f"sm_scale is {given:g} in calls, and {declared:g} of the Definition's model"]
 
 
 def _check_same(name: str, wanted: Any, observation: Observation) -> None:
@@ -241,9 +250,11 @@ def _keep(name: str, seen: Seen, definition: Definition, axes: Mapping[str, int]
 
 def _find_scalar(name: str, spec: TensorSpec, observation: Observation) -> float | int | bool:
     """Find a scalar: as the caller gave it, or as the Definition states it of its model."""
-    if name in observation.scalars:
-        return observation.scalars[name]
     declared = find_declared_scale(spec.description) if name == "sm_scale" else None
-    if declared is None:
+    value = observation.scalars.get(name, declared)
+    if value is None:
         raise _ValuesError(f"nothing shows the value of {name}")
-    return declared
+    is_whole = isinstance(value, bool) if spec.dtype is DType.BOOL else type(value) is int
+    if not math.isfinite(value) or (spec.dtype.value.startswith(("int", "bool")) and not is_whole):
+        raise _ValuesError(f"{name} is {value!r}, and {spec.dtype.value} in the Definition")
+    return value
