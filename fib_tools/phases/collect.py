@@ -114,6 +114,8 @@ def _find_targets(
             where=str(dataset.root),
             todo="run: fib define MODEL, or select others",
         )
+    for target in targets:  # what cannot be added to is found before calls are removed
+        dataset.load_workloads(target.definition.op_type, target.definition.name)
     return targets
 
 

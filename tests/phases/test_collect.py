@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fib_tools.dataset.store import Dataset
-from fib_tools.errors import RequestError
+from fib_tools.errors import FormatError, RequestError
 from fib_tools.model.definition import Definition
 from fib_tools.op_types.registry import get_kernel_type
 from fib_tools.operations import get_operation
@@ -131,6 +131,17 @@ def test_a_selection_that_selects_nothing_is_refused(ready: Context, folder: Pat
         collect(ready, folder, definitions=("none",))
     with pytest.raises(RequestError, match="no Definition of a known kernel type"):
         collect(ready, folder, op_types=("gemm",))
+
+
+def test_a_workload_file_that_cannot_be_added_to_is_found_before_a_call_is_removed(
+    ready: Context, folder: Path
+) -> None:
+    path = ready.dataset.root / "workloads" / "rmsnorm" / f"{NORM.name}.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text("half a li", encoding="utf-8")
+    with pytest.raises(FormatError, match="not JSON"):
+        collect(ready, folder, follow=0.1)
+    assert len(list(folder.iterdir())) == 15
 
 
 def test_definitions_without_a_call_are_named(ready: Context, folder: Path) -> None:

@@ -32,6 +32,7 @@ __all__ = ["Call", "OpaqueValue", "TensorFacts", "list_call_folders", "load_call
 _NAME = re.compile(
     r"(?P<time>[0-9]{8}_[0-9]{6}_[0-9]{3})_pid(?P<pid>[0-9]{1,10})_(?P<function>[\w.<>]{1,150})_call[0-9]+"
 )
+_DOTTED = re.compile(r"[\w.<>]{1,200}")
 _METADATA_BYTES = 4 << 20
 _INTEGER_BYTES = 256 << 20
 """Of one tensor that is kept: a page table of 64 million entries."""
@@ -135,10 +136,13 @@ def _read_call(folder: Path, document: Mapping[str, Any]) -> Call:
     keywords = {key[6:]: value for key, value in given.items() if key.startswith("kwarg_")}
     arguments = bind_arguments(parameters, positional, keywords)
     identity = document.get("self_id")
+    module, function = str(document["module"]), str(document["function_name"])
+    if not (_DOTTED.fullmatch(module) and _DOTTED.fullmatch(function)):
+        raise ValueError(f"{module[:80]!r} and {function[:80]!r} name no function")
     return Call(
         folder=folder,
-        module=str(document["module"]),
-        function=str(document["function_name"]),
+        module=module,
+        function=function,
         process=int(document["process_id"]),
         self_id=None if identity is None else int(identity),
         arguments=arguments,

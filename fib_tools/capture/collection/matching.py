@@ -63,6 +63,21 @@ class Match:
 class _MisfitError(Exception):
     """Why a call is none of a Definition."""
 
+    depth = 0
+    """How much of the call did fit before."""
+
+
+class _ValuesError(_MisfitError):
+    """Every length fits, and what is kept does not."""
+
+    depth = 2
+
+
+class _LengthsError(_MisfitError):
+    """The parameters fit, and a length does not."""
+
+    depth = 1
+
 
 def is_known_api(module: str, function: str) -> bool:
     """Tell whether a kernel type of ours computes what this function computes."""
@@ -88,12 +103,12 @@ def find_match(observation: Observation, targets: Sequence[Target]) -> Match:
         FormatError: there is none, or several; the message says why.
     """
     found: list[Match] = []
-    reasons: list[str] = []
+    reasons: list[tuple[int, str]] = []
     for target in targets:
         try:
             found.append(_fit(observation, target))
         except _MisfitError as misfit:
-            reasons.append(f"{target.definition.name}: {misfit}")
+            reasons.append((misfit.depth, f"{target.definition.name}: {misfit}"))
     chosen = [match for match in found if not match.taken] or found
     if len(chosen) == 1:
         return chosen[0]
@@ -101,7 +116,11 @@ def find_match(observation: Observation, targets: Sequence[Target]) -> Match:
     if chosen:
         names = ", ".join(match.target.definition.name for match in chosen)
         raise FormatError(f"the dump does not tell which it is of: {names}", where=where)
-    raise FormatError("; ".join(reasons[:3]) or "no Definition of this API is in the selection", where=where)
+    if not reasons:
+        raise FormatError("no Definition of this API is in the selection", where=where)
+    _, nearest = max(reasons, key=lambda item: item[0])
+    others = f" (and {len(reasons) - 1} others do not fit)" if len(reasons) > 1 else ""
+    raise FormatError(f"{nearest}{others}", where=where)
 
 
 def _fit(observation: Observation, target: Target) -> Match:
@@ -116,7 +135,7 @@ def _fit(observation: Observation, target: Target) -> Match:
     free = find_values(definition)
     for name, item in seen.items():
         if name not in free and item.values is None:
-            raise _MisfitError(item.problem or f"the values of {name} are not in the dump")
+            raise _ValuesError(item.problem or f"the values of {name} are not in the dump")
     return Match(
         target=target,
         axes={name: axes[name] for name in definition.var_axes},
@@ -153,7 +172,16 @@ def _check_parameters(observation: Observation, target: Target) -> tuple[str, ..
             if name not in observation.hidden:
                 raise _MisfitError(f"{name} is {wanted!r} in the Definition, and the call does not say so")
             taken.append(f"{name} = {wanted!r} is the Definition's: no dump shows it")
-    return tuple(taken)
+    return (*taken, *_compare_scale(observation, target.definition))
+
+
+def _compare_scale(observation: Observation, definition: Definition) -> list[str]:
+    """Say when a call has another softmax scale than the Definition's model: an input may, another Definition fits better."""
+    spec, given = definition.inputs.get("sm_scale"), observation.scalars.get("sm_scale")
+    declared = find_declared_scale(spec.description) if spec is not None else None
+    if declared is None or given is None or math.isclose(declared, given, rel_tol=_CLOSE):
+        return []
+    return [f"sm_scale is {given:g} in calls, and {declared:g} of the Definition's model"]
 
 
 def _check_same(name: str, wanted: Any, observation: Observation) -> None:
@@ -169,11 +197,11 @@ def _check_same(name: str, wanted: Any, observation: Observation) -> None:
 def _find_tensor(name: str, spec: TensorSpec, observation: Observation) -> Seen:
     seen = observation.tensors.get(name)
     if seen is None:
-        raise _MisfitError(f"the call gives no tensor {name}")
+        raise _LengthsError(f"the call gives no tensor {name}")
     declared = spec.dtype.value
     is_packed = spec.dtype in {DType.INT8, DType.FLOAT4_E2M1} and seen.dtype in _PACKED
     if seen.dtype != declared and not is_packed:
-        raise _MisfitError(f"{name} is {seen.dtype}, and {declared} in the Definition")
+        raise _LengthsError(f"{name} is {seen.dtype}, and {declared} in the Definition")
     return seen
 
 
@@ -185,10 +213,10 @@ def _bind_axes(definition: Definition, seen: Mapping[str, Seen]) -> dict[str, in
         if len(shape) > len(declared) >= 2:  # SGLang's norms over heads: rows of the last dimension
             shape = (math.prod(shape[: len(shape) - len(declared) + 1]), *shape[len(shape) - len(declared) + 1 :])
         if len(shape) != len(declared):
-            raise _MisfitError(f"{name} has the shape {item.shape}, and {declared} in the Definition")
+            raise _LengthsError(f"{name} has the shape {item.shape}, and {declared} in the Definition")
         for axis, length in zip(declared, shape, strict=True):
             if axes.setdefault(axis, length) != length:
-                raise _MisfitError(f"{name} has {axis} = {length}, and it is {axes[axis]}")
+                raise _LengthsError(f"{name} has {axis} = {length}, and it is {axes[axis]}")
     _settle_axes(definition, axes)
     return axes
 
@@ -196,35 +224,37 @@ def _bind_axes(definition: Definition, seen: Mapping[str, Seen]) -> dict[str, in
 def _settle_axes(definition: Definition, axes: dict[str, int]) -> None:
     unknown = [name for name in definition.var_axes if name not in axes]
     if unknown:
-        raise _MisfitError(f"no tensor tells the axis {unknown[0]}")
+        raise _LengthsError(f"no tensor tells the axis {unknown[0]}")
     empty = [name for name in definition.var_axes if axes[name] <= 0]
     if empty:
-        raise _MisfitError(f"the axis {empty[0]} is {axes[empty[0]]}: there is nothing to compute")
+        raise _LengthsError(f"the axis {empty[0]} is {axes[empty[0]]}: there is nothing to compute")
     for text in definition.constraints:
         if is_over_axes(text, definition) and not evaluate(text, axes, where=definition.name):
-            raise _MisfitError(f"constraint {text!r} does not hold")
+            raise _LengthsError(f"constraint {text!r} does not hold")
 
 
 def _keep(name: str, seen: Seen, definition: Definition, axes: Mapping[str, int]) -> torch.Tensor:
     """Return the values of structure, where they may stand in a Workload."""
     if seen.values is None:
-        raise _MisfitError(f"the values of {name} are not in the dump")
+        raise _ValuesError(f"the values of {name} are not in the dump")
     values = seen.values.reshape([axes[axis] for axis in definition.inputs[name].shape or ()])
     for total in _TOTALS.get(name, ()):
         if total in axes and int(values[-1]) != axes[total]:
-            raise _MisfitError(f"{name} ends at {int(values[-1])}, and {total} is {axes[total]}")
+            raise _ValuesError(f"{name} ends at {int(values[-1])}, and {total} is {axes[total]}")
     if name == "kv_indices" and "num_pages" in axes and values.numel():
         low, high = int(values.min()), int(values.max())
         if low < 0 or high >= axes["num_pages"]:
-            raise _MisfitError(f"kv_indices names the pages {low} to {high} of {axes['num_pages']}")
+            raise _ValuesError(f"kv_indices names the pages {low} to {high} of {axes['num_pages']}")
     return values
 
 
 def _find_scalar(name: str, spec: TensorSpec, observation: Observation) -> float | int | bool:
     """Find a scalar: as the caller gave it, or as the Definition states it of its model."""
-    if name in observation.scalars:
-        return observation.scalars[name]
     declared = find_declared_scale(spec.description) if name == "sm_scale" else None
-    if declared is None:
-        raise _MisfitError(f"nothing shows the value of {name}")
-    return declared
+    value = observation.scalars.get(name, declared)
+    if value is None:
+        raise _ValuesError(f"nothing shows the value of {name}")
+    is_whole = isinstance(value, bool) if spec.dtype is DType.BOOL else type(value) is int
+    if not math.isfinite(value) or (spec.dtype.value.startswith(("int", "bool")) and not is_whole):
+        raise _ValuesError(f"{name} is {value!r}, and {spec.dtype.value} in the Definition")
+    return value

@@ -104,6 +104,13 @@ def test_another_kernel_of_the_same_api_is_no_workload(
     assert reasons(collect(NORM)) == [reason]
 
 
+def test_of_many_reasons_that_of_the_nearest_definition_is_given(recording: Recording, collect: Any) -> None:
+    recording.rmsnorm(3)
+    others = [target("rmsnorm", hidden_size=size, eps=eps) for size, eps in ((8, 1e-6), (16, 1e-5), (16, 1e-6))]
+    (said,) = reasons(collect(*others))
+    assert said == "rmsnorm_h16: hidden_states has hidden_size = 8, and it is 16 (and 2 others do not fit)"
+
+
 def test_calls_of_other_functions_are_counted_by_name(recording: Recording, collect: Any) -> None:
     recording.call("rmsnorm", "(input: torch.Tensor)", floats(2, 8), module="elsewhere.norm")
     collector = collect(NORM)
@@ -178,6 +185,30 @@ def test_a_softmax_scale_that_nothing_shows_is_not_made_up(recording: Recording,
     assert said.endswith("nothing shows the value of sm_scale")
 
 
+@pytest.mark.parametrize("scale", [float("nan"), float("inf")])
+def test_a_scale_that_is_no_number_is_refused(recording: Recording, collect: Any, scale: float) -> None:
+    recording.plan_decode([3], keywords={"sm_scale": scale})
+    recording.run_decode(1)
+    (said,) = reasons(collect(DECODES))
+    assert "sm_scale is" in said
+
+
+def test_of_two_definitions_that_of_the_calls_own_scale_is_taken(recording: Recording, collect: Any) -> None:
+    recording.plan_decode([3], keywords={"sm_scale": 0.25})
+    recording.run_decode(1)
+    own = target("gqa_paged_decode", **HEADS, page_size=1, sm_scale=0.25)
+    (tally,) = collect(DECODES, own).tallies.values()
+    assert tally.target is own
+    (tally,) = collect(DECODES).tallies.values()
+    assert list(tally.notes) == ["sm_scale is 0.25 in calls, and 0.353553 of the Definition's model"]
+
+
+def test_a_name_that_is_no_functions_is_refused(recording: Recording, collect: Any) -> None:
+    recording.rmsnorm(3, function_name="rmsnorm\nand more")
+    (said,) = reasons(collect(NORM))
+    assert "name no function" in said
+
+
 def test_heads_that_differ_from_the_definitions_are_refused(recording: Recording, collect: Any) -> None:
     recording.plan_decode([3])
     recording.run_decode(1, heads=8)
@@ -219,14 +250,14 @@ def test_what_our_hook_saw_the_object_hold_wins(recording: Recording, collect: A
     causal = mask == "causal"  # without the hook, asking for the log-sum-exp speaks for the other
     prefill(recording, run={"return_lse": causal})
     (run,) = recording.folder.glob("*.run_*")
-    state = {"causal": causal, "sm_scale": 0.25, "logits_soft_cap": None, "window_left": -1}
+    state = {"causal": causal, "sm_scale": None, "logits_soft_cap": None, "window_left": -1}
     (run / "fib_state.json").write_text(json.dumps(state), encoding="utf-8")
     capped = target("gqa_paged_prefill", **HEADS, page_size=1, causal=causal, logits_soft_cap=50.0)
     (tally,) = collect(*PREFILLS, capped).tallies.values()
     assert tally.target.definition.name == f"gqa_paged_prefill_{mask}_h4_kv2_d8_ps1"
     assert tally.notes == {}
     (candidate,) = tally.choose()
-    assert candidate.scalars == {"sm_scale": 0.25}
+    assert candidate.scalars == {"sm_scale": pytest.approx(8**-0.5)}, "what run() takes for None"
 
 
 def test_keys_that_are_turned_as_they_are_read_are_no_definitions(recording: Recording, collect: Any) -> None:
