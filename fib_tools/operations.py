@@ -155,7 +155,7 @@ OPERATIONS: tuple[Operation, ...] = (
         is_long=True,
         is_open_world=True,
     ),
-    Operation(verb="trace model", tool="", function=trace_model, phase=3, effect=Effect.WORKSPACE, is_long=True),
+    Operation(verb="trace model", tool="", function=trace_model, phase=None, effect=Effect.WORKSPACE, is_long=True),
     Operation(verb="trace block", tool="", function=trace_block, phase=None, effect=Effect.WORKSPACE, is_long=True),
     Operation(verb="trace diff", tool="", function=compare_traces, phase=None, effect=Effect.READ),
     Operation(verb="status", tool="fib_show_status", function=show_status, phase=None, effect=Effect.READ),
