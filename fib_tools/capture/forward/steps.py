@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fib_tools.capture.forward.recorder import Recorder
 
 if TYPE_CHECKING:
+    import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = ["watch_steps"]
 
 _NOT_COMPUTED = ("empty", "_unsafe_view", "detach", "alias", "lift_fresh", "_local_scalar_dense", "set_")
 """Neither read nor write what tensors hold."""
+_TAKING = frozenset({"embedding", "gather", "index", "index_select"})
 
 
 def watch_steps(recorder: Recorder) -> TorchDispatchMode:
@@ -31,14 +34,13 @@ def watch_steps(recorder: Recorder) -> TorchDispatchMode:
             result = func(*args, **(kwargs or {}))
             tensors = [value for value in _flatten(args) if isinstance(value, torch.Tensor)]
             outputs = [value for value in _flatten(result) if isinstance(value, torch.Tensor)]
-            moved = sum(tensor.numel() * tensor.element_size() for tensor in [*tensors, *outputs])
             recorder.add_step(
                 str(func.overloadpacket).removeprefix("aten."),
                 start,
                 [(f"input{at}", tensor) for at, tensor in enumerate(tensors)],
                 result,
                 op_type=str(func),
-                bytes=moved,
+                bytes=_count_bytes(func, tensors, outputs),
                 flops=_count_flops(func, args, kwargs or {}, result, tensors, flop_registry),
             )
             return result
@@ -59,6 +61,15 @@ def _computes(func: Any) -> bool:
         return False
     aliases = [result.alias_info for result in schema.returns]
     return any(alias is None or alias.is_write for alias in aliases)
+
+
+def _count_bytes(func: Any, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> int:
+    """Count what is read and written: of what was expanded, what is really there; of a table, the rows that are taken."""
+    written = sum(tensor.numel() * tensor.element_size() for tensor in outputs)
+    read = [min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()) for tensor in inputs]
+    if read and func.overloadpacket.__name__ in _TAKING:
+        read[0] = min(read[0], written)
+    return sum(read) + written
 
 
 def _count_flops(func: Any, args: Any, kwargs: Any, result: Any, tensors: Any, registry: Any) -> int:

@@ -80,6 +80,12 @@ def test_operators_name_their_definition_and_count_what_they_move(llama: Timelin
     assert names["rope_h4_d16"] == 1
 
 
+def test_of_a_table_the_rows_that_are_taken_count(llama: Timeline) -> None:
+    embedding = llama.spans[find(llama, "embed_tokens/embedding")]
+    # 24 ids of eight bytes; 24 rows of 64 values are read and written
+    assert embedding.details["bytes"] == 24 * 8 + 2 * 24 * 64 * 2
+
+
 def test_arrows_follow_the_data_from_the_scores_to_the_values(llama: Timeline) -> None:
     arrows = {(each.source, each.target) for each in find_arrows(llama)}
     order = ["qk", "scale", "mask"]
