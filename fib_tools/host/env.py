@@ -26,6 +26,7 @@ __all__ = [
     "proxy_environment",
     "read_endpoint",
     "read_gpu_settings",
+    "read_script_dataset",
     "read_secret",
     "read_settings",
     "redact",
@@ -121,6 +122,20 @@ def read_gpu_settings() -> GpuSettings:
         lock_folder=Path(folder).expanduser() if folder else None,
         lease=os.environ.get("FIB_GPU_LEASE") or None,
     )
+
+
+def read_script_dataset() -> Path | None:
+    """Read where the Workloads of the running script go: FIB_DATASET_PATH, if FIB_ENABLE_TRACING is on.
+
+    Raises:
+        RequestError: tracing is on, and no dataset is named.
+    """
+    if not _is_on("FIB_ENABLE_TRACING"):
+        return None
+    named = os.environ.get("FIB_DATASET_PATH")
+    if not named:
+        raise RequestError("FIB_ENABLE_TRACING is on without a dataset", todo="set FIB_DATASET_PATH to its folder")
+    return Path(named).expanduser()
 
 
 def cache_dir() -> Path:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fib_tools.capture.collection.matching import Target
     from fib_tools.capture.forward.watch import Tally
 
-__all__ = ["MissingDefinition", "TraceModelResult", "UnmappedCall", "trace_model"]
+__all__ = ["MissingDefinition", "TraceModelResult", "UnmappedCall", "match_calls", "trace_model"]
 
 _SEED = 0
 _SHOWN = 40
@@ -143,7 +143,7 @@ def trace_model(
     seconds = time.perf_counter() - begun
     context.progress("matching", 2, 3)
     created = _create(context, dataset, tallies) if create_missing and not dry_run else ()
-    collected, missing, unmapped = _match(dataset, tallies, num_samples)
+    collected, missing, unmapped = match_calls(dataset, tallies, num_samples)
     return TraceModelResult(
         model=model,
         dataset=str(dataset.root),
@@ -229,7 +229,7 @@ def _generate(loaded: Any, inputs: dict[str, Any], tokens: int) -> tuple[Tally, 
     return watch.tallies
 
 
-def _match(
+def match_calls(
     dataset: Dataset, tallies: Sequence[Tally], limit: int
 ) -> tuple[dict[str, Collected], tuple[MissingDefinition, ...], tuple[UnmappedCall, ...]]:
     """Give every call to the Definitions that it is one of, and say which it is none of."""
