@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from fib_tools.errors import RequestError
 from fib_tools.host.files import storage_errors
 from fib_tools.host.paths import check_component
 from fib_tools.model.base import Model
 from fib_tools.model.summary import Result, Summary, Table
 from fib_tools.phases.context import Context
+from fib_tools.phases.weights import load_tokenizer, load_weights
 
 if TYPE_CHECKING:
     from fib_tools.capture.timeline import Timeline
@@ -98,16 +98,12 @@ def trace_block(
 
     Exit status 0: the trace is written; 2: the weights or the request cannot be served.
     """
-    # torch and transformers are heavy, and `fib --help` can do without them
-    from fib_tools.capture.checkpoints.loading import load_model
-    from fib_tools.capture.checkpoints.opening import open_checkpoint
-    from fib_tools.capture.perfetto import write_trace
+    from fib_tools.capture.perfetto import write_trace  # protobuf is heavy
 
     target = _find_target(context, model, layer, out, whole=whole)
     begun = time.perf_counter()
     context.progress(f"loading {model}", 0, 3)
-    checkpoint = open_checkpoint(context.check_readable(Path(model)) if Path(model).exists() else model)
-    loaded = load_model(checkpoint, layers=None if whole else layer + 1, dtype=dtype)
+    checkpoint, loaded = load_weights(context, model, layers=None if whole else layer + 1, dtype=dtype)
     inputs, described = _make_inputs(loaded, model, prompt, tokens)
     loading = time.perf_counter() - begun
     context.progress("running it", 1, 3)
@@ -146,23 +142,11 @@ def _make_inputs(loaded: Any, model: str, prompt: str | None, tokens: int) -> tu
     import torch
 
     if prompt is not None:
-        return _tokenize(model, prompt), f"the prompt {prompt!r}"
+        todo = "leave --prompt out, and pass --tokens: the ids are then drawn at random"
+        return dict(load_tokenizer(model, todo=todo)(prompt, return_tensors="pt")), f"the prompt {prompt!r}"
     generator = torch.Generator().manual_seed(_SEED)
     ids = torch.randint(0, int(loaded.config.vocab_size), (1, tokens), generator=generator)
     return {"input_ids": ids}, f"{tokens} token ids drawn with the seed {_SEED}"
-
-
-def _tokenize(model: str, prompt: str) -> dict[str, Any]:
-    from transformers import AutoTokenizer
-
-    path = Path(model)
-    where = path if path.is_dir() else path.parent if path.is_file() else model
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        todo = "leave --prompt out, and pass --tokens: the ids are then drawn at random"
-        raise RequestError("there is no tokenizer with these weights", where=str(where), todo=todo) from error
-    return dict(tokenizer(prompt, return_tensors="pt"))
 
 
 def _record(loaded: Any, inputs: Mapping[str, Any], *, name: str, layers: set[int] | None) -> tuple[Timeline, float]:

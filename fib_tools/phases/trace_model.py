@@ -21,6 +21,7 @@ from fib_tools.phases.collect import find_target, settle_workloads
 from fib_tools.phases.collect_result import CollectEntry
 from fib_tools.phases.context import Context
 from fib_tools.phases.inventory import workspace_lock
+from fib_tools.phases.weights import load_tokenizer, load_weights
 
 if TYPE_CHECKING:
     from fib_tools.capture.collection.candidates import Tally as Collected
@@ -168,11 +169,7 @@ def _load(
     device: str,
 ) -> tuple[Any, dict[str, Any], Origin]:
     """Load the weights and make a batch; what was drawn at random is no real prompt."""
-    from fib_tools.capture.checkpoints.loading import load_model
-    from fib_tools.capture.checkpoints.opening import open_checkpoint
-
-    checkpoint = open_checkpoint(context.check_readable(Path(model)) if Path(model).exists() else model)
-    loaded = load_model(checkpoint, layers=layers, dtype=dtype, device=device, attention="sdpa")
+    _, loaded = load_weights(context, model, layers=layers, dtype=dtype, device=device, attention="sdpa")
     if prompts is not None:
         return loaded, _tokenize(context, model, prompts), "synthetic" if layers else "real"
     return loaded, _draw(int(loaded.config.vocab_size), lengths), "synthetic"
@@ -189,8 +186,6 @@ def _draw(vocabulary: int, lengths: Sequence[int]) -> dict[str, Any]:
 
 
 def _tokenize(context: Context, model: str, prompts: Path) -> dict[str, Any]:
-    from transformers import AutoTokenizer
-
     path = context.check_readable(prompts)
     if not path.is_file():
         raise RequestError(
@@ -199,12 +194,7 @@ def _tokenize(context: Context, model: str, prompts: Path) -> dict[str, Any]:
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not lines:
         raise RequestError("the file holds no prompt", where=str(path), todo="write a prompt on each line")
-    where = Path(model) if Path(model).is_dir() else Path(model).parent if Path(model).is_file() else model
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=True, padding_side="left")
-    except (OSError, ValueError, KeyError) as error:
-        todo = "leave --prompts out: sequences of --lengths are then drawn at random"
-        raise RequestError("there is no tokenizer with these weights", where=str(where), todo=todo) from error
+    tokenizer = load_tokenizer(model, todo="leave --prompts out: sequences of --lengths are then drawn at random")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     return dict(tokenizer(lines, return_tensors="pt", padding=True))
 
