@@ -84,13 +84,14 @@ def collect_workloads(  # the options of the command
     """
     if dry_run and (consume or follow is not None):
         raise RequestError("a dry run removes nothing", todo="leave out --consume and --follow, or --dry-run")
+    folder = context.check_readable(from_dir)
     dataset = Dataset.open(context.dataset.root)
     targets = _find_targets(context, dataset, definitions, op_types)
-    reading = _read(context, from_dir, Collector(targets=targets, limit=num_samples), follow=follow)
+    reading = _read(context, folder, Collector(targets=targets, limit=num_samples), follow=follow)
     entries = settle_workloads(context, dataset, reading.collector.tallies, origin=origin, dry_run=dry_run)
     for path in reading.read if consume else ():
         remove_call(path)
-    return _report(dataset, from_dir, reading, entries=entries, origin=origin)
+    return _report(dataset, folder, reading, entries=entries, origin=origin)
 
 
 def _find_targets(

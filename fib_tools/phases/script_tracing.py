@@ -37,7 +37,9 @@ def start() -> None:
     except FibError as error:
         _tell(str(error))
         return
-    if root is not None and not isinstance(sys.meta_path[0], _Finder):
+    if root is not None and not (root / "definitions").is_dir():
+        _tell(f"FIB_DATASET_PATH names no dataset: there is no folder definitions in {root}; nothing is watched")
+    elif root is not None and not isinstance(sys.meta_path[0], _Finder):
         sys.meta_path.insert(0, _Finder(root))
 
 

@@ -108,7 +108,10 @@ def trace_block(
     loading = time.perf_counter() - begun
     context.progress("running it", 1, 3)
     timeline, forward = _record(
-        loaded, inputs, name=f"{Path(model).name} layer {layer}", layers=None if whole else {layer}
+        loaded,
+        inputs,
+        name=f"{Path(model).resolve().name}{'' if whole else f' layer {layer}'}",
+        layers=None if whole else {layer},
     )
     details = {"model": model, "weights": checkpoint.format, "input": described, "dtype": dtype}
     written = write_trace(timeline.model_copy(update={"details": details}), target)
@@ -133,7 +136,8 @@ def _find_target(context: Context, model: str, layer: int, out: Path | None, *, 
     folder = context.workspace.root / _FOLDER
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    name = check_component(Path(model).stem or "model")
+    path = Path(model).resolve()
+    name = check_component(path.stem if path.is_file() else path.name)
     return folder / f"{name}_{'whole' if whole else f'layer{layer}'}.pftrace"
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from fib_tools.dataset.store import Dataset
-from fib_tools.errors import FibError, RequestError
+from fib_tools.errors import ConfigError, FibError, FormatError, RequestError
 from fib_tools.host.locks import hold
 from fib_tools.model.base import Model
 from fib_tools.model.definition import Definition
@@ -115,7 +115,7 @@ def trace_model(
         Field(description="File with a prompt on each line; needs the model's tokenizer beside the weights."),
     ] = None,
     lengths: Annotated[
-        tuple[int, ...],
+        tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...],
         Field(description="Without prompts: lengths of sequences drawn at random, one batch.", min_length=1),
     ] = (48, 21, 33, 8),
     layers: Annotated[
@@ -135,7 +135,7 @@ def trace_model(
     """
     import time
 
-    dataset = context.dataset if create_missing and not dry_run else Dataset.open(context.dataset.root)
+    dataset = context.dataset if create_missing else Dataset.open(context.dataset.root)
     context.progress(f"loading {model}", 0, 3)
     loaded, inputs, origin = _load(context, model, prompts, lengths, layers=layers, dtype=dtype, device=device)
     context.progress("generating", 1, 3)
@@ -168,10 +168,28 @@ def _load(
     dtype: str,
     device: str,
 ) -> tuple[Any, dict[str, Any], Origin]:
-    """Load the weights and make a batch; what was drawn at random is no real prompt."""
-    _, loaded = load_weights(context, model, layers=layers, dtype=dtype, device=device, attention="sdpa")
-    if prompts is not None:
-        return loaded, _tokenize(context, model, prompts), "synthetic" if layers else "real"
+    """Load the weights and make a batch; what was drawn at random is no real prompt.
+
+    Raises:
+        RequestError: there is no such device, no prompt, or no room for so many tokens.
+    """
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RequestError(
+            "torch sees no GPU", where="--device", todo="use --device cpu, with --layers for a large model"
+        )
+    lines = None if prompts is None else _read_prompts(context, prompts)
+    try:
+        _, loaded = load_weights(context, model, layers=layers, dtype=dtype, device=device, attention="sdpa")
+    except ConfigError:  # it has no such attention, or is not one that transformers knows: then this says so
+        _, loaded = load_weights(context, model, layers=layers, dtype=dtype, device=device, attention="eager")
+    if lines is not None:
+        return loaded, _tokenize(model, lines), "synthetic" if layers else "real"
+    most = getattr(loaded.config, "max_position_embeddings", None)
+    if most is not None and max(lengths) >= most:
+        todo = f"the model has {most} positions: take shorter sequences"
+        raise RequestError(f"{max(lengths)} tokens are too many", where="--lengths", todo=todo)
     return loaded, _draw(int(loaded.config.vocab_size), lengths), "synthetic"
 
 
@@ -185,15 +203,22 @@ def _draw(vocabulary: int, lengths: Sequence[int]) -> dict[str, Any]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def _tokenize(context: Context, model: str, prompts: Path) -> dict[str, Any]:
+def _read_prompts(context: Context, prompts: Path) -> list[str]:
     path = context.check_readable(prompts)
     if not path.is_file():
         raise RequestError(
             f"{str(path)!r} is not there", where="--prompts", todo="pass a text file, a prompt on each line"
         )
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise FormatError(f"not UTF-8: {error.reason}", where=str(path), todo="save it as UTF-8") from error
     if not lines:
         raise RequestError("the file holds no prompt", where=str(path), todo="write a prompt on each line")
+    return lines
+
+
+def _tokenize(model: str, lines: list[str]) -> dict[str, Any]:
     tokenizer = load_tokenizer(model, todo="leave --prompts out: sequences of --lengths are then drawn at random")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     return dict(tokenizer(lines, return_tensors="pt", padding=True))

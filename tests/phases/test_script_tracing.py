@@ -50,7 +50,7 @@ def test_a_script_that_knows_nothing_of_it_gives_workloads(context: Context, scr
     trace_model(context, weights, max_new_tokens=2, lengths=(4,), create_missing=True)
     before = {path.name: path.read_bytes() for path in context.dataset.root.glob("workloads/gqa_paged/*")}
     root = str(context.dataset.root)
-    done = run(script, weights, FIB_ENABLE_TRACING="1", FIB_DATASET_PATH=root)
+    done = run(script, weights, FIB_ENABLE_TRACING="Yes", FIB_DATASET_PATH=root)
     assert (done.returncode, done.stdout) == (0, "torch.Size([1, 9])\n"), done.stderr
     assert "Workloads of" in done.stderr
     after = {path.name: path.read_bytes() for path in context.dataset.root.glob("workloads/gqa_paged/*")}
@@ -68,4 +68,4 @@ def test_what_is_wrong_with_the_request_does_not_stop_the_script(script: Path, t
     assert "set FIB_DATASET_PATH" in unnamed.stderr
     nowhere = run(script, weights, FIB_ENABLE_TRACING="1", FIB_DATASET_PATH=str(tmp_path / "none"))
     assert nowhere.returncode == 0
-    assert "there is no dataset" in nowhere.stderr
+    assert "names no dataset" in nowhere.stderr

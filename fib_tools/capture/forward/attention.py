@@ -55,6 +55,8 @@ class _Masks:
     def read(self, mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor, *, causal: bool) -> _Lengths:
         batch, queries, keys = query.shape[0], query.shape[2], key.shape[2]
         if mask is None:
+            if causal and queries > 1:
+                keys = queries  # torch aligns such a mask at the first key: what is beyond is a cache's free room
             pairs = sum(range(keys - queries + 1, keys + 1)) if causal else queries * keys
             return _Lengths(queries=(queries,) * batch, keys=(keys,) * batch, pairs=batch * pairs)
         if self._last is not None and self._last[0]() is mask:
@@ -80,7 +82,12 @@ def _read_mask(mask: torch.Tensor, batch: int, queries: int, keys: int) -> _Leng
     seen = (allowed & last.any(dim=-1)[:, None, None]).any(dim=1)
     counts = [int(count) for count in seen.sum(dim=-1).tolist()]
     own = [min(queries, count) for count in counts]
-    pairs = sum(int(allowed[row, queries - have :].sum()) for row, have in enumerate(own))
+    # padding stands before the tokens, or behind them, where the first key is one that is seen
+    starts = [
+        0 if is_seen and have < queries else queries - have
+        for is_seen, have in zip(seen[:, 0].tolist(), own, strict=True)
+    ]
+    pairs = sum(int(allowed[row, start : start + own[row]].sum()) for row, start in enumerate(starts))
     return _Lengths(queries=tuple(own), keys=tuple(counts), pairs=pairs)
 
 
@@ -93,7 +100,9 @@ def patch_attention(patches: Patches, watch: Watch, *, page_size: int) -> None:
 
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         def get_interface(self: Any, attn_implementation: str, default: Callable[..., Any]) -> Callable[..., Any]:
-            found = original(self, attn_implementation, default)
+            found: Callable[..., Any] = original(self, attn_implementation, default)
+            if watch.is_blind:
+                return found
             if found not in watched:
                 watched[found] = _watch_attention(watch, found, masks, page_size)
             return watched[found]
@@ -107,7 +116,7 @@ def _watch_attention(watch: Watch, original: Callable[..., Any], masks: _Masks, 
     def attention(
         module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **options: Any
     ) -> Any:
-        if watch.is_inside:
+        if watch.is_blind:
             return original(module, query, key, value, attention_mask, **options)
         own = vars(module)
         causal = own.get("is_causal", True) if options.get("is_causal") is None else options["is_causal"]

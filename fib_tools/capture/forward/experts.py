@@ -30,7 +30,7 @@ def patch_experts(patches: Patches, watch: Watch, modules: Iterable[torch.nn.Mod
 
 def _watch_experts(watch: Watch, original: Callable[..., Any]) -> Callable[..., Any]:
     def forward(self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, *more: Any, **options: Any) -> Any:
-        if watch.is_inside:
+        if watch.is_blind:
             return original(self, hidden_states, top_k_index, *more, **options)
         key = ("experts", type(self), hidden_states.shape, top_k_index.shape, hidden_states.dtype)
         return watch.call(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from fib_tools.capture.forward.watch import Watch
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["name_dtype", "patch_functions"]
+__all__ = ["name_dtype", "patch_activations", "patch_functions"]
 
 _MIN_DIM = 2
 
@@ -35,6 +35,15 @@ def patch_functions(patches: Patches, watch: Watch) -> None:
         patches.wrap(torch.Tensor, name, lambda original: _watch_sum(watch, original))
 
 
+def patch_activations(patches: Patches, watch: Watch, modules: Iterable[torch.nn.Module]) -> None:
+    """Watch functions that modules took from torch when they were made: transformers' activations do."""
+    import torch
+
+    for module in modules:
+        if vars(module).get("act") is torch._C._nn.gelu:  # noqa: SLF001  # torch.nn.functional.gelu, unwatched
+            patches.wrap(module, "act", partial(_watch_activation, watch, "gelu"))
+
+
 def name_dtype(dtype: torch.dtype) -> str:
     """Name an element type as Definitions do."""
     return str(dtype).removeprefix("torch.")
@@ -47,7 +56,7 @@ def _rows(tensor: torch.Tensor) -> int:
 
 def _watch_linear(watch: Watch, original: Callable[..., Any]) -> Callable[..., Any]:
     def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Any:  # noqa: A002
-        if watch.is_inside:
+        if watch.is_blind:
             return original(input, weight, bias)
         key = ("linear", input.shape, weight.shape, input.dtype, bias is None)
         return watch.call(key, lambda _: _describe_linear(input, weight, bias), original, input, weight, bias)
@@ -63,7 +72,7 @@ def _describe_linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tenso
 
 def _watch_embedding(watch: Watch, original: Callable[..., Any]) -> Callable[..., Any]:
     def embedding(input: torch.Tensor, weight: torch.Tensor, *more: Any, **options: Any) -> Any:  # noqa: A002
-        if watch.is_inside:
+        if watch.is_blind:
             return original(input, weight, *more, **options)
         key = ("embedding", input.shape, weight.shape, weight.dtype)
         return watch.call(key, lambda _: _describe_embedding(input, weight), original, input, weight, *more, **options)
@@ -79,7 +88,7 @@ def _describe_embedding(ids: torch.Tensor, weight: torch.Tensor) -> Call:
 
 def _watch_activation(watch: Watch, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     def activation(input: torch.Tensor, *more: Any, **options: Any) -> Any:  # noqa: A002
-        if watch.is_inside:
+        if watch.is_blind:
             return original(input, *more, **options)
         kernel = "gelu_tanh" if options.get("approximate") == "tanh" else name
         key = (kernel, input.shape, input.dtype)
@@ -95,7 +104,7 @@ def _describe_activation(kernel: str, rows: torch.Tensor) -> Call:
 
 def _watch_softmax(watch: Watch, original: Callable[..., Any]) -> Callable[..., Any]:
     def softmax(input: torch.Tensor, dim: Any = None, *more: Any, **options: Any) -> Any:  # noqa: A002
-        if watch.is_inside:
+        if watch.is_blind:
             return original(input, dim, *more, **options)
         dtype = options.get("dtype") or input.dtype
         key = ("softmax", input.shape, dim, dtype)
@@ -113,7 +122,7 @@ def _describe_softmax(scores: torch.Tensor, dim: Any, dtype: torch.dtype) -> Cal
 
 def _watch_topk(watch: Watch, original: Callable[..., Any]) -> Callable[..., Any]:
     def topk(input: torch.Tensor, k: int, dim: int = -1, *more: Any, **options: Any) -> Any:  # noqa: A002
-        if watch.is_inside:
+        if watch.is_blind:
             return original(input, k, dim, *more, **options)
         key = ("topk", input.shape, k, dim, input.dtype)
         return watch.call(key, lambda _: _describe_topk(input, k, dim), original, input, k, dim, *more, **options)
@@ -135,7 +144,7 @@ def _is_last(tensor: torch.Tensor, dim: Any) -> bool:
 def _watch_sum(watch: Watch, original: Callable[..., Any]) -> Callable[..., Any]:
     def add(self: torch.Tensor, other: Any) -> Any:
         total = original(self, other)
-        if not watch.is_inside and getattr(other, "shape", None) == self.shape and self.dim() >= _MIN_DIM:
+        if not watch.is_blind and getattr(other, "shape", None) == self.shape and self.dim() >= _MIN_DIM:
             watch.note_sum(total)
         return total
 

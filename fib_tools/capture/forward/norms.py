@@ -29,7 +29,7 @@ def _watch_norm(watch: Watch, original: Callable[..., Any]) -> Callable[..., Any
     kinds: dict[type, str] = {}
 
     def forward(self: Any, hidden_states: torch.Tensor, *more: Any, **options: Any) -> Any:
-        if watch.is_inside:
+        if watch.is_blind:
             return original(self, hidden_states, *more, **options)
         is_fused = watch.is_sum(hidden_states)
         kind = kinds.get(type(self))

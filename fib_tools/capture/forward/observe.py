@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fib_tools.capture.forward.attention import patch_attention
 from fib_tools.capture.forward.experts import patch_experts
-from fib_tools.capture.forward.functions import patch_functions
+from fib_tools.capture.forward.functions import patch_activations, patch_functions
 from fib_tools.capture.forward.norms import patch_norms
 from fib_tools.capture.forward.patches import Patches
 from fib_tools.capture.forward.rotary import patch_rotary
@@ -48,6 +48,7 @@ def watch_model(watch: Watch, *models: torch.nn.Module, page_size: int = 16, new
 
 def _patch_modules(patches: Patches, watch: Watch, model: torch.nn.Module) -> None:
     modules = list(model.modules())
+    patch_activations(patches, watch, modules)
     patch_norms(patches, watch, modules)
     patch_rotary(patches, watch, modules)
     patch_experts(patches, watch, modules)

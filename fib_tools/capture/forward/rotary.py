@@ -31,7 +31,7 @@ def patch_rotary(patches: Patches, watch: Watch, modules: Iterable[torch.nn.Modu
 
 def _watch_rotary(watch: Watch, original: Callable[..., Any]) -> Callable[..., Any]:
     def rotary(q: Any, k: Any, cos: Any, sin: Any, *more: Any, **options: Any) -> Any:
-        if watch.is_inside:
+        if watch.is_blind:
             return original(q, k, cos, sin, *more, **options)
         key = ("rope", original, q.shape, k.shape, cos.shape, q.dtype)
         return watch.call(

@@ -47,7 +47,7 @@ def _watch_filter(
 
 def _watch_draw(watch: Watch, original: Callable[..., Any], applied: dict[str, float]) -> Callable[..., Any]:
     def multinomial(input: torch.Tensor, num_samples: int, *more: Any, **options: Any) -> Any:  # noqa: A002
-        if watch.is_inside:
+        if watch.is_blind:
             return original(input, num_samples, *more, **options)
         filters = tuple(sorted(applied.items()))
         applied.clear()

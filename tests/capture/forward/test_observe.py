@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -172,3 +173,48 @@ def test_models_that_are_made_meanwhile_are_seen_too() -> None:
     with observe(new_ones=True) as watch:
         generate(make_model("llama"), make_prompt((4,)), tokens=1)
     assert counts(watch)["fused_add_rmsnorm"] == 4
+
+
+def test_padding_behind_the_tokens_is_no_token_either() -> None:
+    model, prompt = make_model("llama"), make_prompt((12, 12))
+    prompt["attention_mask"][1, 8:] = 0
+    with observe(model) as watch, torch.no_grad():
+        model(**prompt)
+    (prefill,) = calls(watch, "gqa_ragged_prefill")
+    assert prefill.given == {"qo_indptr": (0, 12, 20), "kv_indptr": (0, 12, 20)}
+    assert prefill.parameters["causal"]
+
+
+def test_the_free_room_of_a_static_cache_is_no_key() -> None:
+    model = make_model("llama")
+    with observe(model) as watch:
+        generate(model, make_prompt((6, 6)), tokens=3, cache_implementation="static")
+    for prefill in calls(watch, "gqa_ragged_prefill"):
+        assert (prefill.axes["total_q"], prefill.axes["total_kv"]) == (12, 12)
+    assert [call.axes["num_kv_indices"] for call in calls(watch, "gqa_paged_decode")] == [2, 2]
+
+
+def test_every_thread_counts_its_own_calls() -> None:
+    model, prompt = make_model("llama"), make_prompt((4,))
+    with observe(model) as watch:
+        generate(model, prompt, tokens=1)
+    once = counts(watch)
+    with observe(model) as watch, ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: generate(model, prompt, tokens=1), range(8)))
+    assert counts(watch) == {name: 8 * count for name, count in once.items()}
+
+
+def test_code_that_torch_compiles_runs_as_it_would() -> None:
+    model, prompt = make_model("llama"), make_prompt((4,))
+    with torch.no_grad():
+        before = model(**prompt).logits
+        with observe(model):
+            compiled = torch.compile(model, backend="eager")
+            assert torch.equal(compiled(**prompt).logits, before)
+
+
+def test_a_function_that_a_module_took_from_torch_is_seen() -> None:
+    model = make_model("llama", hidden_act="gelu")
+    with observe(model) as watch:
+        generate(model, make_prompt((4,)), tokens=1)
+    assert counts(watch)["gelu"] == 2
