@@ -7,7 +7,7 @@ On a CPU no real kernel runs: the bounds stay the op_type's, and the faults are 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -148,7 +148,8 @@ def calibrate_definitions(
     where: Literal["cpu", "cuda"] = ("cuda" if has_gpu() else "cpu") if device == "auto" else device
     if where == "cuda" and not has_gpu():
         raise RequestError("torch sees no GPU", todo="use --device cpu, which measures the references alone")
-    requests = [_make_request(definition, where, seeds) for definition in chosen]
+    machine = _find_machine(where)
+    requests = [_make_request(definition, where, seeds, machine) for definition in chosen]
     standing = {} if fresh else _find_standing(context, requests)
     entries = [_describe(request.definition, standing[request.key]) for request in requests if request.key in standing]
     waiting = [request for request in requests if request.key not in standing]
@@ -192,13 +193,22 @@ class _Request:
     """A hash of all that the measurement follows from."""
 
 
-def _make_request(definition: Definition, device: Literal["cpu", "cuda"], seeds: int) -> _Request:
+def _find_machine(device: Literal["cpu", "cuda"]) -> dict[str, Any]:
+    """Find what of this machine every measurement follows from."""
+    return {
+        "hardware": find_hardware(device)[0] if device == "cuda" else device,
+        "versions": find_versions(_PACKAGES),
+    }
+
+
+def _make_request(
+    definition: Definition, device: Literal["cpu", "cuda"], seeds: int, machine: Mapping[str, Any]
+) -> _Request:
     payload = _make_payload(definition, device, seeds)
     parts = {
         **{name: value for name, value in payload.items() if name not in {"document", "caches"}},
         "definition": hash_kernel(definition),
-        "hardware": find_hardware(device)[0] if device == "cuda" else device,
-        "versions": find_versions(_PACKAGES),
+        **machine,
         "procedure": _PROCEDURE,
     }
     return _Request(definition=definition, payload=payload, key=content_hash(parts))

@@ -73,6 +73,15 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(dataset: Context) 
     assert not (dataset.workspace.root / "calibrations").exists()
 
 
+def test_the_machine_is_looked_at_once_for_all_definitions(dataset: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+    monkeypatch.setattr(calibrate, "has_gpu", lambda: True)
+    monkeypatch.setattr(calibrate, "find_hardware", lambda device: (looked.append(device) or "NVIDIA H200", 90))
+    result = calibrate_definitions(dataset, all=True, device="cuda", dry_run=True)
+    assert [entry.status for entry in result.entries] == ["would calibrate", "would calibrate"]
+    assert looked == ["cuda"]
+
+
 def test_a_reference_that_fails_is_an_error_of_its_own_entry(dataset: Context) -> None:
     broken = _norm(32).model_copy(update={"reference": "def run(hidden_states, weight):\n    raise OSError('no')\n"})
     dataset.dataset.write_definition(broken)
