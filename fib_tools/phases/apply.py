@@ -32,7 +32,7 @@ from fib_tools.op_types.base import MetaTensor, TemplateCall
 from fib_tools.op_types.registry import find_kernel_type
 from fib_tools.phases.context import Context
 from fib_tools.phases.reference_runs import has_gpu
-from fib_tools.phases.request import COMMAND_LINE_ONLY
+from fib_tools.phases.request import COMMAND_LINE_ONLY, choose_definitions
 
 __all__ = ["ApplyEntry", "ApplyResult", "apply_solutions"]
 
@@ -156,7 +156,8 @@ def apply_solutions(
     dataset = Dataset.open(context.dataset.root)
     target = (out or context.workspace.root / _FOLDER).absolute()
     _check_target(target)
-    chosen = _choose_definitions(dataset, definitions)
+    loaded, _ = dataset.load_definitions()
+    chosen = choose_definitions(loaded, definitions, where=str(dataset.root))
     reading = read_measurements(dataset, definitions={definition.name for definition in chosen})
     device = hardware or _find_hardware(reading)
     context.progress(f"choosing for {len(chosen)} Definitions", 0, len(chosen))
@@ -195,14 +196,6 @@ def _check_target(target: Path) -> None:
             raise RequestError("it is a file", where=str(target), todo="pass another --out")
         if target.is_dir() and any(target.iterdir()) and not (target / _MARK).is_file():
             raise RequestError("fib apply did not write this folder", where=str(target), todo="pass another --out")
-
-
-def _choose_definitions(dataset: Dataset, names: tuple[str, ...] | None) -> list[Definition]:
-    loaded, _ = dataset.load_definitions()
-    missing = sorted(set(names or ()) - loaded.keys())
-    if missing:
-        raise RequestError(f"no Definition {missing[0]!r}", where=str(dataset.root), todo="check the name")
-    return [definition for name, definition in sorted(loaded.items()) if names is None or name in names]
 
 
 def _find_hardware(reading: Reading) -> str:

@@ -21,7 +21,7 @@ from fib_tools.model.summary import Result, Summary, Table
 from fib_tools.op_types.ground_truth import GroundTruth, Wrapper
 from fib_tools.phases.context import Context
 from fib_tools.phases.reference_test_file import find_ground_truth
-from fib_tools.phases.request import check_op_types
+from fib_tools.phases.request import check_op_types, choose_definitions
 
 __all__ = ["BaselineEntry", "BaselinesResult", "make_baselines", "write_baselines"]
 
@@ -100,14 +100,7 @@ def write_baselines(
     dataset = Dataset.open(context.dataset.root)
     check_op_types(op_types)
     loaded, faults = dataset.load_definitions()
-    missing = sorted(set(definitions or ()) - loaded.keys())
-    if missing:
-        raise RequestError(f"no Definition {missing[0]!r}", where=str(dataset.root), todo="check the name")
-    chosen = [
-        definition
-        for name, definition in sorted(loaded.items())
-        if (definitions is None or name in definitions) and (op_types is None or definition.op_type in op_types)
-    ]
+    chosen = choose_definitions(loaded, definitions, op_types, where=str(dataset.root))
     broken = () if definitions is not None or op_types is not None else faults
     entries = [_broken(fault) for fault in broken]
     for done, definition in enumerate(chosen):

@@ -31,7 +31,7 @@ from fib_tools.model.workload import Origin
 from fib_tools.phases.collect_result import CollectEntry, CollectResult, Refusal, measure_spread
 from fib_tools.phases.context import Context
 from fib_tools.phases.inventory import workspace_lock
-from fib_tools.phases.request import check_op_types
+from fib_tools.phases.request import check_op_types, choose_definitions
 
 __all__ = ["collect_workloads", "find_target", "settle_workloads"]
 
@@ -99,14 +99,7 @@ def _find_targets(
 ) -> list[Target]:
     check_op_types(op_types)
     loaded, _ = dataset.load_definitions()
-    missing = [name for name in definitions or () if name not in loaded]
-    if missing:
-        raise RequestError(f"no Definition {missing[0]!r}", where=str(dataset.root), todo="check the name")
-    wanted = [
-        item
-        for item in loaded.values()
-        if (definitions is None or item.name in definitions) and (op_types is None or item.op_type in op_types)
-    ]
+    wanted = choose_definitions(loaded, definitions, op_types, where=str(dataset.root))
     context.progress("recognising the Definitions", 0, 0)
     targets = [target for target in map(find_target, wanted) if target is not None]
     if not targets:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +10,7 @@ from pydantic import Field
 
 from fib_tools.errors import RequestError
 from fib_tools.model.base import Model
+from fib_tools.model.definition import Definition
 from fib_tools.op_types.registry import list_op_types
 from fib_tools.sources.cookbook import Cookbook, find_serving_configs
 
@@ -21,6 +22,7 @@ __all__ = [
     "ModelOptions",
     "check_hardware",
     "check_op_types",
+    "choose_definitions",
 ]
 
 COMMAND_LINE_ONLY = "command line only"
@@ -71,6 +73,28 @@ def check_op_types(op_types: Collection[str] | None) -> None:
     for name in op_types or ():
         if name not in known:
             raise RequestError(f"no op_type {name!r}", todo=f"use {', '.join(known)}")
+
+
+def choose_definitions(
+    loaded: Mapping[str, Definition],
+    names: Collection[str] | None,
+    op_types: Collection[str] | None = None,
+    *,
+    where: str,
+) -> list[Definition]:
+    """Choose the Definitions of a dataset that are asked for, in order of their names.
+
+    Raises:
+        RequestError: a name is none of theirs.
+    """
+    missing = sorted(set(names or ()) - loaded.keys())
+    if missing:
+        raise RequestError(f"no Definition {missing[0]!r}", where=where, todo="check the name")
+    return [
+        definition
+        for name, definition in sorted(loaded.items())
+        if (names is None or name in names) and (op_types is None or definition.op_type in op_types)
+    ]
 
 
 def check_hardware(hardware: str | None, cookbook: Cookbook, *, model: str | None = None) -> None:
