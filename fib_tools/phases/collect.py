@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ from fib_tools.phases.context import Context
 from fib_tools.phases.inventory import workspace_lock
 from fib_tools.phases.request import check_op_types, choose_definitions
 
-__all__ = ["collect_workloads", "find_target", "settle_workloads"]
+__all__ = ["collect_workloads", "list_targets", "settle_workloads"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +101,7 @@ def _find_targets(
     loaded, _ = dataset.load_definitions()
     wanted = choose_definitions(loaded, definitions, op_types, where=str(dataset.root))
     context.progress("recognising the Definitions", 0, 0)
-    targets = [target for target in map(find_target, wanted) if target is not None]
+    targets = list_targets(wanted)
     if not targets:
         raise RequestError(
             "no Definition of a known kernel type to collect for",
@@ -113,12 +113,14 @@ def _find_targets(
     return targets
 
 
-def find_target(definition: Definition) -> Target | None:
-    """Find what a Definition computes; None when no kernel type of ours does."""
-    found = recognise(definition)
-    if found is None:
-        return None
-    return Target(definition=definition, kernel=found.kernel, parameters=found.parameters)
+def list_targets(definitions: Iterable[Definition]) -> list[Target]:
+    """List what Definitions compute; those that are of no kernel type of ours are left out."""
+    recognised = ((definition, recognise(definition)) for definition in definitions)
+    return [
+        Target(definition=definition, kernel=found.kernel, parameters=found.parameters)
+        for definition, found in recognised
+        if found is not None
+    ]
 
 
 def _read(context: Context, folder: Path, collector: Collector, *, follow: float | None) -> _Reading:

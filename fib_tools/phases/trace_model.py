@@ -17,7 +17,7 @@ from fib_tools.model.base import Model
 from fib_tools.model.definition import Definition
 from fib_tools.model.summary import Result, Summary, Table
 from fib_tools.model.workload import Origin
-from fib_tools.phases.collect import find_target, settle_workloads
+from fib_tools.phases.collect import list_targets, settle_workloads
 from fib_tools.phases.collect_result import CollectEntry
 from fib_tools.phases.context import Context
 from fib_tools.phases.inventory import workspace_lock
@@ -25,7 +25,7 @@ from fib_tools.phases.weights import load_tokenizer, load_weights
 
 if TYPE_CHECKING:
     from fib_tools.capture.collection.candidates import Tally as Collected
-    from fib_tools.capture.collection.matching import Target
+    from fib_tools.capture.forward.call import Call
     from fib_tools.capture.forward.watch import Tally
 
 __all__ = ["MissingDefinition", "TraceModelResult", "UnmappedCall", "match_calls", "trace_model"]
@@ -252,7 +252,8 @@ def match_calls(
     from fib_tools.capture.forward.call import Unmapped
     from fib_tools.capture.forward.matching import match_call
 
-    targets = _list_targets(dataset)
+    loaded, _ = dataset.load_definitions()
+    targets = list_targets(loaded.values())
     collected: dict[str, Collected] = {}
     missing: dict[str, MissingDefinition] = {}
     unmapped: list[UnmappedCall] = []
@@ -265,37 +266,32 @@ def match_calls(
             name = match.target.definition.name
             collected.setdefault(name, Collected(target=match.target, limit=limit)).add(match, tally.count)
         if not matches:
-            name, reason = _name_missing(tally)
+            name, reason = _name_missing(tally.call)
             known = missing.get(name, MissingDefinition(name=name, kernel=tally.call.kernel, calls=0, reason=reason))
             missing[name] = known.model_copy(update={"calls": known.calls + tally.count})
     return collected, tuple(missing.values()), tuple(unmapped)
 
 
-def _list_targets(dataset: Dataset) -> list[Target]:
-    loaded, _ = dataset.load_definitions()
-    return [target for target in map(find_target, loaded.values()) if target is not None]
-
-
-def _build(tally: Tally) -> tuple[Definition, str]:
+def _build(call: Call) -> tuple[Definition, str]:
     """Build the Definition of a call, and what sets it apart from others of its name.
 
     Raises:
         ValueError: the call does not show all of it.
+        RequestError: there is no such kernel type, or no valid name for one of these sizes.
     """
     from fib_tools.op_types.registry import get_kernel_type
 
-    kernel = get_kernel_type(tally.call.kernel)  # type: ignore[union-attr]  # who asks has looked
-    parameters = kernel.parameters.model_validate(dict(tally.call.parameters))  # type: ignore[union-attr]
+    kernel = get_kernel_type(call.kernel)
+    parameters = kernel.parameters.model_validate(dict(call.parameters))
     return kernel.define(parameters), parameters.qualifier() or parameters.plain_qualifier()
 
 
-def _name_missing(tally: Tally) -> tuple[str, str]:
+def _name_missing(call: Call) -> tuple[str, str]:
     try:
-        return _build(tally)[0].name, ""
+        return _build(call)[0].name, ""
     except (ValueError, FibError) as error:
-        kernel = tally.call.kernel  # type: ignore[union-attr]  # who asks has looked
         what = "how experts are chosen is not seen in the call; fib define has it from the config"
-        return kernel, what if kernel.startswith("moe") else str(error).splitlines()[0]
+        return call.kernel, what if call.kernel.startswith("moe") else str(error).splitlines()[0]
 
 
 def _create(context: Context, dataset: Dataset, tallies: Sequence[Tally]) -> tuple[str, ...]:
@@ -306,15 +302,18 @@ def _create(context: Context, dataset: Dataset, tallies: Sequence[Tally]) -> tup
     from fib_tools.gate.gate import AdmissionStatus, Candidate, admit
     from fib_tools.phases.admissions import stage
 
-    targets = _list_targets(dataset)
+    loaded, _ = dataset.load_definitions()
+    targets = list_targets(loaded.values())
     wanted: dict[str, Candidate] = {}
     for tally in tallies:
-        if isinstance(tally.call, Unmapped) or match_call(tally.call, targets) or _name_missing(tally)[1]:
+        if isinstance(tally.call, Unmapped) or match_call(tally.call, targets):
             continue
-        definition, qualifier = _build(tally)
+        try:
+            definition, qualifier = _build(tally.call)
+        except (ValueError, FibError):  # it is listed with its reason when calls are matched
+            continue
         wanted.setdefault(f"{definition.name} {qualifier}", Candidate(definition=definition, qualifier=qualifier))
     context.workspace.create()
-    loaded, _ = dataset.load_definitions()
     with hold(workspace_lock(context), purpose="creating Definitions"), open_sandbox() as sandbox:
         admissions = list(admit(list(wanted.values()), index=loaded, stage=partial(stage, context), sandbox=sandbox))
     return tuple(
