@@ -17,7 +17,7 @@ from fib_tools.errors import FormatError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Candidate", "Tally", "choose_diverse"]
+__all__ = ["Candidate", "Tally", "choose_diverse", "hash_tensors"]
 
 _SPARE = 4
 """Candidates that are held for each one that is wanted: memory is bounded, whatever the length of the run."""
@@ -79,9 +79,16 @@ class Tally:
 
 
 def _identify(match: Match) -> str:
-    hashed = hashlib.sha256(repr((sorted(match.axes.items()), sorted(match.scalars.items()))).encode())
-    for name, values in sorted(match.tensors.items()):
-        hashed.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+    """Hash what a match says; between equal counts the hash decides which Workloads are kept, so it stays as it is."""
+    sizes = repr((sorted(match.axes.items()), sorted(match.scalars.items())))
+    return hash_tensors(match.tensors, begin=sizes, end="")
+
+
+def hash_tensors(tensors: Mapping[str, torch.Tensor], *, begin: str = "", end: str = "\n") -> str:
+    """Hash names, types, shapes and values of tensors; `begin` stands before them, `end` between a shape and its values."""
+    hashed = hashlib.sha256(begin.encode())
+    for name, values in sorted(tensors.items()):
+        hashed.update(f"{name} {values.dtype} {tuple(values.shape)}{end}".encode())
         hashed.update(values.contiguous().numpy().tobytes())
     return hashed.hexdigest()
 

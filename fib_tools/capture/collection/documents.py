@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fib_tools.capture.collection.candidates import Candidate
+from fib_tools.capture.collection.candidates import Candidate, hash_tensors
 from fib_tools.dataset.layout import Kind, Location
 from fib_tools.dataset.store import Dataset, Written
 from fib_tools.model.definition import Definition
@@ -66,15 +65,11 @@ def _make_input(name: str, candidate: Candidate, path: str) -> InputSpec:
 
 
 def _place_blob(definition: Definition, tensors: Mapping[str, torch.Tensor]) -> Location:
-    hashed = hashlib.sha256()
-    for name, values in sorted(tensors.items()):
-        hashed.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
-        hashed.update(values.contiguous().numpy().tobytes())
     return Location(
         kind=Kind.BLOB,
         op_type=definition.op_type,
         definition=definition.name,
-        file=f"{hashed.hexdigest()[:_HASH_LENGTH]}.safetensors",
+        file=f"{hash_tensors(tensors)[:_HASH_LENGTH]}.safetensors",
     )
 
 

@@ -55,6 +55,12 @@ def test_the_uuid_and_the_blob_follow_from_the_content_alone() -> None:
     assert first.at != other.at
 
 
+def test_a_blob_keeps_its_name_from_version_to_version() -> None:
+    at = make_draft(DEFINITION, candidate(1, 2), "real").at
+    assert at is not None
+    assert at.file == "e6bdcc0c6e472da0d143f183400509c1.safetensors"
+
+
 def test_workloads_are_written_beside_those_that_stand_and_counted_anew(tmp_path: Path) -> None:
     dataset = Dataset(tmp_path)
     first = [make_draft(DEFINITION, candidate(1, 2, count=3), "dummy")]
