@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fib_tools.capture.forward.observe import watch_model
 from fib_tools.capture.forward.patches import Patches
-from fib_tools.capture.forward.recorder import Draft, Recorder
+from fib_tools.capture.forward.recorder import Draft, Recorder, name_inputs
 from fib_tools.capture.forward.steps import watch_steps
 from fib_tools.capture.timeline import Counter, Kind, Span, Timeline, Value
 
@@ -64,7 +64,7 @@ def _hook(recorder: Recorder, path: str, module: torch.nn.Module, layers: Collec
 
     def begin(_: Any, args: Any, options: Any) -> None:
         if recorder.is_on:
-            drafts.append(recorder.open(name, kind, _name_arguments(args, options)))
+            drafts.append(recorder.open(name, kind, name_inputs(args, options)))
             drafts[-1].details["type"] = type(module).__name__
             recorder.is_on = not is_left_out
 
@@ -78,11 +78,6 @@ def _hook(recorder: Recorder, path: str, module: torch.nn.Module, layers: Collec
 
     yield module.register_forward_pre_hook(begin, with_kwargs=True)
     yield module.register_forward_hook(end, always_call=True)
-
-
-def _name_arguments(args: Any, options: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    named = [(f"input{at}", value) for at, value in enumerate(args)]
-    return [(key, value) for key, value in [*named, *options.items()] if hasattr(value, "untyped_storage")]
 
 
 def _patch_softmax(patches: Patches, recorder: Recorder) -> None:
@@ -132,7 +127,7 @@ def _patch_cache(patches: Patches, recorder: Recorder) -> None:
 
 @contextmanager
 def _span(recorder: Recorder, name: str, *inputs: Any) -> Iterator[Draft]:
-    draft = recorder.open(name, "operator", [(f"input{at}", value) for at, value in enumerate(inputs)])
+    draft = recorder.open(name, "operator", name_inputs(inputs, {}))
     try:
         yield draft
     finally:

@@ -19,7 +19,7 @@ from fib_tools.capture.timeline import Kind, Span, TensorNote, Value
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Draft", "Recorder"]
+__all__ = ["Draft", "Recorder", "name_inputs"]
 
 _MOST_TENSORS = 16
 """Noted of one span's inputs or outputs."""
@@ -122,7 +122,7 @@ class Recorder(Watch):
             self.is_on = True
             return found[0]
 
-        draft = self.open(kind, "operator", _name_inputs(inputs, options))
+        draft = self.open(kind, "operator", name_inputs(inputs, options))
         result = None
         try:
             # each call is described, also one that is like another: it has a span of its own
@@ -175,7 +175,8 @@ def _name_all(name: str, values: Any) -> list[tuple[str, Any]]:
     return [(name, found[0])] if len(found) == 1 else [(f"{name}{at}", value) for at, value in enumerate(found)]
 
 
-def _name_inputs(inputs: Iterable[Any], options: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def name_inputs(inputs: Iterable[Any], options: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Name the tensors of a call: `input0` and so on, then options as they are called."""
     found = [(f"input{at}", value) for at, value in enumerate(inputs) if _is_tensor(value)]
     return [*found, *((name, value) for name, value in options.items() if _is_tensor(value))]
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fib_tools.capture.forward.recorder import Recorder
+from fib_tools.capture.forward.recorder import Recorder, name_inputs
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,7 @@ def watch_steps(recorder: Recorder) -> TorchDispatchMode:
             recorder.add_step(
                 str(func.overloadpacket).removeprefix("aten."),
                 start,
-                [(f"input{at}", tensor) for at, tensor in enumerate(tensors)],
+                name_inputs(tensors, {}),
                 result,
                 op_type=str(func),
                 bytes=_count_bytes(func, tensors, outputs),
