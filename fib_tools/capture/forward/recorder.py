@@ -117,9 +117,7 @@ class Recorder(Watch):
         found: list[Call | Unmapped] = []
 
         def described(result: Any) -> Call | Unmapped:
-            self.is_on = False
-            found.append(describe(result))
-            self.is_on = True
+            found.append(self.call_inside(describe, result))
             return found[0]
 
         draft = self.open(kind, "operator", name_inputs(inputs, options))

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from fib_tools.capture.forward.call import Call
 from fib_tools.capture.forward.record import record_forward
+from fib_tools.capture.forward.recorder import Recorder
 from fib_tools.capture.perfetto import write_trace
 from fib_tools.capture.timeline import Span, Timeline, check_nesting
 from fib_tools.capture.timeline_arrows import find_arrows
@@ -102,6 +104,17 @@ def test_a_recorded_forward_computes_the_same() -> None:
         record_forward(model, prompt, name="again")
         assert torch.equal(model(**prompt).logits, before)
     assert hooks == sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+def test_a_call_that_cannot_be_described_leaves_the_recorder_on() -> None:
+    def describe(_: object) -> Call:
+        raise ValueError("what is this?")
+
+    recorder = Recorder()
+    with pytest.raises(ValueError, match="what is this"):
+        recorder.call("relu", describe, torch.relu, torch.ones(2))
+    assert recorder.is_on
+    assert not recorder.is_inside
 
 
 def test_bandwidth_is_that_of_the_steps(llama: Timeline) -> None:
