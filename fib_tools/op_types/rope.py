@@ -40,38 +40,33 @@ _THETA = 10000.0
 """The base of the trial tables; real tables come with the model."""
 
 
-class RopeParameters(Parameters):
-    """The sizes of one rotation; the head counts are var axes, so they are not part of the kernel."""
-
+class _RotationParameters(Parameters):
     head_dim: int = Field(gt=0)
     rotary_dim: int = Field(gt=0, multiple_of=2)
+
+    @model_validator(mode="after")
+    def _validate_turning_elements_fit_the_head(self) -> _RotationParameters:
+        if self.rotary_dim > self.head_dim:
+            raise ValueError(f"rotary_dim {self.rotary_dim} is more than head_dim {self.head_dim}")
+        return self
+
+
+class RopeParameters(_RotationParameters):
+    """The sizes of one rotation; the head counts are var axes, so they are not part of the kernel."""
+
     num_qo_heads: int = Field(default=1, gt=0)
     num_kv_heads: int = Field(default=1, gt=0)
     """Both for the template's call only: the Definition has them as var axes, and they cannot be read back from it."""
     is_neox: bool = True
     dtype: str = "bfloat16"
 
-    @model_validator(mode="after")
-    def _validate_turning_elements_fit_the_head(self) -> RopeParameters:
-        if self.rotary_dim > self.head_dim:
-            raise ValueError(f"rotary_dim {self.rotary_dim} is more than head_dim {self.head_dim}")
-        return self
 
-
-class TokenRopeParameters(Parameters):
+class TokenRopeParameters(_RotationParameters):
     """The sizes of one rotation whose cosines and sines come with the tokens, as transformers hands them to its layers."""
 
     num_heads: int = Field(gt=0)
-    head_dim: int = Field(gt=0)
-    rotary_dim: int = Field(gt=0, multiple_of=2)
     is_neox: bool = True
     dtype: str = "bfloat16"
-
-    @model_validator(mode="after")
-    def _validate_turning_elements_fit_the_head(self) -> TokenRopeParameters:
-        if self.rotary_dim > self.head_dim:
-            raise ValueError(f"rotary_dim {self.rotary_dim} is more than head_dim {self.head_dim}")
-        return self
 
 
 _REFERENCE = """
