@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from fib_tools.dataset.store import Dataset  # noqa: E402
 from fib_tools.evaluate.calibration.calibration import find_tolerances  # noqa: E402
 from fib_tools.evaluate.engines.engine import Place  # noqa: E402
 from fib_tools.evaluate.engines.items import BlobHasher, Bound, Bundle, Options, Plan, find_task, plan_items  # noqa: E402
+from fib_tools.evaluate.engines.schedule import Schedule  # noqa: E402
 from fib_tools.evaluate.judge import judge  # noqa: E402
 from fib_tools.evaluate.judge import runner as runners  # noqa: E402
 from fib_tools.evaluate.judge.arena import Arena  # noqa: E402
@@ -38,9 +39,12 @@ from fib_tools.evaluate.judge.runner import Runner  # noqa: E402
 from fib_tools.evaluate.judge.worker import Worker  # noqa: E402
 from fib_tools.gate.recognise import find_kernel  # noqa: E402
 
+PLACE, PATIENCE_SECONDS = "gpu0", 2.0
 runners.ENTRY = "bench_phases_runner:serve"
 _HEARING = judge._Hearing  # noqa: SLF001  # its steps are what this measures
 SPENT: dict[str, list[float]] = collections.defaultdict(list)
+SEEN: dict[str, list[tuple[str, str, float, float]]] = collections.defaultdict(list)
+"""Of each Definition, what its runners did, who, and from when to when by the machine's clock."""
 
 
 def watch(owner: Any, name: str, label: Callable[..., str]) -> None:
@@ -83,14 +87,22 @@ def watch_all() -> None:
 def watch_answers() -> None:
     """Take what the runners say of their own steps."""
     receive = Runner._receive  # noqa: SLF001  # all answers come through it
+    begin = Runner.__init__
+
+    def named(self: Any, sandbox: Any, definition: Any, *arguments: Any, **more: Any) -> None:
+        self.definition = definition.name
+        SEEN[definition.name].append(("fork", "", time.perf_counter(), time.perf_counter()))
+        begin(self, sandbox, definition, *arguments, **more)
 
     def taking(self: Any, *arguments: Any, **more: Any) -> Any:
         answer = receive(self, *arguments, **more)
-        for label, seconds in answer.pop("spent", ()):
+        for label, begun, seconds in answer.pop("spent", ()):
             SPENT[f"in:{label}"].append(seconds)
+            SEEN[self.definition].append((label, self.name, begun, begun + seconds))
         return answer
 
     Runner._receive = taking  # noqa: SLF001  # type: ignore[method-assign]
+    Runner.__init__ = named  # type: ignore[method-assign]
 
 
 def size_of(hearing: Any) -> str:
@@ -125,13 +137,7 @@ def main() -> int:
     )
     worker = Worker(plan, place)
     start = time.perf_counter() - begun
-    loaded = {bundle.definition.name: bundle for bundle in bundles}
-    tasks = [find_task(item, loaded[item.definition]) for item in plan.items]
-    ends: collections.Counter[str] = collections.Counter()
-    for number, task in enumerate(tasks):
-        for ahead in (1, 2):
-            worker.prepare(tasks[min(number + ahead * options.workloads, len(tasks) - 1)])
-        ends.update(evidence.status.value for evidence in worker.evaluate(task) if evidence is not None)
+    ends = judge_all(worker, plan, {bundle.definition.name: bundle for bundle in bundles})
     worker.close()
     count = sum(ends.values())
     total = time.perf_counter() - begun
@@ -142,10 +148,50 @@ def main() -> int:
         lines.append(
             f"{label:28}{len(spent):>8}{whole:>9.2f}{1e3 * whole / len(spent):>10.2f}{1e3 * whole / count:>18.2f}"
         )
-    text = "\n".join(lines)
+    text = "\n".join([*lines, "", *describe_groups(begun)])
     (options.out / "bench_phases.txt").write_text(text + "\n")
     print(text)
     return 0
+
+
+def judge_all(worker: Worker, plan: Plan, bundles: dict[str, Bundle]) -> collections.Counter[str]:
+    """Give the worker its items in the order, and with the preparations, that an engine gives them."""
+    ends: collections.Counter[str] = collections.Counter()
+    schedule = Schedule(plan.items)
+    while (job := schedule.take(PLACE)) is not None:
+        begun = time.perf_counter()
+        task = find_task(job.item, bundles[job.item.definition])
+        is_ready = worker.is_ready(task, 0.0 if schedule.has_others(PLACE, job.item.group) else PATIENCE_SECONDS)
+        SEEN[task.definition.name].append(("waited", "", begun, time.perf_counter()))
+        if not is_ready:
+            schedule.defer(PLACE, job)
+            continue
+        following = schedule.find_next(PLACE)
+        if following is not None:
+            worker.prepare(find_task(following.item, bundles[following.item.definition]))
+        begun = time.perf_counter()
+        ends.update(evidence.status.value for evidence in worker.evaluate(task) if evidence is not None)
+        SEEN[task.definition.name].append(("judged", "", begun, time.perf_counter()))
+    return ends
+
+
+def describe_groups(start: float) -> Iterator[str]:
+    """Say of each group when its processes were forked, had a device, had built and made their first calls; seconds."""
+    yield "seconds from the start: forked; the first and the last to have a device, to have built, to have made first calls"
+    yield f"{'group':34}{'forked':>8}{'device':>16}{'built':>16}{'warm':>16}{'waited':>8}{'judged':>16}{'of that':>8}"
+    order = sorted(SEEN.items(), key=lambda pair: min(each[3] for each in pair[1] if each[0] == "judged"))
+    for name, steps in order:
+        ends = {
+            label: [end - start for what, _, _, end in steps if what == label]
+            for label in ("fork", "Gpu.__init__", "build", "warm", "judged")
+        }
+        spans = (f"{min(each, default=0):.1f} to {max(each, default=0):.1f}" for each in list(ends.values())[1:4])
+        forked, *more = f"{min(ends['fork']):.1f}", *spans
+        first = min(begun for what, _, begun, _ in steps if what == "judged") - start
+        judged = sum(end - begun for what, _, begun, end in steps if what == "judged")
+        waited = sum(end - begun for what, _, begun, end in steps if what == "waited")
+        span = f"{first:.1f} to {max(ends['judged']):.1f}"
+        yield f"{name[:33]:34}{forked:>8}{more[0]:>16}{more[1]:>16}{more[2]:>16}{waited:>8.1f}{span:>16}{judged:>8.1f}"
 
 
 def list_bundles(dataset: Dataset, workloads: int) -> list[Bundle]:

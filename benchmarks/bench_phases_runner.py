@@ -10,7 +10,8 @@ from fib_tools.evaluate._runner import cupti, gpu, guard, loops, replays, sessio
 
 __all__ = ["serve"]
 
-_SPENT: list[tuple[str, float]] = []
+_SPENT: list[tuple[str, float, float]] = []
+"""A step, when it began by the machine's clock, and its seconds."""
 _STEPS: tuple[tuple[Any, str], ...] = (
     (guard.Guard, "find_patched"),
     (guard.Guard, "count_tasks"),
@@ -50,7 +51,7 @@ def serve(payload: dict[str, Any], connection: Any) -> dict[str, Any]:
     def telling(self: Any, message: dict[str, Any]) -> dict[str, Any]:
         begun = time.perf_counter()
         given = answer(self, message)
-        _SPENT.append((message["do"], time.perf_counter() - begun))
+        _SPENT.append((message["do"], begun, time.perf_counter() - begun))
         if "ok" in given:
             given["ok"]["spent"] = list(_SPENT)
         _SPENT.clear()
@@ -66,6 +67,6 @@ def _timed(method: Callable[..., Any], label: str) -> Callable[..., Any]:
         try:
             return method(*arguments, **more)
         finally:
-            _SPENT.append((label, time.perf_counter() - begun))
+            _SPENT.append((label, begun, time.perf_counter() - begun))
 
     return timed

@@ -27,6 +27,7 @@ __all__ = [
     "INPUT_RULES",
     "INTEGER",
     "MLA_PLAIN_SCALE",
+    "QUERIES",
     "Core",
     "find_declared_scale",
     "indptr_axis",
@@ -281,6 +282,10 @@ INPUT_RULES: Mapping[str, InputRule] = {
     "ckv_scale": positive(0.25, 0.75),
     "kpe_scale": positive(0.25, 0.75),
 }
+
+QUERIES = frozenset({"q", "q_nope", "q_pe"})
+"""Their outliers would meet those of the keys: scores of thousands, of which float32 holds only 2^-12, and exponentials of
+that. Those of the keys alone make scores of some tens, as in large models."""
 
 INPUT_CODE: Mapping[str, str] = {
     "kv_last_page_len": "draw.last_page_lengths(kv_indptr, {page_size}{queries})",

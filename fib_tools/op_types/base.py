@@ -154,6 +154,8 @@ class OpType:
     """Inputs of wide integers that hold packed numbers, so that their content is free; bytes always are."""
     typical: frozenset[str] = frozenset()
     """Plain random activations for which other distributions mean nothing, such as logits that choose experts."""
+    without_outliers: frozenset[str] = frozenset()
+    """Plain random activations whose outliers would meet those of another input in the same sum."""
     work: Callable[[WorkRequest], Work | None] | None = None
     """The least that any kernel must do; None, or giving None, for what holds without knowing the op_type."""
 

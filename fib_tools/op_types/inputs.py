@@ -106,7 +106,9 @@ def plan_inputs(  # noqa: PLR0913  # what a workload says, and how it is to be d
         fresh=True,
         byte_budget=byte_budget if generator.device.type == "cpu" else None,
     )
-    plain = frozenset(_list_plain(definition))
+    own = find_op_type(definition.op_type)
+    spared = own.without_outliers if own and distribution == Distribution.OUTLIERS else frozenset()
+    plain = frozenset(_list_plain(definition)) - spared
     makers: dict[str, InputMaker] = {}
     for name, spec in definition.inputs.items():
         if name in free and name not in given:

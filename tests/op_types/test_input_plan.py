@@ -241,6 +241,17 @@ def test_outliers_are_a_few_in_each_row_and_128_times_larger() -> None:
     torch.testing.assert_close(outliers[moved], typical[moved] * 128)
 
 
+def test_of_attention_only_keys_and_values_have_outliers() -> None:
+    typical, outliers, tiny = (
+        _plan("gqa_paged_decode", {"batch_size": 3}, distribution=kind)[1].make(4)
+        for kind in ("typical", "outliers", "tiny")
+    )
+    assert torch.equal(typical["q"], outliers["q"])
+    assert not torch.equal(typical["q"], tiny["q"])
+    for name in ("k_cache", "v_cache"):
+        assert not torch.equal(typical[name], outliers[name]), name
+
+
 def test_tiny_and_shifted_values_have_their_moments() -> None:
     sizes = {"batch_size": 2000}
     tiny, shifted = (

@@ -79,16 +79,14 @@ class Tally:
 
 
 def _identify(match: Match) -> str:
-    """Hash what a match says; between equal counts the hash decides which Workloads are kept, so it stays as it is."""
-    sizes = repr((sorted(match.axes.items()), sorted(match.scalars.items())))
-    return hash_tensors(match.tensors, begin=sizes, end="")
+    return hash_tensors(match.tensors, begin=repr((sorted(match.axes.items()), sorted(match.scalars.items()))))
 
 
-def hash_tensors(tensors: Mapping[str, torch.Tensor], *, begin: str = "", end: str = "\n") -> str:
-    """Hash names, types, shapes and values of tensors; `begin` stands before them, `end` between a shape and its values."""
+def hash_tensors(tensors: Mapping[str, torch.Tensor], *, begin: str = "") -> str:
+    """Hash names, types, shapes and values of tensors; `begin` stands before them."""
     hashed = hashlib.sha256(begin.encode())
     for name, values in sorted(tensors.items()):
-        hashed.update(f"{name} {values.dtype} {tuple(values.shape)}{end}".encode())
+        hashed.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
         hashed.update(values.contiguous().numpy().tobytes())
     return hashed.hexdigest()
 

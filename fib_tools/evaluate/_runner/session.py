@@ -243,7 +243,8 @@ class _Runner:
         self._replays = None
         if self._gpu is None:
             return {"captured": False, "reason": "there is no GPU"}
-        workload, groups = self._workloads[message["name"]], self._timer.name == ActivityTimer.name
+        workload = self._workloads[message["name"]]
+        groups = message["groups"] and self._timer.name == ActivityTimer.name
         replays = Replays(self._caller, self._gpu, workload, groups=groups)
         try:
             replays.capture(self._arena, message["seeds"], message["slots"])

@@ -283,7 +283,24 @@ def _align_choices(
     if ids is None or not want[ids].numel():
         return {}
     order = _match(got[ids].flatten(0, -2), want[ids].flatten(0, -2)).view(want[ids].shape)
-    return {name: got[name].gather(-1, order) for name in names if want[name].shape == want[ids].shape}
+    aligned = {name: got[name].gather(-1, order) for name in names if want[name].shape == want[ids].shape}
+    same = aligned[ids] == want[ids]
+    for name, values in aligned.items():
+        if values.is_floating_point():
+            aligned[name] = _share_alike(values, want[name], same)
+    return aligned
+
+
+def _share_alike(got: torch.Tensor, want: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
+    """Scale the weights of tokens that have another expert, so that those of the experts they share sum to the same.
+
+    Weights are often shares of the sum over a token's experts: with one exchanged at a near tie, all of them change.
+    """
+    import torch
+
+    ours, theirs = (torch.where(same, side.float(), 0.0).sum(dim=-1, keepdim=True) for side in (got, want))
+    changed = ~same.all(dim=-1, keepdim=True) & (ours > 0)
+    return torch.where(changed, (got.float() * (theirs / ours)).to(got.dtype), got)
 
 
 def _match(got: torch.Tensor, want: torch.Tensor) -> torch.Tensor:

@@ -137,6 +137,8 @@ class _Hearing:
                 self._turn(trial, self._rounds.time)
         for trial in self._trials:
             self._turn(trial, self._finish)
+        for trial in self._rounds.list_unequal(self._trials):
+            self._turn(trial, self._finish)
         self._contest.stop_all()
         return Judgement(seed=self._seed, trials=self._trials, reference_ms=self._reference_ms, work=work)
 

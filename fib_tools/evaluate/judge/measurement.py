@@ -10,7 +10,7 @@ from fib_tools.evaluate.judge.trial import Trial
 from fib_tools.model.evidence import L2, Launch, Series, Timer
 from fib_tools.model.trace import EvaluationStatus
 
-__all__ = ["as_series", "count_missing", "find_fault", "has_enough"]
+__all__ = ["as_series", "count_missing", "find_fault", "find_together", "has_enough"]
 
 _TIGHT = 0.005
 """Half the 95% interval as a share of the figure."""
@@ -67,7 +67,7 @@ def find_fault(trial: Trial, *, is_cpu: bool) -> Refusal | None:
             f" {uneven.excess:.0%} above it: some calls do the work of others"
         )
         return Refusal(status=EvaluationStatus.RUNTIME_ERROR, detail=detail, rule="uneven")
-    together = _find_together(trial)
+    together = find_together(trial)
     if together is not None:
         return Refusal(status=EvaluationStatus.RUNTIME_ERROR, detail=together, rule="uneven")
     remembering = _find_remembering(trial)
@@ -83,7 +83,7 @@ def find_fault(trial: Trial, *, is_cpu: bool) -> Refusal | None:
     return None
 
 
-def _find_together(trial: Trial) -> str | None:
+def find_together(trial: Trial) -> str | None:
     """Find that calls in a graph take less than the kernels of a call alone: one works for several, or behind a flush."""
     if not trial.is_captured or not trial.busy:
         return None

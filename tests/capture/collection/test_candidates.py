@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import torch
-
 from fib_tools.capture.collection.candidates import Candidate, Tally, choose_diverse
 from fib_tools.capture.collection.matching import Match, Target
 from fib_tools.op_types.registry import get_kernel_type
@@ -24,13 +22,6 @@ def test_those_that_lie_farthest_apart_are_chosen_and_stand_for_the_rest() -> No
 def test_equal_places_are_chosen_once_each() -> None:
     given = {name: candidate(1.0) for name in "abc"}
     assert sorted(item.count for item in choose_diverse(given, 2).values()) == [1, 2]
-
-
-def test_a_candidate_keeps_its_key_from_version_to_version() -> None:
-    tally = Tally(target=TARGET, limit=3)
-    tensors = {"kv_indptr": torch.tensor([0, 2], dtype=torch.int32)}
-    tally.add(Match(target=TARGET, axes={"batch_size": 2}, tensors=tensors, scalars={"sm_scale": 0.5}))
-    assert list(tally.held) == ["a55ec6aac00b2baf20f5bd76fcc8dc8afd966e74c8dd74afccd5d9410a1b2f8d"]
 
 
 def test_a_long_run_holds_a_bounded_number_and_counts_every_call() -> None:

@@ -334,6 +334,24 @@ def test_one_expert_exchanged_in_every_call_is_no_tie() -> None:
     assert verdict.outputs["ids"].reasons[0].startswith("20 of 1280 values")
 
 
+def test_weights_that_are_shares_change_with_an_expert_exchanged_at_a_tie() -> None:
+    tolerances = {"weights": chosen(DType.FLOAT32), "ids": chosen(DType.INT32)}
+    ids = torch.arange(512, dtype=torch.int32).view(1, 64, 8)
+    weights = torch.linspace(0.2, 0.9, 512).view(1, 64, 8)
+    want = {"weights": weights / weights.sum(dim=-1, keepdim=True), "ids": ids}
+    other = weights.clone()
+    other[0, 3, 5] *= 1.5
+    got = {"weights": other / other.sum(dim=-1, keepdim=True), "ids": ids.clone()}
+    got["ids"][0, 3, 5] = 999
+    verdict = compare_outputs(got, want, tolerances)
+    assert verdict.is_right, verdict.detail
+    assert verdict.outputs["weights"].errors.misses == 1
+    got["ids"][0, 3, 5] = ids[0, 3, 5]
+    verdict = compare_outputs(got, want, tolerances)
+    assert not verdict.is_right
+    assert verdict.outputs["weights"].errors.misses == 8
+
+
 def test_a_list_with_padding_is_matched_as_often_as_it_holds_each_id() -> None:
     want = {"ids": torch.tensor([[[-1, -1, 5, 7]]])}
     got = {"ids": torch.tensor([[[5, -1, 7, 5]]])}

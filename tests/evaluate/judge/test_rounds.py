@@ -9,6 +9,8 @@ from fib_tools.evaluate.engines.items import Limits
 from fib_tools.evaluate.judge import rounds as module
 from fib_tools.evaluate.judge.refusal import ReferenceFailedError, Refusal, RefusedError
 from fib_tools.evaluate.judge.rounds import Rounds
+from fib_tools.evaluate.judge.trial import Trial
+from fib_tools.model.evidence import Clocks
 from fib_tools.model.trace import EvaluationStatus
 
 WRONG = RefusedError(EvaluationStatus.INCORRECT_NUMERICAL, "the Solution is wrong")
@@ -42,10 +44,67 @@ def test_a_reference_that_fails_while_times_are_taken_again_is_not_held_against_
     monkeypatch.setattr(Rounds, "_time", refuse)
     monkeypatch.setattr(module, "call", lambda batch: batch)
     anything: Any = SimpleNamespace(
-        kind="cpu", anew=lambda _number: None, stop=lambda: None, forget_times=lambda: None, forget=lambda _trial: None
+        kind="cpu",
+        is_captured=False,
+        anew=lambda _number: None,
+        stop=lambda: None,
+        forget_times=lambda: None,
+        forget=lambda _trial: None,
     )
     scene: Any = SimpleNamespace(timed=anything)
     reference: Any = Reference(answers)
     rounds = Rounds(anything, anything, scene, anything, master=1, limits=Limits())
     with pytest.raises(wanted):
         rounds.finish(anything, anything, reference)
+
+
+class Runner:
+    """Captures calls in groups of four, unless it is told not to; notes what it was asked for."""
+
+    def __init__(self) -> None:
+        self.groups: list[bool] = []
+
+    def ask(self, message: Any, _seconds: float) -> Any:
+        if message["do"] == "capture":
+            self.groups.append(message["groups"])
+            return {"captured": True, "flushes": 3 if message["groups"] else 12}
+        return {}
+
+    def stop(self) -> None:
+        pass
+
+
+def test_calls_that_are_faster_behind_one_flush_get_one_each_and_so_do_those_of_all_other_solutions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slots = list(range(12))
+    batch: Any = SimpleNamespace(slots=slots, seeds=slots, staging=SimpleNamespace(name="timed"), part=lambda *_: batch)
+    batch.anew = lambda _number: batch
+    scene: Any = SimpleNamespace(timed=batch, typical=None)
+    gpu: Any = SimpleNamespace(kind="cuda", clocks=lambda *_: Clocks(), free_bytes=1 << 40)
+    task: Any = SimpleNamespace(input_bytes=1, is_large=False, workload=SimpleNamespace(uuid="w"))
+    outputs: Any = SimpleNamespace(forget=lambda _trial: None)
+    alone = 0.040  # of each call of both Solutions, in milliseconds; in groups the second one's take half as long
+
+    def replay(_rounds: Rounds, trial: Trial, runner: Any, _batch: Any) -> None:
+        figure = 0.020 if runner is second and runner.groups[-1] else alone
+        trial.fresh, trial.again, trial.busy = [figure], [figure] * 40, [alone] * 8
+
+    monkeypatch.setattr(Rounds, "_replay", replay)
+    monkeypatch.setattr(Rounds, "_time_eager", lambda *_: [alone] * 8)
+    monkeypatch.setattr(module, "time_loops", lambda *_, **__: [])
+    monkeypatch.setattr(module, "call", lambda batch: batch)
+    first, second, reference = Runner(), Runner(), Reference(answers=100)
+    entrant: Any = SimpleNamespace()
+    trials = [Trial(entrant=entrant), Trial(entrant=entrant)]
+    rounds = Rounds(gpu, task, scene, outputs, master=1, limits=Limits())
+    for trial, runner in zip(trials, (first, second), strict=True):
+        rounds.time(trial, runner)  # type: ignore[arg-type]
+    for trial, runner in zip(trials, (first, second), strict=True):
+        rounds.finish(trial, runner, reference)  # type: ignore[arg-type]
+    assert (first.groups, second.groups) == ([True], [True, False])
+    assert rounds.list_unequal(trials) == [trials[0]]
+    rounds.finish(trials[0], first, reference)  # type: ignore[arg-type]
+    assert first.groups == [True, False]
+    assert not rounds.list_unequal(trials)
+    assert [set(trial.cold) for trial in trials] == [{alone}, {alone}]
