@@ -27,7 +27,7 @@ __all__ = [
     "INPUT_RULES",
     "INTEGER",
     "MLA_PLAIN_SCALE",
-    "QUERIES",
+    "WITHOUT_OUTLIERS",
     "Core",
     "find_declared_scale",
     "indptr_axis",
@@ -283,9 +283,10 @@ INPUT_RULES: Mapping[str, InputRule] = {
     "kpe_scale": positive(0.25, 0.75),
 }
 
-QUERIES = frozenset({"q", "q_nope", "q_pe"})
-"""Their outliers would meet those of the keys: scores of thousands, of which float32 holds only 2^-12, and exponentials of
-that. Those of the keys alone make scores of some tens, as in large models."""
+WITHOUT_OUTLIERS = frozenset({"q", "q_nope", "q_pe", "v", "v_cache", "ckv_cache", "window_cache", "compressed_cache"})
+"""Outliers of queries would meet those of keys: scores of thousands, of which float32 holds 2^-12, and exponentials of that.
+Those of values cancel between two keys, and what is left has an error of their size. Keys have them in large models too:
+scores of some tens. Latents are keys and values, and come from an RMSNorm, which leaves none of 2^7."""
 
 INPUT_CODE: Mapping[str, str] = {
     "kv_last_page_len": "draw.last_page_lengths(kv_indptr, {page_size}{queries})",

@@ -155,7 +155,7 @@ class OpType:
     typical: frozenset[str] = frozenset()
     """Plain random activations for which other distributions mean nothing, such as logits that choose experts."""
     without_outliers: frozenset[str] = frozenset()
-    """Plain random activations whose outliers would meet those of another input in the same sum."""
+    """Plain random activations whose outliers make the result depend on roundings that every kernel does differently."""
     work: Callable[[WorkRequest], Work | None] | None = None
     """The least that any kernel must do; None, or giving None, for what holds without knowing the op_type."""
 

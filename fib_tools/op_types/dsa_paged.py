@@ -17,7 +17,7 @@ from fib_tools.model.naming import format_name
 from fib_tools.op_types.attention import (
     INTEGER,
     MLA_PLAIN_SCALE,
-    QUERIES,
+    WITHOUT_OUTLIERS,
     lse_output,
     settle_scale,
     sm_scale_input,
@@ -365,6 +365,6 @@ OP_TYPE = OpType(
         "sm_scale": softmax_scale("head_dim_kpe", extra=128),
     },
     axis_sizes={"max_num_pages": 36, "num_pages": 40},
-    without_outliers=QUERIES,
+    without_outliers=WITHOUT_OUTLIERS,
     work=_work,
 )

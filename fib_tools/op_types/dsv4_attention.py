@@ -14,7 +14,14 @@ from pydantic import Field, model_validator
 
 from fib_tools.model.definition import AxisConst, AxisVar, Definition, TensorSpec
 from fib_tools.model.naming import format_name
-from fib_tools.op_types.attention import INTEGER, QUERIES, lse_output, settle_scale, sm_scale_input, softmax_scale
+from fib_tools.op_types.attention import (
+    INTEGER,
+    WITHOUT_OUTLIERS,
+    lse_output,
+    settle_scale,
+    sm_scale_input,
+    softmax_scale,
+)
 from fib_tools.op_types.base import InputRule, KernelType, OpType, Parameters, const, source, tensor, var
 from fib_tools.op_types.ground_truth import GroundTruth, no_kernel
 from fib_tools.op_types.input_request import InputRequest
@@ -290,6 +297,6 @@ OP_TYPE = OpType(
         "sm_scale": softmax_scale("head_dim"),
     },
     axis_sizes={"num_pages": 3, "num_compressed_pages": 9, "max_compressed": 11},
-    without_outliers=QUERIES,
+    without_outliers=WITHOUT_OUTLIERS,
     work=_work,
 )

@@ -13,7 +13,7 @@ from fib_tools.op_types.attention import (
     INPUT_CODE,
     INPUT_RULES,
     INTEGER,
-    QUERIES,
+    WITHOUT_OUTLIERS,
     indptr_axis,
     lse_output,
     paged_inputs,
@@ -211,6 +211,6 @@ OP_TYPE = OpType(
     input_rules={**INPUT_RULES, "sm_scale": softmax_scale("head_dim")},
     input_code=INPUT_CODE,
     axis_sizes={"len_indptr": 4},
-    without_outliers=QUERIES,
+    without_outliers=WITHOUT_OUTLIERS,
     work=paged_attention_work,
 )

@@ -8,7 +8,7 @@ from fib_tools.op_types.attention import (
     INPUT_CODE,
     INPUT_RULES,
     INTEGER,
-    QUERIES,
+    WITHOUT_OUTLIERS,
     indptr_axis,
     lse_output,
     ragged_keys,
@@ -108,6 +108,6 @@ OP_TYPE = OpType(
     input_rules={**INPUT_RULES, "sm_scale": softmax_scale("head_dim")},
     input_code=INPUT_CODE,
     axis_sizes={"len_indptr": 4},
-    without_outliers=QUERIES,
+    without_outliers=WITHOUT_OUTLIERS,
     work=ragged_attention_work,
 )

@@ -106,9 +106,7 @@ def plan_inputs(  # noqa: PLR0913  # what a workload says, and how it is to be d
         fresh=True,
         byte_budget=byte_budget if generator.device.type == "cpu" else None,
     )
-    own = find_op_type(definition.op_type)
-    spared = own.without_outliers if own and distribution == Distribution.OUTLIERS else frozenset()
-    plain = frozenset(_list_plain(definition)) - spared
+    plain = frozenset(_list_plain(definition, Distribution(distribution)))
     makers: dict[str, InputMaker] = {}
     for name, spec in definition.inputs.items():
         if name in free and name not in given:
@@ -133,7 +131,7 @@ def count_input_bytes(definition: Definition, axes: Mapping[str, int]) -> int:
 
 def list_distributions(definition: Definition) -> tuple[Distribution, ...]:
     """List the distributions that make a difference for a Definition, `typical` first."""
-    return tuple(Distribution) if _list_plain(definition) else (Distribution.TYPICAL,)
+    return tuple(each for each in Distribution if each is Distribution.TYPICAL or _list_plain(definition, each))
 
 
 def _find_rules(definition: Definition) -> dict[str, InputRule]:
@@ -153,9 +151,10 @@ def _is_value(name: str, spec: TensorSpec, own: OpType | None) -> bool:
     return spec.dtype in _NUMBERS or (own is not None and name in own.packed)
 
 
-def _list_plain(definition: Definition) -> list[str]:
-    """List the inputs that are plain random activations: of floats, with a var axis, and by no rule of their own."""
+def _list_plain(definition: Definition, distribution: Distribution) -> list[str]:
+    """List the inputs that a distribution is for: random activations of floats, with a var axis, by no rule of their own."""
     rules, own = _find_rules(definition), find_op_type(definition.op_type)
+    spared = own.typical | (own.without_outliers if distribution is Distribution.OUTLIERS else set()) if own else set()
     var = frozenset(definition.var_axes)
     return [
         name
@@ -163,7 +162,7 @@ def _list_plain(definition: Definition) -> list[str]:
         if spec.dtype in _FLOATS
         and var & set(spec.shape or ())
         and isinstance(rules.get(name, Plain()), Plain)
-        and not (own and name in own.typical)
+        and name not in spared
     ]
 
 

@@ -19,7 +19,7 @@ from fib_tools.op_types.attention import (
     INPUT_RULES,
     INTEGER,
     MLA_PLAIN_SCALE,
-    QUERIES,
+    WITHOUT_OUTLIERS,
     Core,
     indptr_axis,
     lse_output,
@@ -290,6 +290,6 @@ OP_TYPE = OpType(
     input_rules={**INPUT_RULES, "sm_scale": softmax_scale("head_dim_kpe", extra=128)},
     input_code=INPUT_CODE,
     axis_sizes={"len_indptr": 4},
-    without_outliers=QUERIES,
+    without_outliers=WITHOUT_OUTLIERS,
     work=latent_attention_work,
 )

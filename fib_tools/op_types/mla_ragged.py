@@ -15,7 +15,7 @@ from fib_tools.model.naming import format_name
 from fib_tools.op_types.attention import (
     INPUT_CODE,
     INTEGER,
-    QUERIES,
+    WITHOUT_OUTLIERS,
     Core,
     indptr_axis,
     lse_output,
@@ -123,6 +123,6 @@ OP_TYPE = OpType(
     input_rules={"sm_scale": softmax_scale("head_dim_qk")},
     input_code=INPUT_CODE,
     axis_sizes={"len_indptr": 4},
-    without_outliers=QUERIES,
+    without_outliers=WITHOUT_OUTLIERS,
     work=ragged_attention_work,
 )
