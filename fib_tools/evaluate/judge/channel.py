@@ -46,11 +46,8 @@ class Channel:
     @property
     def is_quiet(self) -> bool:
         """Tell whether nothing has come that nobody asked for; a peer that is gone is quiet too."""
-        if self._received:
-            return False
         self._socket.settimeout(None)
-        readable, _, _ = select.select([self._socket], [], [], 0)
-        return not readable or not self._socket.recv(1, socket.MSG_PEEK)
+        return not self._received and (not self.wait(0.0) or not self._socket.recv(1, socket.MSG_PEEK))
 
     def wait(self, seconds: float) -> bool:
         """Wait until something has come, or the peer is gone; tell whether it is so."""

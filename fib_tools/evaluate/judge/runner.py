@@ -157,8 +157,7 @@ class Runner:
             RefusedError: it cannot be built, or did what it may not while its code was imported.
         """
         if self._owes == "build":
-            left = seconds - (time.perf_counter() - self._began)
-            self._take_build(max(left, _OWN_SHARE * seconds), limit=seconds)
+            self._take_build(_find_left(seconds, since=self._began), limit=seconds)
         elif self._failed is not None:
             raise self._failed
 
@@ -180,8 +179,7 @@ class Runner:
         """
         if self._owes == "warm":
             self._owes = ""
-            left = seconds - (time.perf_counter() - self._owes_since)
-            spent = self._receive(max(left, _OWN_SHARE * seconds), limit=seconds).get("seconds")
+            spent = self._receive(_find_left(seconds, since=self._owes_since), limit=seconds).get("seconds")
             self.first_call_seconds = float(spent) if isinstance(spent, float) and 0 <= spent < math.inf else 0.0
 
     def take(self, arena: Arena) -> None:
@@ -351,6 +349,11 @@ def read_numbers(said: Any) -> list[float]:
         return []
     numbers = [each for each in said if isinstance(each, (int, float)) and not isinstance(each, bool)]
     return [float(each) for each in numbers if 0 <= each <= sys.float_info.max]
+
+
+def _find_left(seconds: float, *, since: float) -> float:
+    """Give what is left of a time that began while others were measured too."""
+    return max(seconds - (time.perf_counter() - since), _OWN_SHARE * seconds)
 
 
 def _read_libs(said: Any) -> dict[str, str]:

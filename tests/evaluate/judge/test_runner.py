@@ -60,10 +60,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-@pytest.fixture
-def runner(sandbox: Sandbox) -> Iterator[Runner]:
-    """A runner of which others are measured while it builds."""
-    made = Runner(
+def make_runner(sandbox: Sandbox, *, is_trusted: bool = False) -> Runner:
+    return Runner(
         cast("Any", sandbox),
         norm(),
         solution("s", HONEST),
@@ -71,7 +69,14 @@ def runner(sandbox: Sandbox) -> Iterator[Runner]:
         dataset="/nowhere",
         lifetime=60.0,
         first_call={},
+        is_trusted=is_trusted,
     )
+
+
+@pytest.fixture
+def runner(sandbox: Sandbox) -> Iterator[Runner]:
+    """A runner of which others are measured while it builds."""
+    made = make_runner(sandbox)
     made.begin_build("events")
     yield made
     made.close()
@@ -94,16 +99,7 @@ def test_only_a_trusted_baseline_keeps_what_libraries_compile(
     monkeypatch.delenv("TVM_FFI_CACHE_DIR", raising=False)
     folders = {str(tmp_path / "fi/.cache/flashinfer"), str(tmp_path / ".cache/tvm-ffi")}
     for is_trusted in (False, True):
-        made = Runner(
-            cast("Any", sandbox),
-            norm(),
-            solution("s", HONEST),
-            device="cpu",
-            dataset="/nowhere",
-            lifetime=60.0,
-            first_call={},
-            is_trusted=is_trusted,
-        )
+        made = make_runner(sandbox, is_trusted=is_trusted)
         assert set(sandbox.limits.writable) == (folders if is_trusted else set())
         assert all(Path(folder).is_dir() == is_trusted for folder in folders)
         assert len(sandbox.payload["caches"]) == 2 * is_trusted
