@@ -194,7 +194,8 @@ def main() -> int:
     sizes = write_dataset(options.definitions, options.out / "dataset", options)
     written = fib("baselines", "write", options=options, log="write.log")
     op_types = {entry["definition"]: entry["op_type"] for entry in written["entries"]}
-    lines = [f"{len(op_types)} Definitions, {sum(e['status'] == 'written' for e in written['entries'])} baselines"]
+    baselines = sum(entry["status"] in {"written", "unchanged"} for entry in written["entries"])
+    lines = [f"{len(op_types)} Definitions, {baselines} baselines"]
     if "calibrate" in options.steps:
         begun = time.perf_counter()
         entries = calibrate(sorted(op_types), options)
