@@ -108,6 +108,8 @@ def _measure(seen: Seen, structure: Mapping[str, torch.Tensor]) -> float | None:
 
     if seen.source is None or not seen.source.shape:
         return None
+    if seen.source.scale is not None:
+        return _round(seen.source.scale)
     pages = structure.get("kv_indices")
     try:
         if seen.is_paged and pages is not None:
@@ -118,7 +120,10 @@ def _measure(seen: Seen, structure: Mapping[str, torch.Tensor]) -> float | None:
         return None
     if not drawn.is_floating_point() or not drawn.numel():
         return None
-    scale = float(drawn.to(torch.float32).square().mean().sqrt())
+    return _round(float(drawn.to(torch.float32).square().mean().sqrt()))
+
+
+def _round(scale: float) -> float | None:
     return float(f"{scale:.3g}") if math.isfinite(scale) else None
 
 

@@ -52,6 +52,8 @@ class TensorFacts:
     folder: Path
     key: str
     is_output: bool = False
+    scale: float | None = None
+    """The root mean square of its values, where the dump has that in their place: see `dump_hook/light.py`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,7 +129,11 @@ def load_call(folder: Path) -> Call | None:
 
 
 def _read_call(folder: Path, document: Mapping[str, Any]) -> Call:
-    details = {str(key): _read_facts(folder, str(key), item) for key, item in document["tensor_details"].items()}
+    scales = {key: float(scale) for key, scale in document.get("fib_scales", {}).items()}
+    details = {
+        str(key): _read_facts(folder, str(key), item, scales.get(key))
+        for key, item in document["tensor_details"].items()
+    }
     given: dict[str, Any] = {str(key): _read_value(item, details) for key, item in document["input_metadata"].items()}
     results = [key for key in details if key == "result" or key.startswith("result_")]
     given |= {key: facts for key, facts in details.items() if key not in results and "__" not in key}
@@ -159,12 +165,13 @@ def _read_state(folder: Path) -> dict[str, Any]:
     return dict(load_json(read_limited(path, _STATE_BYTES), where=f"{folder.name}/{STATE_FILE}"))
 
 
-def _read_facts(folder: Path, key: str, item: Mapping[str, Any]) -> TensorFacts:
+def _read_facts(folder: Path, key: str, item: Mapping[str, Any], scale: float | None) -> TensorFacts:
     shape = tuple(item["shape"])
     if len(shape) > _MAX_RANK or not all(type(length) is int and 0 <= length < _MAX_LENGTH for length in shape):
         raise ValueError(f"{key} has the shape {shape}")
     dtype = str(item["dtype"]).removeprefix("torch.")
-    return TensorFacts(shape=shape, dtype=dtype, folder=folder, key=key, is_output=key.startswith("result"))
+    is_output = key.startswith("result")
+    return TensorFacts(shape=shape, dtype=dtype, folder=folder, key=key, is_output=is_output, scale=scale)
 
 
 def _read_value(item: Any, details: Mapping[str, TensorFacts]) -> Any:

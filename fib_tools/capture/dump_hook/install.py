@@ -10,7 +10,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from . import skipping, stating, watching
+from . import light, skipping, stating, watching
 from .recorder import Recorder
 
 if TYPE_CHECKING:
@@ -23,16 +23,19 @@ __all__ = ["hook_traces", "install"]
 _TEMPLATES = "flashinfer.trace.template"
 
 
-def install(folder: Path, *, skipped: Iterable[str] = (), watched: Iterable[str] = ()) -> Recorder:
+def install(
+    folder: Path, *, skipped: Iterable[str] = (), watched: Iterable[str] = (), is_light: bool = False
+) -> Recorder:
     """Hook what is imported from now on; dumps and calls go below `folder`.
 
-    The kernels of `skipped` do not run; the functions of `watched`, by dotted name, are recorded.
+    The kernels of `skipped` do not run; the functions of `watched`, by dotted name, are recorded. With `is_light`
+    FlashInfer's level-10 dumps leave out the values of large tensors.
     """
     recorder = Recorder(folder)
     names = frozenset(skipped)
     steps: dict[str, Callable[[ModuleType], None]] = {
         _TEMPLATES: functools.partial(_after_template, recorder=recorder),
-        "flashinfer.api_logging": functools.partial(_after_logging, names=names, recorder=recorder),
+        "flashinfer.api_logging": functools.partial(_after_logging, names=names, recorder=recorder, is_light=is_light),
     }
     functions: dict[str, list[str]] = {}
     for symbol in watched:
@@ -44,7 +47,9 @@ def install(folder: Path, *, skipped: Iterable[str] = (), watched: Iterable[str]
     return recorder
 
 
-def _after_logging(module: ModuleType, *, names: frozenset[str], recorder: Recorder) -> None:
+def _after_logging(module: ModuleType, *, names: frozenset[str], recorder: Recorder, is_light: bool) -> None:
+    if is_light:
+        light.hook_light_dumps(module, recorder=recorder)
     stating.hook_dumps(module, recorder=recorder)
     skipping.hook_decorator(module, names=names, recorder=recorder)
 

@@ -35,6 +35,7 @@ def _prepare(folder: Path) -> None:
         Path(os.environ["FIB_DUMP_DIR"]),
         skipped=_read_list("FIB_DUMP_SKIP"),
         watched=_read_list("FIB_DUMP_WATCH"),
+        is_light=bool(os.environ.get("FIB_DUMP_LIGHT")),
     )
 
 

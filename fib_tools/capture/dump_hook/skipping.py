@@ -19,6 +19,8 @@ __all__ = ["hook_decorator", "make_result"]
 _RETURN_LISTS = frozenset({"cutlass_fused_moe"})
 """Functions that return a list of one tensor."""
 _OUT_ARGUMENTS = ("out", "output")
+_DUMPS = 10
+"""FlashInfer's log level at which it writes calls down."""
 _DTYPE_ARGUMENTS = ("out_dtype", "output_dtype")
 
 
@@ -33,13 +35,13 @@ def hook_decorator(module: ModuleType, *, names: Collection[str], recorder: Reco
         name = getattr(function, "__qualname__", "")
         if trace_template is not None and name in names:
             recorder.note("skipped", {"function": name})
-            wrapped = _substitute(wrapped, function, trace_template)
+            wrapped = _substitute(module, wrapped, function, trace_template)
         return original(wrapped, function, trace_template=trace_template)
 
     module._attach_fi_trace = attach  # type: ignore[attr-defined]  # noqa: SLF001
 
 
-def _substitute(wrapped: Any, function: Callable[..., Any], template: Any) -> Callable[..., Any]:
+def _substitute(module: ModuleType, wrapped: Any, function: Callable[..., Any], template: Any) -> Callable[..., Any]:
     import inspect  # only where something is skipped
 
     signature = inspect.signature(function)
@@ -48,7 +50,13 @@ def _substitute(wrapped: Any, function: Callable[..., Any], template: Any) -> Ca
     def substitute(*args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        return make_result(template, dict(bound.arguments), function.__qualname__)
+        folder = None
+        if module._API_LOG_LEVEL >= _DUMPS:  # noqa: SLF001  # there is no public place
+            folder = module._dump_function_inputs(function, function.__name__, args, kwargs)  # noqa: SLF001
+        result = make_result(template, dict(bound.arguments), function.__qualname__)
+        if folder:
+            module._dump_function_outputs(folder, result)  # noqa: SLF001
+        return result
 
     return substitute
 
