@@ -120,8 +120,13 @@ def list_versions() -> dict[str, str]:
 
 def send(engine: Any, batch: dict[str, Any], vocab_size: int) -> int:
     """Send one batch and wait for its answers; return how many tokens came."""
-    prompts = [make_tokens(sequence["pieces"], vocab_size) for sequence in batch["sequences"]]
-    answers = engine.generate(input_ids=prompts, sampling_params={"ignore_eos": True, **batch["sampling"]})
+    prompts = [[*make_tokens(sequence["pieces"], vocab_size), *sequence["tokens"]] for sequence in batch["sequences"]]
+    common = {"ignore_eos": True, **batch["sampling"]}
+    sampling = [
+        {**common, "max_new_tokens": sequence["max_new_tokens"]} if sequence["max_new_tokens"] else common
+        for sequence in batch["sequences"]
+    ]
+    answers = engine.generate(input_ids=prompts, sampling_params=sampling)
     return sum(len(answer.get("output_ids") or ()) for answer in answers)
 
 

@@ -66,6 +66,8 @@ class EngineOptions:
     python: str = sys.executable
     child: Path = _CHILD
     report: Callable[[str], None] = field(default=lambda _text: None)
+    tick: Callable[[], None] = field(default=lambda: None)
+    """Called some ten times a second while engines run."""
 
 
 class RunOutcome(Model):
@@ -147,6 +149,7 @@ def make_runs(runs: Sequence[EngineRun], folder: Path, options: EngineOptions) -
                 else:
                     options.report(f"{attempt.run.name}: out of memory, again with less")
                     waiting.insert(0, (again, True))
+            options.tick()
             time.sleep(_TICK_SECONDS if active else 0)
     finally:
         for attempt in active:

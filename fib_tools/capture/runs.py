@@ -91,10 +91,19 @@ _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
 class Sequence(Model):
-    """One prompt, as pieces of made-up tokens: equal pieces at the beginning are a prefix that can be cached."""
+    """One prompt: pieces of made-up tokens, of which equal ones at the beginning are a prefix that can be cached; or real."""
 
-    pieces: tuple[tuple[int, int], ...]
+    pieces: tuple[tuple[int, int], ...] = ()
     """Seed and length of each."""
+    tokens: tuple[int, ...] = ()
+    """Of a real prompt."""
+    max_new_tokens: int | None = None
+    """In place of the batch's."""
+
+    @property
+    def length(self) -> int:
+        """How many tokens it has."""
+        return len(self.tokens) + sum(length for _, length in self.pieces)
 
 
 class Batch(Model):

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fib_tools.capture.engine import EngineOptions, RunOutcome, list_versions, make_runs
+from fib_tools.capture.engine import RunOutcome, list_versions, make_runs
 from fib_tools.capture.evidence import OtherCall, read_other_calls
-from fib_tools.capture.runs import EngineRun, NotCovered, RunPlan
-from fib_tools.errors import MissingDependencyError, RequestError
+from fib_tools.capture.runs import EngineRun, RunPlan
 from fib_tools.gate.normalise import Normalised
-from fib_tools.host.env import engine_environment, read_gpu_settings
 from fib_tools.host.files import write_atomically
-from fib_tools.host.gpu_lock import Lease, acquire
-from fib_tools.host.gpus import discover_gpus
 from fib_tools.host.locks import hold
 from fib_tools.model.base import Model
 from fib_tools.model.canonical import canonical_bytes
@@ -32,17 +26,24 @@ from fib_tools.phases.inventory import keep_survey, workspace_lock
 from fib_tools.phases.manifests import Standing, add_witnesses, save_manifest
 from fib_tools.phases.outcomes import DefineEntry, find_shared
 from fib_tools.phases.request import ModelOptions
-from fib_tools.phases.survey import Survey, survey_model
-from fib_tools.phases.trace_plan import TraceSubject, plan_runs
+from fib_tools.phases.serving import (
+    check_machine,
+    check_runs,
+    check_weights,
+    describe_run,
+    hold_gpus,
+    list_not_covered,
+    make_options,
+    make_subject,
+)
+from fib_tools.phases.survey import survey_model
+from fib_tools.phases.trace_plan import plan_runs
 from fib_tools.phases.trace_report import Shown, Verdict, compare_kernels
-from fib_tools.phases.trace_result import KernelLine, RunLine, TraceDumpResult
+from fib_tools.phases.trace_result import KernelLine, TraceDumpResult
 
 __all__ = ["TraceRequest", "dump_model", "report_runs"]
 
 _PURPOSE = "a trace-dump (fib define MODEL --path dump without --from-dir)"
-_SIDE_BY_SIDE = 4
-"""Engines on one GPU: cut to a few layers they are small, and most of their time goes into compiling."""
-_LOCK_SECONDS = 3600.0
 
 
 class TraceRequest(Model):
@@ -62,106 +63,42 @@ def dump_model(context: Context, model: str, options: ModelOptions, request: Tra
         MissingDependencyError: SGLang is not installed, or no GPU is visible.
         LockedError: the GPUs stay taken.
     """
-    weights = _check_weights(context, request.weights)
+    weights = check_weights(context, request.weights)
     if not request.dry_run:
-        _check_machine()
+        check_machine(purpose=_PURPOSE, without="dumps made there are read anywhere with --from-dir DIR")
     survey = survey_model(context, model, options)
     with hold(workspace_lock(context), purpose="an onboarding"):
         context.sweep()
         standing = keep_survey(context, survey, options)
-    plan = plan_runs(_make_subject(survey), gpus=request.gpus, weights=weights, page_sizes=_list_page_sizes(standing))
+    plan = plan_runs(make_subject(survey), gpus=request.gpus, weights=weights, page_sizes=_list_page_sizes(standing))
     folder = context.workspace.root / "dumps" / standing.whole.model
     if request.dry_run:
         return _preview(context, standing, plan, folder=folder)
-    if not plan.runs:
-        reasons = "; ".join(f"{item.subject}: {item.reason}" for item in plan.not_covered)
-        raise RequestError(f"no run can show the kernels of {model!r}: {reasons}", todo="pass --tp-list or --gpus")
+    check_runs(model, plan.runs, plan.not_covered)
     folder.mkdir(parents=True, exist_ok=True)
     with hold(folder / ".lock", purpose=f"a trace-dump of {standing.whole.model}"):
-        with _hold_gpus(context, plan, request) as lease:
-            outcomes = make_runs(plan.runs, folder, _make_options(context, plan, request, lease))
+        served = f"{plan.model} with {weights or 'made-up weights'}"
+        with hold_gpus(context, plan.runs, command=f"fib define {plan.model} --path dump", subject=served) as lease:
+            rerun = not request.skip_existing
+            engine = make_options(context, plan.runs, lease, timeout=request.timeout, rerun=rerun)
+            outcomes = make_runs(plan.runs, folder, engine)
         return report_runs(context, standing, plan, folder=folder, outcomes=outcomes)
-
-
-def _check_weights(context: Context, weights: str | None) -> str | None:
-    """Return where real weights are; a path that an agent names lies in the workspace.
-
-    Raises:
-        RequestError: an absolute path where no folder is.
-    """
-    if weights is None or not (Path(weights).is_absolute() or weights.startswith((".", "~")) or Path(weights).exists()):
-        return weights
-    folder = context.check_readable(Path(weights).expanduser()).resolve()
-    if not (folder / "config.json").is_file():
-        raise RequestError("no weights there: it has no config.json", where=weights, todo="pass a model's folder")
-    return str(folder)
-
-
-def _make_subject(survey: Survey) -> TraceSubject:
-    return TraceSubject(
-        model=survey.config.slug,
-        config=survey.config.config,
-        facts=survey.facts,
-        points=survey.inventory.points,
-    )
 
 
 def _list_page_sizes(standing: Standing) -> list[int]:
     return sorted({size for kernel in standing.asked.kernels for size in kernel.page_sizes})
 
 
-def _has_sglang() -> bool:
-    return importlib.util.find_spec("sglang") is not None
-
-
-def _check_machine() -> None:
-    if not _has_sglang():
-        raise MissingDependencyError("sglang", purpose=_PURPOSE, install="pip install 'fib-tools[gpu]'")
-    if not discover_gpus(read_gpu_settings()).visible:
-        raise MissingDependencyError(
-            "a visible NVIDIA GPU with its driver",
-            purpose=_PURPOSE,
-            install="pip install 'fib-tools[gpu]' and this command on a machine with a GPU; dumps made there are read "
-            "anywhere with --from-dir DIR",
-        )
-
-
-@contextmanager
-def _hold_gpus(context: Context, plan: RunPlan, request: TraceRequest) -> Iterator[Lease]:
-    count = max(run.gpus for run in plan.runs)
-    context.progress(f"waiting for {count} GPU", 0, 0)
-    with acquire(count, timeout=_LOCK_SECONDS, command=f"fib define {plan.model} --path dump") as lease:
-        context.progress(f"serving {plan.model} with {request.weights or 'made-up weights'}", 0, len(plan.runs))
-        yield lease
-
-
-def _make_options(context: Context, plan: RunPlan, request: TraceRequest, lease: Lease) -> EngineOptions:
-    is_shared = request.weights is None and all(run.gpus == 1 for run in plan.runs)
-    return EngineOptions(
-        environment={**engine_environment(), **lease.environment},
-        descriptors=lease.descriptors,
-        jobs=_SIDE_BY_SIDE if is_shared else 1,
-        timeout=request.timeout,
-        stage_timeout=request.timeout,
-        rerun=not request.skip_existing,
-        report=lambda text: context.progress(text, 0, len(plan.runs)),
-    )
-
-
 def _preview(context: Context, standing: Standing, plan: RunPlan, *, folder: Path) -> TraceDumpResult:
-    lines = [_run_line(run, None) for run in plan.runs]
+    lines = [describe_run(run, None) for run in plan.runs]
     return TraceDumpResult(
         subject=standing.asked.model,
         dataset=str(context.dataset.root),
         entries=(),
         runs=tuple(lines),
-        not_covered=(*plan.not_covered, *_list_not_covered(plan.runs)),
+        not_covered=(*plan.not_covered, *list_not_covered(plan.runs)),
         folder=str(folder),
     )
-
-
-def _list_not_covered(runs: Sequence[EngineRun]) -> list[NotCovered]:
-    return list(dict.fromkeys(item for run in runs for item in run.not_covered))
 
 
 def report_runs(
@@ -193,8 +130,8 @@ def report_runs(
         entries=tuple(entries),
         shared=find_shared(context, {entry.name for entry in entries}),
         kernels=verdict.lines,
-        runs=tuple(_run_line(run, by_name.get(run.name), dumps=counts[run.name]) for run in plan.runs),
-        not_covered=(*plan.not_covered, *_list_not_covered(plan.runs)),
+        runs=tuple(describe_run(run, by_name.get(run.name), dumps=counts[run.name]) for run in plan.runs),
+        not_covered=(*plan.not_covered, *list_not_covered(plan.runs)),
         folder=str(folder),
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -275,18 +212,3 @@ def _with_witness(kernel: ManifestKernel, seen: Mapping[str, str], versions: str
     witness = Witness(source=WitnessSource.DUMP, detail=f"{detail} with {versions}" if versions else detail)
     own = tuple(item for item in kernel.witnesses if item.source is not WitnessSource.DUMP)
     return kernel.model_copy(update={"witnesses": add_witnesses(own, (witness,), source=WitnessSource.DUMP)})
-
-
-def _run_line(run: EngineRun, outcome: RunOutcome | None, *, dumps: int = 0) -> RunLine:
-    return RunLine(
-        name=run.name,
-        status=outcome.status if outcome else "would run",
-        seconds=outcome.seconds if outcome else 0.0,
-        gpus=run.gpus,
-        points=run.points,
-        overrides=run.overrides,
-        stages=outcome.stages if outcome else {},
-        dumps=dumps,
-        error=outcome.error if outcome else "",
-        notes=outcome.notes if outcome else (),
-    )

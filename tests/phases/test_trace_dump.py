@@ -16,7 +16,7 @@ from fib_tools.errors import MissingDependencyError, PathError, RequestError
 from fib_tools.host.gpu_lock import Lease
 from fib_tools.host.locks import hold
 from fib_tools.model.kernel import WitnessSource
-from fib_tools.phases import trace_dump
+from fib_tools.phases import serving, trace_dump
 from fib_tools.phases.context import Context
 from fib_tools.phases.define import define_model
 from fib_tools.phases.inventory import keep_survey, workspace_lock
@@ -230,7 +230,7 @@ def test_a_dry_run_shows_the_runs_and_makes_none(context: Context, write_config:
 def test_without_sglang_it_is_said_how_to_install_it(
     context: Context, write_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trace_dump, "_has_sglang", lambda: False)
+    monkeypatch.setattr(serving, "_has_sglang", lambda: False)
     with pytest.raises(MissingDependencyError, match=r"fib-tools\[gpu\]"):
         define_model(context, "tiny", ModelOptions(config=write_config()), path="dump")
 
@@ -239,7 +239,7 @@ def test_without_sglang_it_is_said_how_to_install_it(
 def test_without_a_gpu_it_is_said_what_to_do(
     context: Context, write_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trace_dump, "_has_sglang", lambda: True)
+    monkeypatch.setattr(serving, "_has_sglang", lambda: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(MissingDependencyError, match="--from-dir"):
         define_model(context, "tiny", ModelOptions(config=write_config()), path="dump")
@@ -259,7 +259,7 @@ def test_a_dump_runs_the_engine_under_the_lock_and_reports(
     context: Context, write_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, quick_gate: None
 ) -> None:
     del quick_gate
-    monkeypatch.setattr(trace_dump, "_check_machine", lambda: None)
+    monkeypatch.setattr(trace_dump, "check_machine", lambda **_: None)
     asked: list[tuple[int, tuple[str, ...]]] = []
 
     @contextmanager
@@ -271,7 +271,7 @@ def test_a_dump_runs_the_engine_under_the_lock_and_reports(
         asked.append((options.jobs, (options.environment["CUDA_VISIBLE_DEVICES"],)))
         return tuple(RunOutcome(name=run.name, status="done", seconds=1.0) for run in runs if folder.is_dir())
 
-    monkeypatch.setattr(trace_dump, "acquire", hold_gpus)
+    monkeypatch.setattr(serving, "acquire", hold_gpus)
     monkeypatch.setattr(trace_dump, "make_runs", make)
     result = define_model(context, "tiny", ModelOptions(config=write_config()), path="dump")
     assert isinstance(result, TraceDumpResult)

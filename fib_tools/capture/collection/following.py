@@ -12,7 +12,7 @@ from pathlib import Path
 from fib_tools.capture.collection.collector import Collector, take_calls
 from fib_tools.host.files import storage_errors
 
-__all__ = ["Clock", "follow_calls"]
+__all__ = ["Clock", "Follower", "follow_calls"]
 
 _PAUSE_SECONDS = 0.2
 _SESSION_BYTES = 1 << 20
@@ -28,6 +28,30 @@ class Clock:
 
 
 _CLOCK = Clock()
+
+
+class Follower:
+    """Takes in and removes the calls of one folder."""
+
+    def __init__(self, folder: Path, collector: Collector) -> None:
+        self._folder, self._collector = folder, collector
+        self.most_bytes = 0
+        """That lay there at one time."""
+
+    def step(self) -> bool:
+        """Take in and remove the calls that have come to their end; tell whether there were any.
+
+        Raises:
+            SourceError: there is no such folder.
+            StorageError: what was read cannot be removed.
+        """
+        self.most_bytes = max(self.most_bytes, _count_bytes(self._folder))
+        _cut_session(self._folder / "session.jsonl")
+        return bool(take_calls(self._folder, self._collector, consume=True, is_over=False))
+
+    def finish(self) -> None:
+        """Take in the rest, when the engine has ended."""
+        take_calls(self._folder, self._collector, consume=True)
 
 
 def follow_calls(
@@ -46,20 +70,18 @@ def follow_calls(
         SourceError: there is no such folder.
         StorageError: what was read cannot be removed.
     """
-    most, last = 0, clock.now()
+    follower, last = Follower(folder, collector), clock.now()
     try:
         while clock.now() - last < idle_seconds:
-            most = max(most, _count_bytes(folder))
-            _cut_session(folder / "session.jsonl")
-            if take_calls(folder, collector, consume=True, is_over=False):
+            if follower.step():
                 last = clock.now()
                 report(collector.calls, 0)
             else:
                 clock.pause(_PAUSE_SECONDS)
     except KeyboardInterrupt:
-        return most
-    take_calls(folder, collector, consume=True)
-    return most
+        return follower.most_bytes
+    follower.finish()
+    return follower.most_bytes
 
 
 def _count_bytes(folder: Path) -> int:

@@ -37,7 +37,10 @@ _MOST_DEEP = 8
 
 
 def hook_light_dumps(module: ModuleType, *, recorder: Recorder) -> None:
-    """Have FlashInfer's dumps written by this module; of calls that a CUDA graph captures, by FlashInfer as before."""
+    """Have FlashInfer's dumps written by this module; of calls that a CUDA graph captures, by FlashInfer as before.
+
+    At this level FlashInfer also logs statistics of every tensor, which takes longer than the calls: that is left out.
+    """
     inputs, outputs = (getattr(module, name, None) for name in ("_dump_function_inputs", "_dump_function_outputs"))
     if inputs is None or outputs is None:  # a version without level 10
         return
@@ -60,6 +63,12 @@ def hook_light_dumps(module: ModuleType, *, recorder: Recorder) -> None:
 
     module._dump_function_inputs = dump_inputs  # type: ignore[attr-defined]  # noqa: SLF001
     module._dump_function_outputs = dump_outputs  # type: ignore[attr-defined]  # noqa: SLF001
+    module._log_function_inputs = _log_nothing  # type: ignore[attr-defined]  # noqa: SLF001
+    module._log_function_outputs = _log_nothing  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+def _log_nothing(*_: Any, **__: Any) -> None:
+    """Stand in the place of FlashInfer's log."""
 
 
 class _Writer:
