@@ -1,6 +1,7 @@
 """Phase 3: Workloads from the calls of a running engine, each executed before it is written.
 
-An engine writes its calls down with FLASHINFER_LOGLEVEL=10 and FLASHINFER_DUMP_DIR; see `capture/collection`.
+The engine is started here, or another one wrote its calls down with FLASHINFER_LOGLEVEL=10 and FLASHINFER_DUMP_DIR; see
+`capture/collection`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from fib_tools.capture.collection.collector import Collector, remove_call, take_
 from fib_tools.capture.collection.documents import Draft, make_draft, write_drafts
 from fib_tools.capture.collection.following import follow_calls
 from fib_tools.capture.collection.matching import Target
+from fib_tools.capture.runs import NotCovered
 from fib_tools.dataset.store import Dataset, Written
 from fib_tools.errors import RequestError
 from fib_tools.gate.execute import execute_workloads
@@ -29,9 +31,11 @@ from fib_tools.host.locks import hold
 from fib_tools.model.definition import Definition
 from fib_tools.model.workload import Origin
 from fib_tools.phases.collect_result import CollectEntry, CollectResult, Refusal, measure_spread
+from fib_tools.phases.collect_serving import PLAIN, ServingOptions, find_origin, preview_runs, serve_model
 from fib_tools.phases.context import Context
 from fib_tools.phases.inventory import workspace_lock
-from fib_tools.phases.request import check_op_types, choose_definitions
+from fib_tools.phases.request import DEFAULTS, ModelOptions, check_op_types, choose_definitions
+from fib_tools.phases.trace_result import RunLine
 
 __all__ = ["collect_workloads", "list_targets", "settle_workloads"]
 
@@ -41,28 +45,38 @@ class _Reading:
     """What was read of a folder."""
 
     collector: Collector
+    folder: Path
+    origin: Origin
     seconds: float
     read: Sequence[Path] = ()
     most_bytes: int | None = None
+    runs: tuple[RunLine, ...] = ()
+    not_covered: tuple[NotCovered, ...] = ()
 
 
 def collect_workloads(  # the options of the command
     context: Context,
+    model: Annotated[str | None, Field(description="The model to serve; not needed with --from-dir.")] = None,
+    options: ModelOptions = DEFAULTS,
+    serving: ServingOptions = PLAIN,
     *,
     from_dir: Annotated[
-        Path, Field(description="Folder of an engine's calls: its FLASHINFER_DUMP_DIR, at FLASHINFER_LOGLEVEL=10.")
-    ],
-    origin: Annotated[
-        Origin,
+        Path | None,
         Field(
-            description="Where the calls come from, which no dump says: real (real weights and prompts), dummy "
-            "(made-up weights) or synthetic (made-up input)."
+            description="Folder of the calls of an engine that runs, or ran, elsewhere: its FLASHINFER_DUMP_DIR, at "
+            "FLASHINFER_LOGLEVEL=10."
         ),
-    ],
+    ] = None,
+    origin: Annotated[
+        Origin | None,
+        Field(
+            description="Where the calls of --from-dir come from, which no dump says: real (real weights and prompts), "
+            "dummy (made-up weights) or synthetic (made-up input)."
+        ),
+    ] = None,
     definitions: Annotated[
         tuple[str, ...] | None, Field(description="Only Workloads of these Definitions, by name.")
     ] = None,
-    op_types: Annotated[tuple[str, ...] | None, Field(description="Only Definitions of these op_types.")] = None,
     num_samples: Annotated[
         int, Field(ge=1, le=10_000, description="The most Workloads of one Definition, chosen to differ.")
     ] = 100,
@@ -78,20 +92,48 @@ def collect_workloads(  # the options of the command
     ] = None,
     dry_run: Annotated[bool, Field(description="Say what would be written; nothing is written or removed.")] = False,
 ) -> CollectResult:
-    """Collect Workloads from the calls of an engine that ran with FlashInfer's log level 10, and execute each.
+    """Collect Workloads from what an engine really calls: SGLang is started and serves the model, or its dumps are read.
 
     Equal calls become one Workload with a count; of too many, those that differ most are kept and stand for the rest.
+    Each is executed before it is written. The engine's calls are removed as they are read, so that the disk holds few.
     """
     if dry_run and (consume or follow is not None):
         raise RequestError("a dry run removes nothing", todo="leave out --consume and --follow, or --dry-run")
-    folder = context.check_readable(from_dir)
+    source = _choose_source(model, from_dir, origin)
+    if model is not None and (consume or follow is not None):
+        raise RequestError(
+            "--consume and --follow belong to --from-dir",
+            todo="leave them out: the calls of an engine that is started here are always removed as they come",
+        )
     dataset = Dataset.open(context.dataset.root)
-    targets = _find_targets(context, dataset, definitions, op_types)
-    reading = _read(context, folder, Collector(targets=targets, limit=num_samples), follow=follow)
-    entries = settle_workloads(context, dataset, reading.collector.tallies, origin=origin, dry_run=dry_run)
+    targets = _find_targets(context, dataset, definitions, options.op_types)
+    collector = Collector(targets=targets, limit=num_samples)
+    if isinstance(source, str):
+        reading = _serve(context, source, options, serving, collector, dry_run=dry_run)
+    else:
+        reading = _read(context, collector, *source, follow=follow)
+    entries = settle_workloads(context, dataset, collector.tallies, origin=reading.origin, dry_run=dry_run)
     for path in reading.read if consume else ():
         remove_call(path)
-    return _report(dataset, folder, reading, entries=entries, origin=origin)
+    return _report(dataset, reading, entries=entries)
+
+
+def _choose_source(model: str | None, from_dir: Path | None, origin: Origin | None) -> str | tuple[Path, Origin]:
+    """Take either a model, or a folder with what no dump says.
+
+    Raises:
+        RequestError: both, none, or only a part of it.
+    """
+    todo = "pass MODEL, or --from-dir DIR with --origin real, dummy or synthetic"
+    if model is not None and from_dir is None and origin is None:
+        return model
+    if model is not None:
+        raise RequestError("where the calls come from is known of a model that is served here", todo=todo)
+    if from_dir is None:
+        raise RequestError("nothing to collect from", todo=todo)
+    if origin is None:
+        raise RequestError("no dump says where its calls come from", todo="pass --origin real, dummy or synthetic")
+    return from_dir, origin
 
 
 def _find_targets(
@@ -123,7 +165,35 @@ def list_targets(definitions: Iterable[Definition]) -> list[Target]:
     ]
 
 
-def _read(context: Context, folder: Path, collector: Collector, *, follow: float | None) -> _Reading:
+def _serve(
+    context: Context,
+    model: str,
+    options: ModelOptions,
+    serving: ServingOptions,
+    collector: Collector,
+    *,
+    dry_run: bool,
+) -> _Reading:
+    """Start the engine, or in a dry run say what would be started."""
+    if dry_run:
+        served = preview_runs(context, model, options, serving)
+    else:
+        served = serve_model(context, model, options, serving, collector)
+    return _Reading(
+        collector=collector,
+        folder=served.folder,
+        origin=find_origin(serving),
+        seconds=served.seconds,
+        most_bytes=served.most_bytes,
+        runs=served.runs,
+        not_covered=served.not_covered,
+    )
+
+
+def _read(context: Context, collector: Collector, folder: Path, origin: Origin, *, follow: float | None) -> _Reading:
+    """Read what another engine wrote, or writes."""
+    folder = context.check_readable(folder)
+
     def report(done: int, total: int) -> None:
         context.progress("reading calls", done, total)
 
@@ -132,9 +202,11 @@ def _read(context: Context, folder: Path, collector: Collector, *, follow: float
     start = time.monotonic()
     if follow is not None:
         most = follow_calls(folder, collector, idle_seconds=follow, report=report)
-        return _Reading(collector=collector, seconds=time.monotonic() - start, most_bytes=most)
+        seconds = time.monotonic() - start
+        return _Reading(collector=collector, folder=folder, origin=origin, seconds=seconds, most_bytes=most)
     read = take_calls(folder, collector, report=report)
-    return _Reading(collector=collector, seconds=time.monotonic() - start, read=read)
+    seconds = time.monotonic() - start
+    return _Reading(collector=collector, folder=folder, origin=origin, seconds=seconds, read=read)
 
 
 def settle_workloads(
@@ -209,9 +281,7 @@ def _write(
     return entry.model_copy(update={"status": status, "blobs": len(blobs)})
 
 
-def _report(
-    dataset: Dataset, folder: Path, reading: _Reading, *, entries: Sequence[CollectEntry], origin: Origin
-) -> CollectResult:
+def _report(dataset: Dataset, reading: _Reading, *, entries: Sequence[CollectEntry]) -> CollectResult:
     collector = reading.collector
     refused = [
         Refusal(function=function, reason=reason, calls=calls)
@@ -220,8 +290,8 @@ def _report(
     wanted = (target.definition.name for target in collector.targets)
     return CollectResult(
         dataset=str(dataset.root),
-        folder=str(folder),
-        origin=origin,
+        folder=str(reading.folder),
+        origin=reading.origin,
         calls=collector.calls,
         plans=collector.plans,
         reading_seconds=round(reading.seconds, 3),
@@ -230,4 +300,6 @@ def _report(
         refused=tuple(refused),
         others=dict(collector.others.most_common()),
         not_seen=tuple(sorted(name for name in wanted if name not in collector.tallies)),
+        runs=reading.runs,
+        not_covered=reading.not_covered,
     )

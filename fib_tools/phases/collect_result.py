@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
+from fib_tools.capture.runs import NotCovered
 from fib_tools.model.base import Model
 from fib_tools.model.summary import Result, Summary, Table
 from fib_tools.model.workload import Origin
+from fib_tools.phases.trace_result import RunLine, show_runs
 
 __all__ = ["CollectEntry", "CollectResult", "Quantiles", "Refusal", "Spread", "measure_spread"]
 
@@ -86,11 +88,15 @@ class CollectResult(Result):
     """Calls of functions that are of no kernel type, by name."""
     not_seen: tuple[str, ...] = ()
     """Definitions without a call."""
+    runs: tuple[RunLine, ...] = ()
+    """Of an engine that was started for this."""
+    not_covered: tuple[NotCovered, ...] = ()
+    """What the runs cannot show, and why."""
 
     @property
     def has_errors(self) -> bool:
-        """Tell whether a reference did not accept a Workload."""
-        return any(entry.rejected for entry in self.entries)
+        """Tell whether a reference did not accept a Workload, or a run of the engine failed."""
+        return any(entry.rejected for entry in self.entries) or any(run.has_failed for run in self.runs)
 
     def summary(self) -> Summary:
         """Show the Workloads, the distribution, and what became none."""
@@ -99,9 +105,12 @@ class CollectResult(Result):
             for item in self.entries
         )
         columns = ("definition", "status", "calls", "distinct", "workloads", "new blobs")
-        tables = [Table(title=f"workloads ({self.origin})", columns=columns, rows=rows)] if rows else []
+        tables = [show_runs(self.runs)] if self.runs else []
+        tables += [Table(title=f"workloads ({self.origin})", columns=columns, rows=rows)] if rows else []
         tables += [*self._list_spreads(), *self._list_refusals()]
         lines = [f"{entry.definition}: {note}" for entry in self.entries for note in (*entry.notes, *entry.rejected)]
+        lines += [text for run in self.runs for text in run.list_remarks()]
+        lines += [f"not covered: {item.subject}: {item.reason}" for item in self.not_covered]
         if self.not_seen:
             lines.append(f"{len(self.not_seen)} Definitions without a call: {_shorten(self.not_seen)}")
         if self.others:

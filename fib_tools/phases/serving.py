@@ -122,11 +122,13 @@ def make_options(
     )
 
 
-def describe_run(run: EngineRun, outcome: RunOutcome | None, *, dumps: int = 0) -> RunLine:
-    """Say what became of a run; None: it would be made."""
+def describe_run(
+    run: EngineRun, outcome: RunOutcome | None, *, dumps: int = 0, otherwise: str = "would run"
+) -> RunLine:
+    """Say what became of a run, or what is said of one without an outcome."""
     return RunLine(
         name=run.name,
-        status=outcome.status if outcome else "would run",
+        status=outcome.status if outcome else otherwise,
         seconds=outcome.seconds if outcome else 0.0,
         gpus=run.gpus,
         points=run.points,

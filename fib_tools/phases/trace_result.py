@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from fib_tools.capture.runs import NotCovered
@@ -10,7 +11,7 @@ from fib_tools.model.base import Model
 from fib_tools.model.summary import Summary, Table
 from fib_tools.phases.outcomes import DefineResult
 
-__all__ = ["KernelLine", "KernelStatus", "RunLine", "TraceDumpResult"]
+__all__ = ["KernelLine", "KernelStatus", "RunLine", "TraceDumpResult", "show_runs"]
 
 KernelStatus = Literal["confirmed", "corrected", "differs", "new", "seen", "not seen", "set aside"]
 """`confirmed`: the engine calls what we listed; `corrected`: so too, and FlashInfer's own dump had it wrong;
@@ -34,6 +35,16 @@ class RunLine(Model):
     dumps: int = 0
     error: str = ""
     notes: tuple[str, ...] = ()
+
+    @property
+    def has_failed(self) -> bool:
+        """Tell whether it did not come to its end, or not with every request."""
+        return self.status in {"failed", "timed out", "partial", "interrupted"}
+
+    def list_remarks(self) -> list[str]:
+        """List what went wrong, and what is to be known of it."""
+        failure = [f"{self.status}: {self.name}: {self.error}"] if self.error else []
+        return failure + [f"note: {self.name}: {note}" for note in self.notes]
 
 
 class KernelLine(Model):
@@ -63,23 +74,17 @@ class TraceDumpResult(DefineResult):
     @property
     def has_errors(self) -> bool:
         """A run that failed and a dump that the gate refused are errors; a kernel not seen is a finding."""
-        failed = any(run.status in {"failed", "timed out", "partial"} for run in self.runs)
-        return failed or super().has_errors
+        return any(run.has_failed for run in self.runs) or super().has_errors
 
     def summary(self) -> Summary:
         """List the runs and the kernels, then what could not be shown."""
-        runs = Table(
-            title="runs of the engine",
-            columns=("run", "status", "seconds", "GPUs", "overrides"),
-            rows=tuple(_run_row(run) for run in self.runs),
-        )
+        runs = show_runs(self.runs)
         kernels = Table(
             title="kernels in the engine",
             columns=("definition", "status", "detail"),
             rows=tuple((kernel.name, kernel.status, kernel.detail) for kernel in self.kernels),
         )
-        lines = [f"{run.status}: {run.name}: {run.error}" for run in self.runs if run.error]
-        lines += [f"note: {run.name}: {note}" for run in self.runs for note in run.notes]
+        lines = [text for run in self.runs for text in run.list_remarks()]
         lines += [f"not covered: {item.subject}: {item.reason}" for item in self.not_covered]
         lines += [
             f"{entry.status}: {entry.name}: {entry.reason}" for entry in self.entries if entry.status == "refused"
@@ -91,6 +96,12 @@ class TraceDumpResult(DefineResult):
         tables = (runs, kernels) if self.kernels else (runs,)
         gate = f"; at the gate: {self.count_text()}" if self.entries else ""
         return Summary(tables=tables, lines=(*lines, f"{self.subject}: {said}{gate}", self.folder))
+
+
+def show_runs(runs: Sequence[RunLine]) -> Table:
+    """Show the runs as a table."""
+    columns = ("run", "status", "seconds", "GPUs", "overrides")
+    return Table(title="runs of the engine", columns=columns, rows=tuple(map(_run_row, runs)))
 
 
 def _run_row(run: RunLine) -> tuple[str, ...]:

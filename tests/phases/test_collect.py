@@ -120,7 +120,7 @@ def test_a_workload_that_the_reference_fails_on_is_not_written(ready: Context, f
 
 
 def test_where_the_calls_come_from_has_to_be_said(ready: Context, folder: Path) -> None:
-    with pytest.raises(RequestError, match="origin is missing"):
+    with pytest.raises(RequestError, match="no dump says where its calls come from"):
         get_operation("collect").run(ready, {"from_dir": folder})
     with pytest.raises(RequestError, match="origin cannot be 'made up'"):
         collect(ready, folder, origin="made up")
