@@ -51,6 +51,7 @@ class _Reading:
     read: Sequence[Path] = ()
     most_bytes: int | None = None
     runs: tuple[RunLine, ...] = ()
+    requests: str = ""
     not_covered: tuple[NotCovered, ...] = ()
 
 
@@ -186,6 +187,7 @@ def _serve(
         seconds=served.seconds,
         most_bytes=served.most_bytes,
         runs=served.runs,
+        requests=served.requests,
         not_covered=served.not_covered,
     )
 
@@ -301,5 +303,6 @@ def _report(dataset: Dataset, reading: _Reading, *, entries: Sequence[CollectEnt
         others=dict(collector.others.most_common()),
         not_seen=tuple(sorted(name for name in wanted if name not in collector.tallies)),
         runs=reading.runs,
+        requests=reading.requests,
         not_covered=reading.not_covered,
     )

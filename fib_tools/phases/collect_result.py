@@ -90,13 +90,21 @@ class CollectResult(Result):
     """Definitions without a call."""
     runs: tuple[RunLine, ...] = ()
     """Of an engine that was started for this."""
+    requests: str = ""
+    """What each run is asked."""
     not_covered: tuple[NotCovered, ...] = ()
     """What the runs cannot show, and why."""
 
     @property
+    def is_preview(self) -> bool:
+        """Tell whether an engine would be started, and was not."""
+        return any(run.status == "would run" for run in self.runs)
+
+    @property
     def has_errors(self) -> bool:
-        """Tell whether a reference did not accept a Workload, or a run of the engine failed."""
-        return any(entry.rejected for entry in self.entries) or any(run.has_failed for run in self.runs)
+        """Tell whether a reference did not accept a Workload, a run of the engine failed, or nothing came of it all."""
+        failed = any(entry.rejected for entry in self.entries) or any(run.has_failed for run in self.runs)
+        return failed or not (self.entries or self.is_preview)
 
     def summary(self) -> Summary:
         """Show the Workloads, the distribution, and what became none."""
@@ -111,6 +119,9 @@ class CollectResult(Result):
         lines = [f"{entry.definition}: {note}" for entry in self.entries for note in (*entry.notes, *entry.rejected)]
         lines += [text for run in self.runs for text in run.list_remarks()]
         lines += [f"not covered: {item.subject}: {item.reason}" for item in self.not_covered]
+        lines += [self.requests] * bool(self.requests)
+        if self.is_preview:
+            return Summary(tables=tuple(tables), lines=(*lines, self.dataset))
         if self.not_seen:
             lines.append(f"{len(self.not_seen)} Definitions without a call: {_shorten(self.not_seen)}")
         if self.others:

@@ -87,6 +87,8 @@ class Served:
     folder: Path
     runs: tuple[RunLine, ...]
     not_covered: tuple[NotCovered, ...]
+    requests: str = ""
+    """What each run is asked."""
     most_bytes: int = 0
     """Of calls that lay on the disk at one time, of all runs."""
     seconds: float = 0.0
@@ -250,4 +252,14 @@ def _report(context: Context, plan: _Plan, outcomes: Sequence[RunOutcome], *, ot
         folder=_folder(context, plan),
         runs=tuple(describe_run(run, by_name.get(run.name), otherwise=otherwise) for run in plan.runs),
         not_covered=tuple(dict.fromkeys((*plan.not_covered, *list_not_covered(plan.runs)))),
+        requests=_describe(plan.runs[0].batches),
+    )
+
+
+def _describe(batches: Sequence[Batch]) -> str:
+    prompts = [each for batch in batches for each in batch.sequences]
+    lengths, answers = ({each.length for each in prompts}, {each.max_new_tokens or 0 for each in prompts})
+    return (
+        f"each run is sent {len(prompts)} prompts of {min(lengths)} to {max(lengths)} tokens, with {min(answers)} to "
+        f"{max(answers)} answers: {', '.join(batch.name for batch in batches)}"
     )

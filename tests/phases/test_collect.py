@@ -154,3 +154,8 @@ def test_nothing_is_left_in_the_workspace(ready: Context, folder: Path) -> None:
     left = {path.name for path in ready.workspace.root.iterdir()}
     assert not [name for name in left if "tmp" in name]
     assert Dataset.open(ready.dataset.root)
+
+
+def test_a_folder_that_gives_nothing_is_an_error(ready: Context, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert collect(ready, tmp_path / "empty").has_errors

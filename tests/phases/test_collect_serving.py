@@ -162,6 +162,8 @@ def test_a_dry_run_shows_the_runs_and_starts_nothing(
 ) -> None:
     result = collect(ready, config=write_config(), dry_run=True)
     assert {run.status for run in result.runs} == {"would run"}
+    assert not result.has_errors
+    assert any("4 prompts of " in line and "batch of 1, batch of 3" in line for line in result.summary().lines)
     assert not made
     assert not (ready.workspace.root / "collected").exists()
 
