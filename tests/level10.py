@@ -35,6 +35,11 @@ MLA_PLAN = (
     "num_heads: int, head_dim_ckv: int, head_dim_kpe: int, page_size: int, causal: bool, sm_scale: float) -> None"
 )
 MLA_RUN = "(self, q_nope: torch.Tensor, q_pe: torch.Tensor, ckv_cache: torch.Tensor, kpe_cache: torch.Tensor)"
+FUSED_EXPERTS = (
+    "(input: torch.Tensor, token_selected_experts: torch.Tensor, token_final_scales: torch.Tensor, "
+    "fc1_expert_weights: torch.Tensor, fc2_expert_weights: torch.Tensor, output_dtype: torch.dtype, "
+    "quant_scales: List[torch.Tensor], ep_size: int = 1, ep_rank: int = 0)"
+)
 DECODE = "BatchDecodeWithPagedKVCacheWrapper"
 PREFILL = "BatchPrefillWithPagedKVCacheWrapper"
 RAGGED = "BatchPrefillWithRaggedKVCacheWrapper"
@@ -132,6 +137,30 @@ class Recording:
             (pool, pool.clone()),
             self_id=self_id,
             **changes,
+        )
+
+    def experts(
+        self,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+        *,
+        local: int = 8,
+        fc1: torch.Tensor | None = None,
+        **keywords: Any,
+    ) -> Path:
+        """Call fused experts of 16 features, 8 between the products."""
+        return self.call(
+            "cutlass_fused_moe",
+            FUSED_EXPERTS,
+            floats(len(ids), 16),
+            ids,
+            weights,
+            floats(local, 16, 16) if fc1 is None else fc1,
+            floats(local, 16, 8),
+            torch.bfloat16,
+            (),
+            module="flashinfer.fused_moe.core",
+            keywords=keywords,
         )
 
 

@@ -30,7 +30,7 @@ from fib_tools.host.files import storage_errors, temporary_sibling
 from fib_tools.host.locks import hold
 from fib_tools.model.definition import Definition
 from fib_tools.model.workload import Origin
-from fib_tools.phases.collect_result import CollectEntry, CollectResult, Refusal, measure_spread
+from fib_tools.phases.collect_result import CollectEntry, CollectResult, Refusal, measure_load, measure_spread
 from fib_tools.phases.collect_serving import PLAIN, ServingOptions, find_origin, preview_runs, serve_model
 from fib_tools.phases.context import Context
 from fib_tools.phases.inventory import workspace_lock
@@ -81,6 +81,15 @@ def collect_workloads(  # the options of the command
     num_samples: Annotated[
         int, Field(ge=1, le=10_000, description="The most Workloads of one Definition, chosen to differ.")
     ] = 100,
+    expert_skew: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            le=4,
+            description="Send tokens to experts by a Zipf law of this exponent (0: to all alike) in place of what the "
+            "engine chose, which with made-up weights means nothing; such Workloads are synthetic.",
+        ),
+    ] = None,
     consume: Annotated[bool, Field(description="Remove the calls when their Workloads are written.")] = False,
     follow: Annotated[
         float | None,
@@ -108,7 +117,7 @@ def collect_workloads(  # the options of the command
         )
     dataset = Dataset.open(context.dataset.root)
     targets = _find_targets(context, dataset, definitions, options.op_types)
-    collector = Collector(targets=targets, limit=num_samples)
+    collector = Collector(targets=targets, limit=num_samples, expert_skew=expert_skew)
     if isinstance(source, str):
         reading = _serve(context, source, options, serving, collector, dry_run=dry_run)
     else:
@@ -216,7 +225,10 @@ def settle_workloads(
 ) -> list[CollectEntry]:
     """Choose, execute and write the Workloads of every Definition."""
     drafts = {
-        name: [make_draft(tally.target.definition, item, origin) for item in tally.choose()]
+        name: [
+            make_draft(tally.target.definition, item, "synthetic" if tally.is_made_up else origin)
+            for item in tally.choose()
+        ]
         for name, tally in sorted(tallies.items())
     }
     reasons = _execute(context, tallies, drafts)
@@ -273,6 +285,7 @@ def _write(
             measure_spread(axis, lengths, [(item.workload.axes, item.workload.count) for item in accepted])
             for axis, lengths in tally.lengths.items()
         ),
+        load=measure_load(tally.experts, _count_experts(definition)) if tally.experts else None,
         notes=tuple(tally.notes),
         rejected=tuple(rejected),
     )
@@ -281,6 +294,10 @@ def _write(
     written, blobs = write_drafts(dataset, definition, accepted)
     status = "unchanged" if written is Written.UNCHANGED else "written"
     return entry.model_copy(update={"status": status, "blobs": len(blobs)})
+
+
+def _count_experts(definition: Definition) -> int:
+    return definition.const_axes.get("num_experts") or definition.const_axes["num_local_experts"]
 
 
 def _report(dataset: Dataset, reading: _Reading, *, entries: Sequence[CollectEntry]) -> CollectResult:

@@ -12,7 +12,16 @@ from fib_tools.model.summary import Result, Summary, Table
 from fib_tools.model.workload import Origin
 from fib_tools.phases.trace_result import RunLine, show_runs
 
-__all__ = ["CollectEntry", "CollectResult", "Quantiles", "Refusal", "Spread", "measure_spread"]
+__all__ = [
+    "CollectEntry",
+    "CollectResult",
+    "ExpertLoad",
+    "Quantiles",
+    "Refusal",
+    "Spread",
+    "measure_load",
+    "measure_spread",
+]
 
 _SHOWN = 20
 
@@ -39,6 +48,19 @@ class Spread(Model):
     """Over the chosen Workloads, each as often as it counts."""
 
 
+class ExpertLoad(Model):
+    """How the tokens of all calls are spread over a model's experts."""
+
+    experts: int
+    idle: int
+    """Experts that no token was sent to."""
+    busiest: float
+    """Tokens of the busiest expert, as a multiple of the mean."""
+
+    def __str__(self) -> str:
+        return f"{self.idle} of {self.experts} experts idle, the busiest has {self.busiest:g} times the mean"
+
+
 class CollectEntry(Model):
     """What became of the calls of one Definition."""
 
@@ -53,6 +75,8 @@ class CollectEntry(Model):
     blobs: int = 0
     """Files that are new."""
     spreads: tuple[Spread, ...] = ()
+    load: ExpertLoad | None = None
+    """Of experts, where the calls are of them."""
     notes: tuple[str, ...] = ()
     """How what no dump shows was settled."""
     rejected: tuple[str, ...] = ()
@@ -117,6 +141,7 @@ class CollectResult(Result):
         tables += [Table(title=f"workloads ({self.origin})", columns=columns, rows=rows)] if rows else []
         tables += [*self._list_spreads(), *self._list_refusals()]
         lines = [f"{entry.definition}: {note}" for entry in self.entries for note in (*entry.notes, *entry.rejected)]
+        lines += [f"{entry.definition}: {entry.load}" for entry in self.entries if entry.load]
         lines += [text for run in self.runs for text in run.list_remarks()]
         lines += [f"not covered: {item.subject}: {item.reason}" for item in self.not_covered]
         lines += [self.requests] * bool(self.requests)
@@ -161,6 +186,12 @@ def measure_spread(axis: str, calls: Counter[int], chosen: Iterable[tuple[Mappin
     for axes, count in chosen:
         kept[axes[axis]] += count or 1
     return Spread(axis=axis, calls=_measure(calls), chosen=_measure(kept) if kept else None)
+
+
+def measure_load(tokens: Counter[int], experts: int) -> ExpertLoad:
+    """Measure the load of so many experts by the tokens that each got."""
+    mean = sum(tokens.values()) / experts
+    return ExpertLoad(experts=experts, idle=experts - len(tokens), busiest=round(max(tokens.values()) / mean, 2))
 
 
 def _measure(lengths: Counter[int]) -> Quantiles:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fib_tools.dataset.store import Dataset
 from fib_tools.errors import FormatError, RequestError
@@ -159,3 +160,19 @@ def test_nothing_is_left_in_the_workspace(ready: Context, folder: Path) -> None:
 def test_a_folder_that_gives_nothing_is_an_error(ready: Context, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert collect(ready, tmp_path / "empty").has_errors
+
+
+def test_the_load_of_experts_is_told_and_routing_that_was_made_up_is_synthetic(ready: Context, tmp_path: Path) -> None:
+    kernel = get_kernel_type("moe_bf16")
+    experts = {"num_experts": 8, "top_k": 2, "num_local_experts": 8, "hidden_size": 16, "intermediate_size": 8}
+    definition = kernel.build({**experts, "routing": "renormalize"})
+    ready.dataset.write_definition(definition)
+    ids = torch.tensor([[5, 2], [2, 7], [2, 0]], dtype=torch.int32)
+    Recording(tmp_path / "moe").experts(ids, torch.full((3, 2), 0.5))
+    result = collect(ready, tmp_path / "moe")
+    (entry,) = result.entries
+    assert (entry.status, entry.workloads, entry.rejected) == ("written", 1, ())
+    assert str(entry.load) == "4 of 8 experts idle, the busiest has 4 times the mean"
+    assert [item["origin"] for item in lines(ready, definition)] == ["dummy"]
+    collect(ready, tmp_path / "moe", expert_skew=1.0)
+    assert sorted(item["origin"] for item in lines(ready, definition)) == ["dummy", "synthetic"]

@@ -54,6 +54,10 @@ class Tally:
     """Of every var axis, over all calls."""
     notes: dict[str, None] = field(default_factory=dict)
     held: dict[str, Candidate] = field(default_factory=dict)
+    experts: Counter[int] = field(default_factory=Counter)
+    """Tokens that each expert got, over all calls."""
+    is_made_up: bool = False
+    """Something of the calls is not what the engine did."""
 
     def add(self, match: Match, calls: int = 1) -> None:
         """Take in calls that say the same."""
@@ -61,6 +65,10 @@ class Tally:
         self.notes |= dict.fromkeys(match.notes)
         for name, length in match.axes.items():
             self.lengths.setdefault(name, Counter())[length] += calls
+        self.is_made_up |= match.is_made_up
+        if match.experts is not None:
+            ids, tokens = match.experts.unique(return_counts=True)
+            self.experts.update(dict(zip(ids.tolist(), (tokens * calls).tolist(), strict=True)))
         key = _identify(match)
         if key in self.held:
             self.held[key].count += calls

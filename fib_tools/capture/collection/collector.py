@@ -30,6 +30,8 @@ class Collector:
     targets: Sequence[Target]
     limit: int
     """Workloads wanted of each Definition."""
+    expert_skew: float | None = None
+    """Route tokens to experts anew, by a Zipf law of this exponent."""
     tallies: dict[str, Tally] = field(default_factory=dict)
     """By Definition."""
     calls: int = 0
@@ -52,7 +54,7 @@ class Collector:
             self.others[call.function] += 1
             return
         try:
-            match = find_match(observe(call, self._find_plan(call)), targets)
+            match = find_match(observe(call, self._find_plan(call), expert_skew=self.expert_skew), targets)
         except FormatError as error:
             self.refuse(call.function, error.what)
             return

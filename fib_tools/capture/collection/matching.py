@@ -17,6 +17,7 @@ from fib_tools.model.definition import Definition, DType, TensorSpec
 from fib_tools.model.expressions import evaluate
 from fib_tools.op_types.attention import find_declared_scale
 from fib_tools.op_types.axes import is_over_axes
+from fib_tools.op_types.base import KernelType
 from fib_tools.op_types.inputs import find_values
 from fib_tools.op_types.registry import get_kernel_type, list_kernel_types
 
@@ -28,6 +29,9 @@ __all__ = ["Match", "Target", "find_match", "find_targets", "is_known_api"]
 _CLOSE = 1e-6
 _PACKED = frozenset({"uint8", "int8", "float4_e2m1fn_x2"})
 """Element types that stand for one another where numbers are packed."""
+
+_OTHER_APIS: Mapping[str, tuple[str, ...]] = {"moe_bf16": ("flashinfer.fused_moe.cutlass_fused_moe",)}
+"""By kernel type: functions that compute it besides its own, and are told otherwise."""
 
 _TOTALS: Mapping[str, tuple[str, ...]] = {"qo_indptr": ("total_q",), "kv_indptr": ("num_kv_indices", "total_kv")}
 """Axes that an indptr ends at."""
@@ -58,6 +62,10 @@ class Match:
     notes: tuple[str, ...] = ()
     taken: tuple[str, ...] = ()
     """What only the Definition says."""
+    experts: torch.Tensor | None = None
+    """Of each token, where it is sent to experts."""
+    is_made_up: bool = False
+    """Something of it is not what the engine did."""
 
 
 class _MisfitError(Exception):
@@ -81,12 +89,17 @@ class _LengthsError(_MisfitError):
 
 def is_known_api(module: str, function: str) -> bool:
     """Tell whether a kernel type of ours computes what this function computes."""
-    return any(_is_of_api(kernel.fi_api, module, function) for kernel in list_kernel_types())
+    return any(_computes(kernel, module, function) for kernel in list_kernel_types())
 
 
 def find_targets(targets: Sequence[Target], module: str, function: str) -> list[Target]:
     """Find the Definitions whose kernel type this API computes."""
-    return [item for item in targets if _is_of_api(get_kernel_type(item.kernel).fi_api, module, function)]
+    return [item for item in targets if _computes(get_kernel_type(item.kernel), module, function)]
+
+
+def _computes(kernel: KernelType[Any], module: str, function: str) -> bool:
+    apis = (kernel.fi_api, *_OTHER_APIS.get(kernel.id, ()))
+    return any(_is_of_api(api, module, function) for api in apis)
 
 
 def _is_of_api(fi_api: str | None, module: str, function: str) -> bool:
@@ -132,7 +145,7 @@ def _fit(observation: Observation, target: Target) -> Match:
         if spec.shape is not None
     }
     axes = _bind_axes(definition, seen)
-    free = find_values(definition)
+    free = find_values(definition) - {name for name, item in seen.items() if item.is_kept}
     for name, item in seen.items():
         if name not in free and item.values is None:
             raise _ValuesError(item.problem or f"the values of {name} are not in the dump")
@@ -148,6 +161,8 @@ def _fit(observation: Observation, target: Target) -> Match:
         values={name: item for name, item in seen.items() if name in free},
         notes=(*observation.notes, *taken),
         taken=taken,
+        experts=observation.experts,
+        is_made_up=observation.is_made_up,
     )
 
 
@@ -166,7 +181,7 @@ def _check_parameters(observation: Observation, target: Target) -> tuple[str, ..
             _check_same(name, wanted, observation)
         elif name in target.definition.axes or name.endswith("dtype") or name in kernel.parameters.silent:
             continue  # lengths and element types are held against the tensors, a softmax scale is an input
-        elif info.is_required() and call is None:
+        elif info.is_required() and call is None and name not in observation.hidden:
             raise _MisfitError(f"nothing shows {name}, which is {wanted!r} in the Definition")
         elif not info.is_required() and wanted != info.default:
             if name not in observation.hidden:

@@ -31,6 +31,8 @@ class Seen:
     """Why there are no values."""
     is_paged: bool = False
     """Its rows are pages, of which most may never have been written."""
+    is_kept: bool = False
+    """Its values are kept though they are numbers, since what is computed follows from them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +48,10 @@ class Observation:
     hidden: frozenset[str] = frozenset()
     """Parameters that it may have and the dump cannot show."""
     notes: tuple[str, ...] = ()
+    experts: torch.Tensor | None = None
+    """Of each token, where it is sent to experts."""
+    is_made_up: bool = False
+    """Something of it is not what the engine did."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

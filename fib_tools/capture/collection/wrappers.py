@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fib_tools.capture.collection.dumps import Call, TensorFacts
+from fib_tools.capture.collection.experts import EXPERTS_FUNCTION, observe_experts
 from fib_tools.capture.collection.observation import (
     Observation,
     Plan,
@@ -32,12 +33,14 @@ def needs_plan(call: Call) -> bool:
     return call.function in _WRAPPERS
 
 
-def observe(call: Call, plan: Plan | None = None) -> Observation:
-    """Put together what a call and its plan say.
+def observe(call: Call, plan: Plan | None = None, *, expert_skew: float | None = None) -> Observation:
+    """Put together what a call and its plan say; see `experts` for `expert_skew`.
 
     Raises:
         FormatError: they contradict one another, or are not what is known of the API.
     """
+    if call.function == EXPERTS_FUNCTION:
+        return observe_experts(call, skew=expert_skew)
     wrapper = _WRAPPERS.get(call.function)
     if wrapper is None:
         return observe_function(call)

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["hook_light_dumps"]
 
-_SMALL_BYTES = 64 << 10
+_SMALL_BYTES = 1 << 20
+"""Weights of 8 experts for 32,768 tokens are just small."""
 _STRUCTURE = ("int64", "int32", "int16", "bool")
 """Bytes are packed numbers."""
 _ROWS = 4096

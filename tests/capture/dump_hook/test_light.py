@@ -33,7 +33,7 @@ def fails(x):
 
 wrapper = BatchMadeUpWrapper()
 wrapper.plan(torch.arange(100_000, dtype=torch.int32), 1)
-cache = torch.zeros(1000, 128)
+cache = torch.zeros(10_000, 128)
 cache[1:4] = 3.0
 wrapper.run(torch.full((2, 4), 2.0), (cache, cache.bfloat16()), return_lse=True)
 try:
