@@ -31,10 +31,10 @@ from fib_tools.host.locks import hold
 from fib_tools.model.definition import Definition
 from fib_tools.model.workload import Origin
 from fib_tools.phases.collect_result import CollectEntry, CollectResult, Refusal, measure_load, measure_spread
-from fib_tools.phases.collect_serving import PLAIN, ServingOptions, find_origin, preview_runs, serve_model
 from fib_tools.phases.context import Context
 from fib_tools.phases.inventory import workspace_lock
 from fib_tools.phases.request import DEFAULTS, ModelOptions, check_op_types, choose_definitions
+from fib_tools.phases.serving_options import PLAIN, ServingOptions, find_origin
 from fib_tools.phases.trace_result import RunLine
 
 __all__ = ["collect_workloads", "list_targets", "settle_workloads"]
@@ -185,6 +185,9 @@ def _serve(
     dry_run: bool,
 ) -> _Reading:
     """Start the engine, or in a dry run say what would be started."""
+    # what plans and runs an engine is heavy, and `fib --help` can do without it
+    from fib_tools.phases.collect_serving import preview_runs, serve_model
+
     if dry_run:
         served = preview_runs(context, model, options, serving)
     else:

@@ -8,9 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from fib_tools.capture.collection.collector import Collector
 from fib_tools.capture.collection.following import Follower
@@ -19,8 +17,6 @@ from fib_tools.capture.runs import Batch, EngineRun, NotCovered
 from fib_tools.capture.traffic import Encode, make_batches, make_prompts, read_prompts
 from fib_tools.host.files import storage_errors
 from fib_tools.host.locks import hold
-from fib_tools.model.base import Model
-from fib_tools.model.workload import Origin
 from fib_tools.phases.context import Context
 from fib_tools.phases.request import ModelOptions
 from fib_tools.phases.serving import (
@@ -33,12 +29,13 @@ from fib_tools.phases.serving import (
     make_options,
     make_subject,
 )
+from fib_tools.phases.serving_options import ServingOptions
 from fib_tools.phases.survey import survey_model
 from fib_tools.phases.trace_plan import plan_runs
 from fib_tools.phases.trace_result import RunLine
 from fib_tools.phases.weights import load_tokenizer
 
-__all__ = ["PLAIN", "Served", "ServingOptions", "find_origin", "preview_runs", "serve_model"]
+__all__ = ["Served", "preview_runs", "serve_model"]
 
 _PURPOSE = "serving a model (fib collect MODEL without --from-dir)"
 _SPARE_TOKENS = 1024
@@ -52,32 +49,6 @@ _LEFT_OUT = (
     "SGLANG_MAX_KV_CHUNK_CAPACITY",
 )
 """Of a trace-dump's environment: they lead to every kernel once, whatever is usual."""
-
-_Size = Annotated[int, Field(ge=1, le=4096)]
-
-
-class ServingOptions(Model):
-    """How a model is served, and what it is asked."""
-
-    prompts: Path | None = None
-    """Real prompts, a JSON object on each line (ShareGPT, "prompt" or "input_ids"); made-up ones if left out."""
-    isl: Annotated[int, Field(ge=1, le=1 << 20)] = 512
-    """Tokens of a prompt at most."""
-    osl: Annotated[int, Field(ge=1, le=1 << 16)] = 16
-    """Tokens of an answer at most; every one of them is a call of each decode kernel and layer."""
-    batch_sizes: Annotated[tuple[_Size, ...], Field(min_length=1)] = (1, 4, 16, 64)
-    """Prompts that are sent together, one batch after the other."""
-    random_range_ratio: Annotated[float, Field(ge=0, le=1)] = 0.25
-    """Made-up prompts and answers have between this share of --isl and --osl, and all of it."""
-    weights: str | None = None
-    """Real weights, a folder or repository, served with all layers; made-up ones and few layers if left out."""
-    gpus: Annotated[int, Field(ge=1, le=64)] = 1
-    """GPUs to serve on; with fewer than TP, the config is cut to one rank's share."""
-    timeout: Annotated[float, Field(ge=10, le=86_400)] = 1800
-    """Seconds that one run of the engine may take."""
-
-
-PLAIN = ServingOptions()
 
 
 @dataclass(kw_only=True)
@@ -121,13 +92,6 @@ class _Followers:
         for follower in self.followers:
             follower.finish()
         self.seconds += time.monotonic() - begun
-
-
-def find_origin(serving: ServingOptions) -> Origin:
-    """Say what Workloads of a run are worth: both weights and prompts have to be real to be like real inference."""
-    if serving.weights is None:
-        return "dummy"
-    return "synthetic" if serving.prompts is None else "real"
 
 
 def preview_runs(context: Context, model: str, options: ModelOptions, serving: ServingOptions) -> Served:
