@@ -34,6 +34,8 @@ _CALLS = 12
 _FEW_CALLS = 4
 _ARENA_SHARE = 8
 """Outputs of a workload's calls take at most this part of the free memory, twice."""
+_ROOM_SHARE = 256
+"""This part of the device's memory they have from the first, if so much is free."""
 _OUTPUT_BYTES = 512 << 20
 """Of all timed calls, which are compared value by value: where outputs are large, fewer calls tell as much."""
 _REFERENCE_SECONDS = 4.0
@@ -88,13 +90,14 @@ class Judge:
             return hearing.hold()
 
     def arenas(self, contest: Contest, size: int) -> tuple[Arena, Arena]:
-        """Give both memories, large enough."""
+        """Give both memories, large enough; with room to spare, since every runner has to open each new one."""
         if self._want is None or self._got is None or min(self._want.bytes, self._got.bytes) < size:
+            roomy = max(size, min(self._device.total_bytes // _ROOM_SHARE, self.arena_limit))
             for arena in (self._want, self._got):
                 if arena is not None:
                     contest.release(arena)
             self.close()
-            self._want, self._got = Arena(size, self._device.kind), Arena(size, self._device.kind)
+            self._want, self._got = Arena(roomy, self._device.kind), Arena(roomy, self._device.kind)
         return self._want, self._got
 
     @property
