@@ -11,6 +11,7 @@ from fib_tools.phases.bench_report import report_benchmarks
 from fib_tools.phases.brief import get_manual_brief
 from fib_tools.phases.calibrate import calibrate_definitions
 from fib_tools.phases.collect import collect_workloads
+from fib_tools.phases.coverage import track_coverage
 from fib_tools.phases.define import define_model
 from fib_tools.phases.discover import discover_models
 from fib_tools.phases.inventory import take_inventory
@@ -90,6 +91,15 @@ OPERATIONS: tuple[Operation, ...] = (
         phase=None,
         effect=Effect.WORKSPACE,
         is_long=True,
+    ),
+    Operation(
+        verb="coverage",
+        tool="",
+        function=track_coverage,
+        phase=None,
+        effect=Effect.WORKSPACE,
+        is_long=True,
+        is_open_world=True,
     ),
     Operation(verb="collect", tool="", function=collect_workloads, phase=3, effect=Effect.WORKSPACE, is_long=True),
     Operation(

@@ -16,6 +16,7 @@ from fib_tools.phases.context import Context, Workspace
 from fib_tools.phases.request import DEFAULTS, ModelArgument, ModelOptions
 
 VERBS = {
+    "coverage": "track",
     "status": "show",
     "brief": "get",
     "admit": "submit",
@@ -30,6 +31,7 @@ NO_TOOL = {
     "calibrate",
     "apply",
     "collect",
+    "coverage",
     "optimize",
     "optimize-model",
     "targets",
