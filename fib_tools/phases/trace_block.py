@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,10 +14,11 @@ from fib_tools.host.paths import check_component
 from fib_tools.model.base import Model
 from fib_tools.model.summary import Result, Summary, Table
 from fib_tools.phases.context import Context
+from fib_tools.phases.trace_best import Best, annotate_best, find_best
 from fib_tools.phases.weights import load_tokenizer, load_weights
 
 if TYPE_CHECKING:
-    from fib_tools.capture.timeline import Timeline
+    from fib_tools.capture.timeline import Span, Timeline
 
 __all__ = ["TraceBlockResult", "TracedOperator", "trace_block"]
 
@@ -36,13 +37,18 @@ class TracedOperator(Model):
     microseconds: float
     bytes: int
     flops: int
+    best: str = ""
+    """The fastest Solution that is known for such a call, as author/name; empty where none is."""
+    best_percent: float | None = None
+    """Of the limit of the GPU that it was measured on."""
+    best_gpu: str = ""
 
 
 class TraceBlockResult(Result):
     """What was traced, and where the trace lies."""
 
     rows = "operators"
-    row_fields = ("path", "op_type", "definition", "microseconds", "bytes", "flops")
+    row_fields = ("path", "op_type", "definition", "microseconds", "bytes", "flops", "best", "best_percent", "best_gpu")
 
     model: str
     path: str
@@ -56,18 +62,33 @@ class TraceBlockResult(Result):
     forward_seconds: float
     """Of the recorded forward: a third time at least what it takes unobserved."""
     operators: tuple[TracedOperator, ...]
+    problems: tuple[str, ...] = ()
+    """Of the dataset's Traces and evidence, where the best Solutions are looked up."""
 
     def summary(self) -> Summary:
-        """Show the operators in order, then where to look at them."""
+        """Show the operators in order, what is known to be faster, then where to look at them."""
         columns = ("operator", "op_type", "Definition", "us", "bytes", "FLOPs")
         rows = tuple(
             (each.path, each.op_type, each.definition, f"{each.microseconds:.0f}", str(each.bytes), str(each.flops))
             for each in self.operators[:_SHOWN]
         )
+        tables = (Table(title=self.model, columns=columns, rows=rows), *self._best_tables())
+        return Summary(tables=tables, lines=tuple(self._conclude()))
+
+    def _best_tables(self) -> Iterable[Table]:
+        """List each Definition's best Solution once; calls of other lengths may have another one."""
+        known = {(each.definition, each.best, _percent(each.best_percent), each.best_gpu) for each in self.operators}
+        rows = tuple(sorted(row for row in known if row[1]))
+        if rows:
+            yield Table(title="best known", columns=("Definition", "Solution", "% of limit", "on"), rows=rows[:_SHOWN])
+
+    def _conclude(self) -> Iterable[str]:
         left = len(self.operators) - _SHOWN
-        more = (f"... and {left} more operators",) if left > 0 else ()
-        written = f"{self.path}: {self.slices} slices, {self.bytes / 1e6:.2f} MB; open it at https://ui.perfetto.dev"
-        return Summary(tables=(Table(title=self.model, columns=columns, rows=rows),), lines=(*more, written))
+        if left > 0:
+            yield f"... and {left} more operators"
+        if self.problems:
+            yield f"{len(self.problems)} problems with the dataset's Traces; the first: {self.problems[0]}"
+        yield f"{self.path}: {self.slices} slices, {self.bytes / 1e6:.2f} MB; open it at https://ui.perfetto.dev"
 
 
 def trace_block(
@@ -88,6 +109,12 @@ def trace_block(
     dtype: Annotated[
         Literal["bfloat16", "float16", "float32"], Field(description="What the weights are converted to.")
     ] = "bfloat16",
+    gpu: Annotated[
+        str | None,
+        Field(
+            description="Show the best Solutions on this model of GPU, as Traces spell it: NVIDIA H200; any if left out."
+        ),
+    ] = None,
     out: Annotated[
         Path | None, Field(description="The trace; traces/<model>_layer<N>.pftrace in the workspace if left out.")
     ] = None,
@@ -95,6 +122,7 @@ def trace_block(
     """Trace one transformer block into a Perfetto file: every step as a slice, with shapes, bytes, FLOPs and Definition.
 
     The block is executed for real, in torch, with attention and softmax taken apart; embedding, final norm and logits too.
+    A call whose Definition has passed Solutions in the dataset names the fastest one, and its share of the GPU's limit.
 
     Exit status 0: the trace is written; 2: the weights or the request cannot be served.
     """
@@ -113,6 +141,7 @@ def trace_block(
         name=f"{Path(model).resolve().name}{'' if whole else f' layer {layer}'}",
         layers=None if whole else {layer},
     )
+    timeline, best = _look_up(context, timeline, gpu)
     details = {"model": model, "weights": checkpoint.format, "input": described, "dtype": dtype}
     written = write_trace(timeline.model_copy(update={"details": details}), target)
     context.progress("written", 3, 3)
@@ -127,7 +156,15 @@ def trace_block(
         load_seconds=round(loading, 2),
         forward_seconds=round(forward, 4),
         operators=tuple(_list_operators(timeline)),
+        problems=best.problems,
     )
+
+
+def _look_up(context: Context, timeline: Timeline, gpu: str | None) -> tuple[Timeline, Best]:
+    """Write the best known Solutions on the spans; a dataset that is not there knows none."""
+    named = {str(span.details["definition"]) for span in timeline.spans if "definition" in span.details}
+    best = find_best(context.dataset, named, gpu=gpu)
+    return annotate_best(timeline, best), best
 
 
 def _find_target(context: Context, model: str, layer: int, out: Path | None, *, whole: bool) -> Path:
@@ -175,7 +212,19 @@ def _list_operators(timeline: Timeline) -> list[TracedOperator]:
             microseconds=round(span.duration_ns / 1e3, 1),
             bytes=int(span.details["bytes"]),
             flops=int(span.details["flops"]),
+            best=str(span.details.get("best_solution", "")),
+            best_percent=_read_percent(span),
+            best_gpu=str(span.details.get("best_measured_on", "")),
         )
         for path, span in zip(timeline.list_paths(), timeline.spans, strict=True)
         if span.kind == "operator"
     ]
+
+
+def _read_percent(span: Span) -> float | None:
+    percent = span.details.get("best_percent_of_limit")
+    return None if percent is None else float(percent)
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"

@@ -9,6 +9,7 @@ from fib_tools.errors import FormatError, RequestError
 from fib_tools.phases.context import Context
 from fib_tools.phases.trace_block import TraceBlockResult, trace_block
 from fib_tools.phases.trace_diff import compare_traces
+from measured_solutions import GEMM, measure
 from tiny_checkpoints import make_llama, write_gguf, write_meta, write_safetensors
 
 
@@ -57,6 +58,30 @@ def test_all_layers_can_be_recorded_and_two_traces_compared(
     assert (added.before_us, added.ratio) == (None, None)
     assert not any(row.kind == "step" for row in diff.differences)
     assert any(row.kind == "step" for row in compare_traces(context, one, candidate=all_, steps=True).differences)
+
+
+def test_operators_name_the_best_solution_that_the_dataset_has(context: Context, weights: dict[str, Path]) -> None:
+    before = trace_block(context, str(weights["safetensors"]), tokens=5)
+    assert {each.best for each in before.operators} == {""}
+    assert [table.title for table in before.summary().tables] == [str(weights["safetensors"])]
+    measure(context.dataset.root, "ana", 8, 84.0)
+    result = trace_block(context, str(weights["safetensors"]), tokens=5)
+    # the projections of queries and of the output have 64 rows and columns each
+    named = [each.path.rpartition("/")[0].rpartition("/")[2] for each in result.operators if each.best]
+    assert named == ["q_proj", "o_proj"]
+    (row,) = result.summary().tables[1].rows
+    assert (row[0], row[1], row[3]) == (GEMM, "ana/fast", "NVIDIA H200")
+    spans = [span for span in read_trace(Path(result.path)).spans if "best_solution" in span.details]
+    assert [span.details["best_percent_of_limit"] for span in spans] == [float(row[2])] * 2
+    assert trace_block(context, str(weights["safetensors"]), tokens=5, gpu="NVIDIA B200").summary().tables[1:] == ()
+
+
+def test_traces_that_cannot_be_read_are_told(context: Context, weights: dict[str, Path]) -> None:
+    measure(context.dataset.root, "ana", 8, 84.0)
+    (path,) = context.dataset.root.glob("traces/ana/gemm/*.jsonl")
+    path.write_text("{", encoding="utf-8")
+    result = trace_block(context, str(weights["safetensors"]), tokens=5)
+    assert result.summary().lines[0].startswith("1 problems with the dataset's Traces; the first: traces/ana/gemm/")
 
 
 def test_a_prompt_needs_a_tokenizer_and_a_layer_must_be_there(context: Context, weights: dict[str, Path]) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fib_tools.capture.forward.call import Call, Unmapped
 from fib_tools.capture.forward.functions import name_dtype
 from fib_tools.capture.forward.watch import Describe, Watch
-from fib_tools.capture.timeline import Kind, Span, TensorNote, Value
+from fib_tools.capture.timeline import AXIS, Kind, Span, TensorNote, Value
 
 if TYPE_CHECKING:
     import torch
@@ -188,7 +188,7 @@ def _describe(call: Call | Unmapped) -> dict[str, Value]:
         return {"unmapped": call.reason}
     kernel = get_kernel_type(call.kernel)
     details: dict[str, Value] = {"op_type": kernel.op_type, "kernel": call.kernel}
-    details |= {f"axis {name}": length for name, length in call.axes.items()}
+    details |= {f"{AXIS}{name}": length for name, length in call.axes.items()}
     try:
         details["definition"] = kernel.build(call.parameters).name
     except (FibError, ValueError):  # experts, whose choice happens elsewhere
