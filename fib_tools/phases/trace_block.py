@@ -61,6 +61,10 @@ class TraceBlockResult(Result):
     load_seconds: float
     forward_seconds: float
     """Of the recorded forward: a third time at least what it takes unobserved."""
+    most_memory: int
+    """Bytes of live tensors, weights included, at the moment when there are most."""
+    most_activations: int
+    """The same less the weights."""
     operators: tuple[TracedOperator, ...]
     problems: tuple[str, ...] = ()
     """Of the dataset's Traces and evidence, where the best Solutions are looked up."""
@@ -88,6 +92,8 @@ class TraceBlockResult(Result):
             yield f"... and {left} more operators"
         if self.problems:
             yield f"{len(self.problems)} problems with the dataset's Traces; the first: {self.problems[0]}"
+        megabytes = (f"{each / 1e6:.2f} MB" for each in (self.most_memory, self.most_activations))
+        yield "at most {} of tensors live at once, {} of them no weights".format(*megabytes)
         yield f"{self.path}: {self.slices} slices, {self.bytes / 1e6:.2f} MB; open it at https://ui.perfetto.dev"
 
 
@@ -122,11 +128,14 @@ def trace_block(
     """Trace one transformer block into a Perfetto file: every step as a slice, with shapes, bytes, FLOPs and Definition.
 
     The block is executed for real, in torch, with attention and softmax taken apart; embedding, final norm and logits too.
+    Counters show the bytes of live tensors and the bandwidth that steps achieve.
     A call whose Definition has passed Solutions in the dataset names the fastest one, and its share of the GPU's limit.
 
     Exit status 0: the trace is written; 2: the weights or the request cannot be served.
     """
-    from fib_tools.capture.perfetto import write_trace  # protobuf is heavy
+    # protobuf and torch are heavy
+    from fib_tools.capture.forward.memory import ACTIVATIONS, MEMORY
+    from fib_tools.capture.perfetto import write_trace
 
     target = _find_target(context, model, layer, out, whole=whole)
     begun = time.perf_counter()
@@ -155,6 +164,8 @@ def trace_block(
         bytes=written.bytes,
         load_seconds=round(loading, 2),
         forward_seconds=round(forward, 4),
+        most_memory=_find_most(timeline, MEMORY),
+        most_activations=_find_most(timeline, ACTIVATIONS),
         operators=tuple(_list_operators(timeline)),
         problems=best.problems,
     )
@@ -219,6 +230,10 @@ def _list_operators(timeline: Timeline) -> list[TracedOperator]:
         for path, span in zip(timeline.list_paths(), timeline.spans, strict=True)
         if span.kind == "operator"
     ]
+
+
+def _find_most(timeline: Timeline, name: str) -> int:
+    return max(int(value) for counter in timeline.counters if counter.name == name for _, value in counter.points)
 
 
 def _read_percent(span: Span) -> float | None:

@@ -40,6 +40,9 @@ def test_the_same_block_is_the_same_picture_from_every_format(context: Context, 
     assert first.slices == len(read_trace(Path(first.path)).spans)
     assert first.bytes == Path(first.path).stat().st_size
     assert first.summary().lines[-1].startswith(first.path)
+    counters = {each.name: max(value for _, value in each.points) for each in read_trace(Path(first.path)).counters}
+    assert (first.most_memory, first.most_activations) == (counters["live memory"], counters["live activations"])
+    assert first.most_memory > first.most_activations > 7 * 64 * 2
 
 
 def test_all_layers_can_be_recorded_and_two_traces_compared(
