@@ -1,13 +1,21 @@
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fib_tools.capture.forward import profiler
+from fib_tools.capture.forward.profiler import Marker, read_events
 from fib_tools.capture.perfetto_reading import read_trace
+from fib_tools.capture.timeline_kernels import ProfilerEvent
 from fib_tools.errors import FormatError, RequestError
 from fib_tools.phases.context import Context
-from fib_tools.phases.trace_block import TraceBlockResult, trace_block
+from fib_tools.phases.trace_block import trace_block
+from fib_tools.phases.trace_block_result import TraceBlockResult
 from fib_tools.phases.trace_diff import compare_traces
 from measured_solutions import GEMM, measure
 from tiny_checkpoints import make_llama, write_gguf, write_meta, write_safetensors
@@ -87,9 +95,54 @@ def test_traces_that_cannot_be_read_are_told(context: Context, weights: dict[str
     assert result.summary().lines[0].startswith("1 problems with the dataset's Traces; the first: traces/ana/gemm/")
 
 
+def test_torchs_profiler_writes_its_view_of_the_same_run_beside_the_trace(
+    context: Context, weights: dict[str, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "block.pftrace"
+    result = trace_block(context, str(weights["safetensors"]), tokens=5, out=out, profiler="torch")
+    profile = tmp_path / "block.pt.trace.json"
+    assert (result.profile, result.kernels) == (str(profile), 0)
+    named = {each.get("name") for each in json.loads(profile.read_bytes())["traceEvents"]}
+    steps = {str(span.details["op_type"]) for span in read_trace(out).spans if span.kind == "step"}
+    assert {f"aten::{step.split('.')[1]}" for step in steps} <= named
+    assert result.summary().lines[-2] == (
+        f"{profile}: the same run for TensorBoard, or chrome://tracing; no GPU took part"
+    )
+    alone = trace_block(context, str(weights["safetensors"]), tokens=5)
+    assert alone.profile is None
+    assert operators(alone) == operators(result)
+    assert list(Path(alone.path).parent.iterdir()) == [Path(alone.path)]
+
+
+def test_kernels_of_a_gpu_are_counted(
+    context: Context, weights: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def see_kernels(document: Mapping[str, Any], markers: Iterable[Marker]) -> tuple[ProfilerEvent, ...]:
+        """Stand in for a GPU: each product on the host launched a kernel that took as long."""
+        products = [each for each in read_events(document, markers) if each.name == "aten::mm"]
+        return tuple(
+            replace(each, role=role, name=role, correlation=number)
+            for number, each in enumerate(products, start=1)
+            for role in ("launch", "kernel")
+        )
+
+    monkeypatch.setattr(profiler, "read_events", see_kernels)
+    result = trace_block(context, str(weights["safetensors"]), tokens=5, profiler="torch")
+    timeline = read_trace(Path(result.path))
+    kernels = [span for span in timeline.spans if span.kind == "kernel"]
+    steps = [span for span in timeline.spans if span.name == "mm"]
+    assert result.kernels == len(kernels) > len(steps) > 0
+    # torch reports a product twice, before it asks who watches and after: the first begins before the step does
+    assert {span.details["op_type"] for span in kernels} == {"aten.mm.default", "gemm"}
+    assert "kernels' bandwidth" in {counter.name for counter in timeline.counters}
+    assert f"{len(kernels)} kernels of the GPU" in result.summary().lines[-2]
+
+
 def test_a_prompt_needs_a_tokenizer_and_a_layer_must_be_there(context: Context, weights: dict[str, Path]) -> None:
     with pytest.raises(RequestError, match="there is no tokenizer"):
         trace_block(context, str(weights["safetensors"]), prompt="hello")
+    with pytest.raises(RequestError, match="torch sees no GPU"):
+        trace_block(context, str(weights["safetensors"]), device="cuda")
     with pytest.raises(RequestError, match="layers"):
         trace_block(context, str(weights["safetensors"]), layer=9)
     with pytest.raises((RequestError, FormatError)):

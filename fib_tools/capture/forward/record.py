@@ -33,10 +33,13 @@ def record_forward(
 
     Attention should be `eager`, so that its steps can be seen: scores, mask, the passes of softmax, the sum of values.
     Counters: bytes of live tensors, with the weights and without (see `memory`), and the bandwidth that steps achieve.
+    On a GPU every step is waited for, so that its slice is what it takes, the launch included.
     """
     import torch
 
     recorder = Recorder()
+    if any(tensor.is_cuda for tensor in _list_weights(model)):
+        recorder.wait = torch.cuda.synchronize
     hooks: list[Any] = []
     try:
         with Patches() as patches:

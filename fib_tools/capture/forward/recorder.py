@@ -62,6 +62,8 @@ class Recorder(Watch):
         self.is_on = True
         """Layers that nobody asked for are passed through."""
         self.memory = LiveMemory()
+        self.wait: Callable[[], None] | None = None
+        """Called before a step ends: on a device that works behind the host's back, until it is done."""
         self._is_aside = False
         self._stack: list[int] = []
         self._storages: dict[int, int] = {}

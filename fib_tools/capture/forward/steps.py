@@ -33,6 +33,8 @@ def watch_steps(recorder: Recorder) -> TorchDispatchMode:
                 return result
             start = time.perf_counter_ns()
             result = func(*args, **(kwargs or {}))
+            if recorder.wait is not None:
+                recorder.wait()
             tensors, outputs = _list_tensors(args), _list_tensors(result)
             recorder.add_step(
                 str(func.overloadpacket).removeprefix("aten."),
