@@ -47,6 +47,7 @@ QWEN3_MOE: dict[str, Any] = {
     "decoder_sparse_step": 1,
     "mlp_only_layers": [],
 }
+MIXTRAL: dict[str, Any] = {**LLAMA, "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
 DEEPSEEK: dict[str, Any] = {
     **LLAMA,
     "model_type": "deepseek_v3",
@@ -203,7 +204,8 @@ def write_gguf(model: Any, path: Path, kind: str = "F32") -> Path:
     import gguf
 
     config = model.config
-    architecture = {"llama": "llama", "qwen3": "qwen3", "qwen3_moe": "qwen3moe"}[config.model_type]
+    known = {"llama": "llama", "mixtral": "llama", "qwen3": "qwen3", "qwen3_moe": "qwen3moe"}
+    architecture = known[config.model_type]
     writer = gguf.GGUFWriter(path, architecture)
     _write_metadata(writer, config)
     code = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
@@ -233,9 +235,12 @@ def _write_metadata(writer: Any, config: Any) -> None:
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_key_length(config.head_dim)
+    writer.add_key_length(config.head_dim or config.hidden_size // config.num_attention_heads)
     writer.add_token_list([f"token {index}" for index in range(config.vocab_size)])
-    if getattr(config, "num_experts", None):
+    if config.model_type == "mixtral":
+        writer.add_expert_count(config.num_local_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+    if config.model_type == "qwen3_moe":
         writer.add_expert_count(config.num_experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)

@@ -20,6 +20,7 @@ from fib_tools.errors import FormatError
 from fib_tools.model.base import Model, NonEmpty, NonNegative
 
 __all__ = [
+    "AXIS",
     "DEVICE",
     "HOST",
     "Clock",
@@ -41,6 +42,8 @@ Value = str | bool | Integer | Finite
 
 HOST = "host"
 DEVICE = "device"
+AXIS = "axis "
+"""What the lengths of a Definition's var axes begin with among a span's details: `axis M`."""
 
 _RESERVED = frozenset({"kind", "inputs", "outputs"})
 _TODO = "let each span lie inside its parent, after the sibling before it, and list the spans in order of start"

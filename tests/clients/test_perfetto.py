@@ -8,9 +8,15 @@ from collections.abc import Iterator
 import pytest
 
 from example_timeline import EXTREME, make_timeline
+from fib_tools.capture.forward.record import record_forward
 from fib_tools.capture.perfetto import format_trace
 from fib_tools.capture.timeline import Span, Timeline
 from fib_tools.capture.timeline_arrows import find_arrows
+from fib_tools.capture.timeline_kernels import ProfilerEvent, place_kernels
+from fib_tools.evaluate.report.report_schema import Measurement
+from fib_tools.model.trace import EvaluationStatus
+from fib_tools.phases.trace_best import Best, annotate_best
+from tiny_forward import make_model, make_prompt
 from trace_processor import PACKAGE, TraceProcessor, open_trace
 
 TIMELINE = make_timeline(layers=2, modules=2, operators=3)
@@ -159,3 +165,61 @@ def test_extremes_are_shown_too(node: str) -> None:
     ]
     names = {row["id"]: row["name"] for row in rows}
     assert (names[flow["slice_out"]], names[flow["slice_in"]]) == ("b", "k")
+
+
+def record_block() -> Timeline:
+    """Run a block here, and give it what only a GPU and a dataset could: kernels, and a Solution that is known."""
+    model = make_model("llama", attn_implementation="eager")
+    timeline = record_forward(model, make_prompt((12, 8)), name="block", layers={1})
+    known = Measurement(
+        definition="gemm_n64_k64",
+        op_type="gemm",
+        author="ana",
+        solution="fast",
+        workload="w",
+        device="NVIDIA H200",
+        measured_by="fib-tools",
+        status=EvaluationStatus.PASSED,
+        milliseconds=0.5,
+        percent=84.25,
+    )
+    best = Best(measurements={known.definition: (known,)}, axes={"w": {"M": 64}})
+    events = [
+        ProfilerEvent(
+            role=role, name=f"k{number}", start_ns=step.start_ns + 1, end_ns=step.end_ns, correlation=number, stream=7
+        )
+        for number, step in enumerate((span for span in timeline.spans if span.name == "mm"), start=1)
+        for role in ("launch", "kernel")
+    ]
+    return place_kernels(annotate_best(timeline, best), events)
+
+
+def test_a_block_that_was_recorded_says_in_sql_what_was_found(node: str) -> None:
+    block = record_block()
+    with open_trace(node, format_trace(block)) as trace:
+        assert trace.query("select name, value from stats where severity != 'info' and value != 0") == []
+        rows, found = trace.query(BY_START), read_annotations(trace)
+        kernels = trace.query(
+            "select step.name as step, kernel.name as kernel, thread.name as track from flow"
+            " join slice step on slice_out = step.id join slice kernel on slice_in = kernel.id"
+            " join thread_track on kernel.track_id = thread_track.id join thread using (utid)"
+            " where kernel.category = 'kernel' order by kernel.ts"
+        )
+        counters = trace.query(
+            "select name, max(value) as most from counter join counter_track on track_id = counter_track.id group by name"
+        )
+    assert [row["name"] for row in rows] == [span.name for span in block.spans]
+    assert all("op_type" in found[row["id"]] for row in rows)
+    best = [found[row["id"]] for row in rows if found[row["id"]].get("definition") == "gemm_n64_k64"]
+    assert len(best) == 2
+    assert {(each["best_solution"], each["best_percent_of_limit"], each["best_measured_on"]) for each in best} == {
+        ("ana/fast", 84.2, "NVIDIA H200")
+    }
+    products = [span for span in block.spans if span.name == "mm"]
+    assert [tuple(row.values()) for row in kernels] == [
+        ("mm", f"k{number}", "GPU 0 stream 7") for number in range(1, len(products) + 1)
+    ]
+    most = {counter.name: max(value for _, value in counter.points) for counter in block.counters}
+    told = {str(row["name"]).removesuffix(" (GB/s)"): row["most"] for row in counters}
+    assert told == most
+    assert most["live memory"] > most["live activations"] > 0

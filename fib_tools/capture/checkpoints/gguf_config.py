@@ -15,7 +15,7 @@ from fib_tools.errors import ConfigError, FormatError
 __all__ = ["ARCHITECTURES", "make_fields"]
 
 ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "qwen3moe": "qwen3_moe"}
-"""llama.cpp's name of an architecture, and transformers' model_type."""
+"""llama.cpp's name of an architecture, and transformers' model_type; a llama with experts is a mixtral."""
 _INTEGERS = {
     "block_count": "num_hidden_layers",
     "embedding_length": "hidden_size",
@@ -28,6 +28,7 @@ _MOE = {
     "expert_used_count": "num_experts_per_tok",
     "expert_feed_forward_length": "moe_intermediate_size",
 }
+_MIXTRAL = {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"}
 
 
 class _Metadata:
@@ -83,6 +84,8 @@ def make_fields(
     if architecture == "qwen3moe":
         fields |= {theirs: read.integer(ours) for ours, theirs in _MOE.items()}
         fields |= {"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}
+    if _is_mixtral(metadata):
+        fields |= {theirs: read.integer(ours) for ours, theirs in _MIXTRAL.items()} | {"model_type": "mixtral"}
     return fields | {"rope_parameters": _make_rope(read, fields, rope_factors)}
 
 
@@ -92,13 +95,14 @@ def _read_architecture(metadata: Mapping[str, Any], where: str) -> str:
         todo = "join them first: llama-gguf-split --merge FIRST.gguf WHOLE.gguf"
         raise FormatError(f"this is one of {parts} parts of a model", where=where, todo=todo)
     architecture = metadata.get("general.architecture")
-    experts = metadata.get("llama.expert_count", 0)
-    if architecture not in ARCHITECTURES or (architecture == "llama" and experts):
-        known = ", ".join(sorted(ARCHITECTURES))
-        named = f"{architecture!r} with experts" if experts else repr(architecture)
-        todo = f"take the model's safetensors release; of GGUF files {known} are read"
-        raise ConfigError(f"the architecture {named} is not read from GGUF", where=where, todo=todo)
+    if architecture not in ARCHITECTURES:
+        todo = f"take the model's safetensors release; of GGUF files {', '.join(sorted(ARCHITECTURES))} are read"
+        raise ConfigError(f"the architecture {architecture!r} is not read from GGUF", where=where, todo=todo)
     return str(architecture)
+
+
+def _is_mixtral(metadata: Mapping[str, Any]) -> bool:
+    return metadata.get("general.architecture") == "llama" and bool(metadata.get("llama.expert_count", 0))
 
 
 def _make_rope(read: _Metadata, fields: dict[str, Any], factors: tuple[float, ...] | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fib_tools.capture.checkpoints.configs import make_config
-from fib_tools.capture.checkpoints.gguf_config import ARCHITECTURES, make_fields
+from fib_tools.capture.checkpoints.gguf_config import make_fields
 from fib_tools.capture.checkpoints.gguf_header import GgufHeader, GgufTensor, read_header
 from fib_tools.capture.checkpoints.gguf_values import ValueReader
 from fib_tools.capture.checkpoints.rotary import from_neighbours_to_halves
@@ -35,6 +35,9 @@ _IN_LAYER = (
 )
 _ROTARY = {"self_attn.q_proj": "num_attention_heads", "self_attn.k_proj": "num_key_value_heads"}
 """Projections that llama.cpp's conversion reorders for the architecture `llama`, and whose heads they have."""
+_ROTATED = ("llama", "mixtral")
+_MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
+"""What it calls the projections of its experts."""
 
 
 def open_gguf(path: Path) -> Checkpoint:
@@ -106,7 +109,7 @@ def _name_tensors(header: GgufHeader, fields: dict[str, Any]) -> dict[str, str]:
     """Map GGUF's names to Hugging Face's, without `.weight` or `.bias`."""
     import gguf
 
-    architecture = next(name for name, kind in ARCHITECTURES.items() if kind == fields["model_type"])
+    architecture = header.metadata["general.architecture"]
     code = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     layers = min(fields["num_hidden_layers"], len(header.tensors))
     table = gguf.get_tensor_name_map(code, layers)
@@ -122,8 +125,13 @@ def _describe(
     leaf = name.split(".", 3)[-1]
     where = f"{values.path}: {tensor.name}"
     stored_as = values.check(tensor)
+    is_mixtral = fields["model_type"] == "mixtral"
+    if is_mixtral:
+        name = name.replace(".mlp.", ".block_sparse_moe.")
     if leaf in _EXPERTS and len(tensor.shape) == 3:
         before, _, projection = name.rpartition(".")
+        projection = _MIXTRAL[projection] if is_mixtral else projection
+        experts = fields.get("num_local_experts" if is_mixtral else "num_experts", 0)
         return [
             StoredTensor(
                 name=f"{before}.{index}.{projection}.{kind}",
@@ -132,9 +140,9 @@ def _describe(
                 stored_as=stored_as,
                 load=lambda dtype, index=index: values.read(tensor, dtype, index=index),  # type: ignore[misc]
             )
-            for index in range(min(tensor.shape[0], fields.get("num_experts", 0) + 1))
+            for index in range(min(tensor.shape[0], experts + 1))
         ]
-    heads = int(fields[_ROTARY[leaf]]) if fields["model_type"] == "llama" and leaf in _ROTARY else None
+    heads = int(fields[_ROTARY[leaf]]) if fields["model_type"] in _ROTATED and leaf in _ROTARY else None
 
     def load(dtype: torch.dtype) -> torch.Tensor:
         value = values.read(tensor, dtype)

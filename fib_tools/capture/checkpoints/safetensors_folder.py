@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fib_tools.capture.checkpoints.configs import make_config
-from fib_tools.capture.checkpoints.fp8_blocks import dequantize_blocks
+from fib_tools.capture.checkpoints.fp8_weights import dequantize_fp8
 from fib_tools.capture.checkpoints.stored import Checkpoint, StoredTensor, check_unique, count_bytes
 from fib_tools.errors import FormatError
 from fib_tools.host.files import read_limited
@@ -61,7 +61,7 @@ def open_safetensors(folder: Path, files: tuple[Path, ...] | None = None, *, ori
         origin=origin or str(folder),
         format="safetensors",
         bytes=count_bytes(paths),
-        tensors=dequantize_blocks(tensors, fields.get("quantization_config"), where=str(folder / _CONFIG)),
+        tensors=dequantize_fp8(tensors, fields.get("quantization_config"), where=str(folder / _CONFIG)),
     )
 
 

@@ -32,10 +32,14 @@ def record_forward(
     """Run a forward and record it; of the layers only those with these numbers from inside.
 
     Attention should be `eager`, so that its steps can be seen: scores, mask, the passes of softmax, the sum of values.
+    Counters: bytes of live tensors, with the weights and without (see `memory`), and the bandwidth that steps achieve.
+    On a GPU every step is waited for, so that its slice is what it takes, the launch included.
     """
     import torch
 
     recorder = Recorder()
+    if any(tensor.is_cuda for tensor in _list_weights(model)):
+        recorder.wait = torch.cuda.synchronize
     hooks: list[Any] = []
     try:
         with Patches() as patches:
@@ -44,6 +48,7 @@ def record_forward(
             with watch_model(recorder, model), torch.no_grad(), watch_steps(recorder):
                 for path, module in model.named_modules():
                     hooks += _hook(recorder, path, module, layers)
+                recorder.memory.start(_list_weights(model), _list_inputs(inputs))
                 model(**inputs)
     finally:
         for hook in hooks:
@@ -51,7 +56,17 @@ def record_forward(
     _name_steps(recorder.drafts)
     _sum_up(recorder.drafts)
     spans = tuple(draft.finish() for draft in recorder.drafts)
-    return Timeline(name=name, spans=spans, counters=(_count_bandwidth(spans),), details=dict(details or {}))
+    counters = (*recorder.memory.stop(), _count_bandwidth(spans))
+    return Timeline(name=name, spans=spans, counters=counters, details=dict(details or {}))
+
+
+def _list_weights(model: torch.nn.Module) -> Iterator[torch.Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()
+
+
+def _list_inputs(inputs: Mapping[str, Any]) -> list[torch.Tensor]:
+    return [tensor for _, tensor in name_inputs((), inputs)]
 
 
 def _hook(recorder: Recorder, path: str, module: torch.nn.Module, layers: Collection[int] | None) -> Iterator[Any]:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from fib_tools.capture.forward.call import Call, Unmapped
 from fib_tools.capture.forward.functions import name_dtype
+from fib_tools.capture.forward.memory import LiveMemory
 from fib_tools.capture.forward.watch import Describe, Watch
-from fib_tools.capture.timeline import Kind, Span, TensorNote, Value
+from fib_tools.capture.timeline import AXIS, Kind, Span, TensorNote, Value
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +61,10 @@ class Recorder(Watch):
         self.drafts: list[Draft] = []
         self.is_on = True
         """Layers that nobody asked for are passed through."""
+        self.memory = LiveMemory()
+        self.wait: Callable[[], None] | None = None
+        """Called before a step ends: on a device that works behind the host's back, until it is done."""
+        self._is_aside = False
         self._stack: list[int] = []
         self._storages: dict[int, int] = {}
         self._next_storage = 0
@@ -132,11 +137,17 @@ class Recorder(Watch):
 
     def call_inside(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Call a function that is no part of the model, and note nothing of it."""
-        before, self.is_on = self.is_on, False
+        before = self.is_on, self._is_aside
+        self.is_on, self._is_aside = False, True
         try:
             return super().call_inside(function, *arguments, **options)
         finally:
-            self.is_on = before
+            self.is_on, self._is_aside = before
+
+    def note_memory(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Count memory that an operation of the model returned, recorded or not."""
+        if not self._is_aside:
+            self.memory.add(tensors)
 
     def note_tensors(self, named: Iterable[tuple[str, Any]]) -> tuple[TensorNote, ...]:
         """Note the tensors among some values."""
@@ -188,7 +199,7 @@ def _describe(call: Call | Unmapped) -> dict[str, Value]:
         return {"unmapped": call.reason}
     kernel = get_kernel_type(call.kernel)
     details: dict[str, Value] = {"op_type": kernel.op_type, "kernel": call.kernel}
-    details |= {f"axis {name}": length for name, length in call.axes.items()}
+    details |= {f"{AXIS}{name}": length for name, length in call.axes.items()}
     try:
         details["definition"] = kernel.build(call.parameters).name
     except (FibError, ValueError):  # experts, whose choice happens elsewhere

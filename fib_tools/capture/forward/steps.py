@@ -21,7 +21,6 @@ _TAKING = frozenset({"embedding", "gather", "index", "index_select"})
 
 def watch_steps(recorder: Recorder) -> TorchDispatchMode:
     """Make a mode under which every operation becomes a step of the span that is open."""
-    import torch
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils.flop_counter import flop_registry
 
@@ -29,11 +28,14 @@ def watch_steps(recorder: Recorder) -> TorchDispatchMode:
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             del types
             if not recorder.is_on or not _computes(func):
-                return func(*args, **(kwargs or {}))
+                result = func(*args, **(kwargs or {}))
+                recorder.note_memory(_list_tensors(result))
+                return result
             start = time.perf_counter_ns()
             result = func(*args, **(kwargs or {}))
-            tensors = [value for value in _flatten(args) if isinstance(value, torch.Tensor)]
-            outputs = [value for value in _flatten(result) if isinstance(value, torch.Tensor)]
+            if recorder.wait is not None:
+                recorder.wait()
+            tensors, outputs = _list_tensors(args), _list_tensors(result)
             recorder.add_step(
                 str(func.overloadpacket).removeprefix("aten."),
                 start,
@@ -43,9 +45,16 @@ def watch_steps(recorder: Recorder) -> TorchDispatchMode:
                 bytes=_count_bytes(func, tensors, outputs),
                 flops=_count_flops(func, args, kwargs or {}, result, tensors, flop_registry),
             )
+            recorder.note_memory(outputs)
             return result
 
     return Steps()  # type: ignore[no-untyped-call]  # torch's own constructor has no annotations
+
+
+def _list_tensors(value: Any) -> list[torch.Tensor]:
+    import torch
+
+    return [each for each in _flatten(value) if isinstance(each, torch.Tensor)]
 
 
 def _flatten(value: Any) -> list[Any]:

@@ -12,6 +12,7 @@ from tiny_checkpoints import (
     DEEPSEEK,
     LLAMA,
     LLAMA3_ROPE,
+    MIXTRAL,
     QWEN3_MOE,
     WIDE,
     logits,
@@ -114,8 +115,9 @@ def test_other_models_are_loaded_from_safetensors(tmp_path: Path, fields: dict[s
 
 
 @pytest.mark.parametrize("kind", ["F32", "BF16"])
-def test_stacked_experts_of_gguf_are_the_same(tmp_path: Path, kind: str) -> None:
-    model = make_model(QWEN3_MOE)
+@pytest.mark.parametrize("fields", [QWEN3_MOE, MIXTRAL], ids=lambda fields: fields["model_type"])
+def test_stacked_experts_of_gguf_are_the_same(tmp_path: Path, fields: dict[str, Any], kind: str) -> None:
+    model = make_model(fields)
     loaded = load_model(open_checkpoint(write_gguf(model, tmp_path / "model.gguf", kind)), dtype="float32")
     assert logits(loaded).equal(logits(model))
 

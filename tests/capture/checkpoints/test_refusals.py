@@ -267,7 +267,7 @@ SIZES = {
     ("changes", "kind", "message"),
     [
         ({"architecture": "gemma3"}, ConfigError, "the architecture 'gemma3' is not read from GGUF"),
-        ({"llama__expert_count": 8}, ConfigError, "the architecture 'llama' with experts is not read from GGUF"),
+        ({"llama__expert_count": 8}, ConfigError, "llama.expert_used_count is None, and has to be one positive number"),
         ({"split__count": 3}, FormatError, "this is one of 3 parts of a model"),
         ({"llama__block_count": 0}, ConfigError, "llama.block_count is 0, and has to be one positive number"),
         ({"llama__embedding_length": "wide"}, ConfigError, "llama.embedding_length is wide"),

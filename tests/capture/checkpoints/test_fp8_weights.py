@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from fib_tools.capture.checkpoints import fp8_weights
 from fib_tools.capture.checkpoints.loading import load_model
 from fib_tools.capture.checkpoints.opening import open_checkpoint
 from fib_tools.errors import ConfigError, FormatError
@@ -67,7 +68,9 @@ def test_scales_of_other_blocks_are_named(tmp_path: Path) -> None:
     "quantization",
     [
         {"quant_method": "gptq", "bits": 4},
-        {"quant_method": "fp8"},
+        {"quant_method": "modelopt", "quant_algo": "NVFP4"},
+        {"quant_method": "compressed-tensors", "format": "pack-quantized"},
+        {"quant_method": "fbgemm_fp8", "weight_block_size": [128, 128]},
         {"quant_method": "fp8", "weight_block_size": [0, 128]},
         "fp8",
     ],
@@ -76,4 +79,61 @@ def test_other_quantisations_are_refused(tmp_path: Path, quantization: Any) -> N
     write_safetensors(make_llama(), tmp_path)
     _set_quantization(tmp_path, quantization)
     with pytest.raises(ConfigError, match="cannot be read"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "name", "shape"),
+    [
+        ({"quant_method": "fp8", "activation_scheme": "static"}, "weight_scale", ()),
+        ({"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": None}, "weight_scale_inv", ()),
+        ({"quant_method": "compressed-tensors", "format": "float-quantized"}, "weight_scale", (1,)),
+        ({"quant_method": "compressed-tensors", "format": "float-quantized"}, "weight_scale", (64, 1)),
+        ({"quant_method": "fbgemm_fp8"}, "weight_scale", (64, 1)),
+        ({"quant_method": "modelopt", "quant_algo": "FP8"}, "weight_scale", ()),
+    ],
+)
+def test_a_scale_for_a_tensor_or_for_each_row_is_taken(
+    tmp_path: Path, quantization: Any, name: str, shape: tuple[int, ...]
+) -> None:
+    import torch
+
+    model = make_llama()
+    write_safetensors(model, tmp_path)
+    _set_quantization(tmp_path, quantization)
+    values, scales = (torch.randn(64, 192) / 8).to(torch.float8_e4m3fn), torch.rand(shape) + 0.5
+    stem = NAME.removesuffix("weight")
+    added = {NAME: values, stem + name: scales, f"{stem}input_scale": torch.ones(())}
+    change_safetensors(tmp_path, lambda tensors: tensors.update(added))
+    loaded = load_model(open_checkpoint(tmp_path), dtype="float32")
+    true = values.float() * scales.reshape(-1, 1)
+    assert loaded.state_dict()[NAME].equal(true)
+    model.model.layers[0].mlp.down_proj.weight.data = true
+    assert logits(loaded).equal(logits(model))
+
+
+@pytest.mark.parametrize("shape", [(64,), (1, 1)])
+def test_rows_are_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]) -> None:
+    import torch
+
+    monkeypatch.setattr(fp8_weights, "_ROWS", 24)
+    write_safetensors(make_llama(), tmp_path)
+    _set_quantization(tmp_path, {"quant_method": "fp8"})
+    values, scales = (torch.randn(64, 192) / 8).to(torch.float8_e4m3fn), torch.rand(shape) + 0.5
+    change_safetensors(tmp_path, lambda tensors: tensors.update({NAME: values, f"{NAME}_scale": scales}))
+    loaded = load_model(open_checkpoint(tmp_path), dtype="float32")
+    assert loaded.state_dict()[NAME].equal(values.float() * scales.reshape(-1, 1))
+
+
+def test_scales_for_something_else_are_named(tmp_path: Path) -> None:
+    import torch
+
+    write_safetensors(make_llama(), tmp_path)
+    _set_quantization(tmp_path, {"quant_method": "fp8"})
+    added = {NAME: torch.zeros(64, 192).to(torch.float8_e4m3fn), f"{NAME}_scale": torch.ones(192)}
+    change_safetensors(tmp_path, lambda tensors: tensors.update(added))
+    with pytest.raises(FormatError, match=r"has shape \(192,\): neither one scale nor one for each of 64 rows"):
+        open_checkpoint(tmp_path)
+    change_safetensors(tmp_path, lambda tensors: tensors.pop(f"{NAME}_scale"))
+    with pytest.raises(FormatError, match=rf"has no '{NAME}_scale'"):
         open_checkpoint(tmp_path)
