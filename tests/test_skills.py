@@ -26,7 +26,6 @@ LATER = {
     "generate-model-definition": ("fib_write_model_pages",),
     "onboard-model": ("fib_collect_workloads", "fib_submit_prs"),
     "submit-onboarding-prs": ("fib_submit_prs",),
-    "track-models": ("fib_track_coverage",),
 }
 """Skills that wait for tools; the others are complete."""
 
