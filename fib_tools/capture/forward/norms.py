@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from fib_tools.capture.forward.call import Call, Unmapped
 from fib_tools.capture.forward.functions import name_dtype
 from fib_tools.capture.forward.patches import Patches
-from fib_tools.capture.forward.watch import Watch
+from fib_tools.capture.forward.watch import Operator, Watch
 
 if TYPE_CHECKING:
     import torch
@@ -22,38 +22,35 @@ _TOLERANCE = 1e-2
 def patch_norms(patches: Patches, watch: Watch, modules: Iterable[torch.nn.Module]) -> None:
     """Watch the classes of modules that are called RMSNorm."""
     for kind in {type(module) for module in modules if type(module).__name__.endswith("RMSNorm")}:
-        patches.wrap(kind, "forward", lambda original: _watch_norm(watch, original))
+        patches.wrap(kind, "forward", lambda original: watch.wrap(_make_norm(watch, original), original))
 
 
-def _watch_norm(watch: Watch, original: Callable[..., Any]) -> Callable[..., Any]:
+def _make_norm(watch: Watch, original: Callable[..., Any]) -> Operator:
     kinds: dict[type, str] = {}
 
-    def forward(self: Any, hidden_states: torch.Tensor, *more: Any, **options: Any) -> Any:
-        if watch.is_blind:
-            return original(self, hidden_states, *more, **options)
-        is_fused = watch.is_sum(hidden_states)
-        kind = kinds.get(type(self))
-        if kind is None:
-            is_plain = not more and not options
-            kind = kinds[type(self)] = watch.call_inside(_recognise, self, original) if is_plain else ""
-        key = ("norm", type(self), hidden_states.shape, hidden_states.dtype, is_fused, _find_eps(self))
-        return watch.call(
-            key,
-            lambda _: _describe_norm(self, hidden_states, kind, is_fused=is_fused),
-            original,
-            self,
-            hidden_states,
-            *more,
-            **options,
-        )
+    def key(module: Any, *inputs: Any, **options: Any) -> Hashable:
+        rows = inputs[0] if inputs else next(iter(options.values()))
+        return type(module), rows.shape, rows.dtype, watch.is_sum(rows), _find_eps(module)
 
-    return forward
+    def describe(key: Any, result: Any, module: Any, *inputs: Any, **options: Any) -> Call | Unmapped:
+        del result
+        rows, *more = (*inputs, *options.values())
+        kind = kinds.get(type(module))
+        if kind is None:
+            kind = kinds[type(module)] = "" if more else _recognise(module, original)
+        return _describe_norm(module, rows, kind, is_fused=key[3])
+
+    return Operator(name="norm", key=key, describe=describe)
 
 
 def _find_eps(module: Any) -> float:
     """Read it from the instance: asking a module for an attribute that it has not got takes microseconds."""
-    own = vars(module)
-    return next((own[name] for name in _EPS if own.get(name) is not None), 0.0)
+    own = module.__dict__
+    for name in _EPS:
+        eps: float | None = own.get(name)
+        if eps is not None:
+            return eps
+    return 0.0
 
 
 def _recognise(module: Any, forward: Callable[..., Any]) -> str:
