@@ -7,6 +7,7 @@ through, laid out one after the other (ragged), or in pages for decode, one quer
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,13 +23,17 @@ if TYPE_CHECKING:
 
 __all__ = ["patch_attention", "repage"]
 
+_DIMS = 4
+
 
 def patch_attention(patches: Patches, watch: Watch, *, page_size: int) -> None:
     """Watch every attention function that transformers gives out by name, and each model's own eager one."""
+    import torch
     from transformers.modeling_utils import AttentionInterface
 
     watched: dict[Callable[..., Any], Callable[..., Any]] = {}
-    operator = _make_attention(Masks(), page_size)
+    masks = Masks()
+    operator = _make_attention(masks, page_size)
 
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         def get_interface(self: Any, attn_implementation: str, default: Callable[..., Any]) -> Callable[..., Any]:
@@ -43,6 +48,8 @@ def patch_attention(patches: Patches, watch: Watch, *, page_size: int) -> None:
         return get_interface
 
     patches.wrap(AttentionInterface, "get_interface", make)
+    functional = torch.nn.functional
+    patches.wrap(functional, "scaled_dot_product_attention", partial(watch.wrap, _make_direct(masks, page_size)))
 
 
 class _Key(NamedTuple):
@@ -59,6 +66,8 @@ class _Key(NamedTuple):
     window: int | None
     softcap: float | None
     has_sinks: bool
+    is_biased: bool
+    """Whether something is added to the scores, beside the mask."""
 
 
 def _make_attention(masks: Masks, page_size: int) -> Operator:
@@ -87,6 +96,7 @@ def _make_attention(masks: Masks, page_size: int) -> Operator:
             options.get("sliding_window") or own.get("sliding_window"),
             options.get("softcap"),
             options.get("s_aux") is not None,
+            options.get("position_bias") is not None,
         )
 
     def describe(key: Any, result: Any, module: Any, *inputs: Any, **options: Any) -> Described:
@@ -99,10 +109,49 @@ def _make_attention(masks: Masks, page_size: int) -> Operator:
     return Operator(name="attention", key=make_key, describe=describe)
 
 
+def _make_direct(masks: Masks, page_size: int) -> Operator:
+    """Make what describes attention that a model calls of torch itself."""
+
+    def make_key(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        *more: Any,
+        **options: Any,
+    ) -> Hashable:
+        """Make the fields of a `_Key`; behind the mask come dropout_p and is_causal."""
+        shape, keys = query.shape, key.shape
+        mask = None
+        if attn_mask is not None and len(shape) == _DIMS:
+            mask = masks.note(attn_mask, shape[0], shape[2], keys[2], by_pair=True)
+        causal = bool(more[1]) if len(more) > 1 else bool(options.get("is_causal"))
+        rest = (options.get("scale"), None, None, False, False)
+        return type(None), shape, keys, value.shape, query.dtype, causal, mask, *rest
+
+    def describe(key: Any, *_: Any, **__: Any) -> Described:
+        found = _Key(*key)
+        if len(found.query) != _DIMS:
+            reason = f"queries have the shape {list(found.query)}, not [batch, heads, tokens, dim]"
+            return Unmapped(what="attention", kernel="gqa_ragged_prefill", reason=reason)
+        return partial(_describe_attention, found, None, page_size)
+
+    return Operator(name="attention", key=make_key, describe=describe)
+
+
 def _describe_attention(key: _Key, latent: Mapping[str, int] | None, page_size: int) -> Call | Unmapped:
+    """Describe it by its lengths; what is none of a kernel type is told with its shapes."""
+    found = _describe_lengths(key, latent, page_size)
+    return replace(found, shapes=(tuple(key.query), tuple(key.key))) if isinstance(found, Unmapped) else found
+
+
+def _describe_lengths(key: _Key, latent: Mapping[str, int] | None, page_size: int) -> Call | Unmapped:
     batch, heads, queries, dim = key.query
     kv_heads, keys = key.key[1:3]
     lengths = key.mask.lengths if key.mask else read_shapes(batch, queries, keys, causal=key.causal)
+    if lengths.is_biased or key.is_biased:
+        kernel = "gqa_paged_decode" if lengths.is_decode else "gqa_ragged_prefill"
+        return Unmapped(what="attention", kernel=kernel, reason="a bias is added to its scores, as ALiBi and T5 do")
     scale = float(key.scaling) if key.scaling is not None else dim**-0.5
     sizes: dict[str, Any] = {"num_qo_heads": heads, "dtype": name_dtype(key.dtype), "sm_scale": scale}
     dim_vo, window = key.value[-1], int(key.window) if key.window else None
@@ -138,7 +187,7 @@ def _describe_ragged(
 ) -> Call | Unmapped:
     causal = lengths.pairs == lengths.count_pairs(window, causal=True)
     if not causal and lengths.pairs != lengths.count_pairs(window, causal=False):
-        return Unmapped(what="attention", reason="its mask is neither causal nor full")
+        return Unmapped(what="attention", kernel=kernel, reason="its mask is neither causal nor full")
     starts = {"qo_indptr": _sum_up(lengths.queries), "kv_indptr": _sum_up(lengths.keys)}
     axes = {"len_indptr": len(lengths.keys) + 1, "total_q": sum(lengths.queries), "total_kv": sum(lengths.keys)}
     return Call(

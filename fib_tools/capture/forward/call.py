@@ -27,7 +27,11 @@ class Call:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Unmapped:
-    """What was computed, and why no kernel type describes it."""
+    """What was computed, and why it is no call of a kernel type."""
 
     what: str
     reason: str
+    kernel: str = ""
+    """The id of the kernel type that it would be one of, if there is one."""
+    shapes: tuple[tuple[int, ...], ...] = ()
+    """Of the tensors that it takes."""

@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from fib_tools.capture.forward.call import Call, Unmapped
 from fib_tools.capture.forward.patches import Patches
-from fib_tools.capture.forward.watch import Operator, Watch
+from fib_tools.capture.forward.watch import Described, Operator, Watch, Widths
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["count_rows", "name_dtype", "patch_activations", "patch_functions"]
+
+_TURNED_DIMS = 3
+"""Of `[batch, channels, time]`."""
+_BY_HAND = {"FastGELUActivation": "gelu_tanh", "NewGELUActivation": "gelu_tanh", "ReLUSquaredActivation": "relu2"}
+"""transformers' activations that are written out in elementwise operations."""
 
 
 def patch_functions(patches: Patches, watch: Watch) -> None:
@@ -21,10 +26,11 @@ def patch_functions(patches: Patches, watch: Watch) -> None:
     import torch
 
     functional = torch.nn.functional
-    patches.wrap(functional, "linear", partial(watch.wrap, _LINEAR))
+    linear = Operator(name="linear", key=_key_linear, describe=partial(_describe_linear, watch.widths))
+    patches.wrap(functional, "linear", partial(watch.wrap, linear))
     patches.wrap(functional, "embedding", partial(watch.wrap, _EMBEDDING))
-    for name, operator in _ACTIVATIONS.items():
-        patches.wrap(functional, name, partial(watch.wrap, operator))
+    for name in ("silu", "gelu"):
+        patches.wrap(functional, name, partial(watch.wrap, _make_activation(watch, name)))
     for owner in (functional, torch, torch.Tensor):
         patches.wrap(owner, "softmax", partial(watch.wrap, _SOFTMAX))
     for owner in (torch, torch.Tensor):
@@ -38,8 +44,11 @@ def patch_activations(patches: Patches, watch: Watch, modules: Iterable[torch.nn
     import torch
 
     for module in modules:
+        name = _BY_HAND.get(type(module).__name__)
         if vars(module).get("act") is torch._C._nn.gelu:  # noqa: SLF001  # torch.nn.functional.gelu, unwatched
-            patches.wrap(module, "act", partial(watch.wrap, _ACTIVATIONS["gelu"]))
+            patches.wrap(module, "act", partial(watch.wrap, _make_activation(watch, "gelu")))
+        elif name is not None:
+            patches.wrap(module, "forward", partial(watch.wrap, _make_activation(watch, name)))
 
 
 def name_dtype(dtype: torch.dtype) -> str:
@@ -57,6 +66,7 @@ def _key_linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | 
 
 
 def _describe_linear(
+    widths: Widths,
     key: Any,
     result: Any,
     input: torch.Tensor,  # noqa: A002
@@ -65,6 +75,7 @@ def _describe_linear(
 ) -> Call:
     del key, result
     n, k = weight.shape
+    widths.products.update((n, k))
     parameters = {"n": n, "k": k, "bias": bias is not None, "dtype": name_dtype(input.dtype)}
     return Call(kernel="gemm", parameters=parameters, axes={"M": count_rows(input)})
 
@@ -93,7 +104,12 @@ def _key_activation(input: torch.Tensor, *more: Any, **options: Any) -> Hashable
     return input.shape, input.dtype, options.get("approximate")
 
 
+def _make_activation(watch: Watch, name: str) -> Operator:
+    return Operator(name=name, key=_key_activation, describe=partial(_describe_activation, watch.widths, name))
+
+
 def _describe_activation(
+    widths: Widths,
     name: str,
     key: Any,
     result: Any,
@@ -101,11 +117,23 @@ def _describe_activation(
     *more: Any,
     approximate: str = "none",
     **options: Any,
-) -> Call:
+) -> Described:
     del key, result, more, options
     kernel = "gelu_tanh" if approximate == "tanh" else name
     parameters = {"intermediate_size": input.shape[-1], "dtype": name_dtype(input.dtype)}
-    return Call(kernel=kernel, parameters=parameters, axes={"num_tokens": count_rows(input)})
+    call = Call(kernel=kernel, parameters=parameters, axes={"num_tokens": count_rows(input)})
+    return partial(_check_activation, widths, call, tuple(input.shape))
+
+
+def _check_activation(widths: Widths, call: Call, shape: tuple[int, ...]) -> Call | Unmapped:
+    """Take the last axis for a size only if projections have it: behind a convolution it may be one of time."""
+    size = shape[-1]
+    is_size = size in widths.products or 2 * size in widths.products  # gate and up may be one product
+    is_turned = len(shape) == _TURNED_DIMS and shape[1] in widths.channels and size not in widths.channels
+    if is_size and not is_turned:
+        return call
+    reason = f"the last axis of {list(shape)} is not the hidden size of a projection"
+    return Unmapped(what=call.kernel, kernel=call.kernel, reason=reason, shapes=(shape,))
 
 
 def _key_softmax(input: torch.Tensor, dim: Any = None, *more: Any, **options: Any) -> Hashable:  # noqa: A002
@@ -153,11 +181,6 @@ def _is_last(tensor: torch.Tensor, dim: Any) -> bool:
     return isinstance(dim, int) and dim % max(1, tensor.dim()) == tensor.dim() - 1
 
 
-_LINEAR = Operator(name="linear", key=_key_linear, describe=_describe_linear)
 _EMBEDDING = Operator(name="embedding", key=_key_embedding, describe=_describe_embedding)
-_ACTIVATIONS = {
-    name: Operator(name=name, key=_key_activation, describe=partial(_describe_activation, name))
-    for name in ("silu", "gelu")
-}
 _SOFTMAX = Operator(name="softmax", key=_key_softmax, describe=_describe_softmax)
 _TOPK = Operator(name="topk", key=_key_topk, describe=_describe_topk)

@@ -19,6 +19,8 @@ _SMALL = 1 << 20
 """Bytes of a mask that is copied; a larger one is that of a long prefill, which takes longer than to read it."""
 _MOST_HELD = 1 << 24
 """Bytes of all copies together; then they are read."""
+_PAIRS_DIMS = 4
+"""Of `[batch, heads, queries, keys]`."""
 _MOST_KNOWN = 8
 """Masks that a model uses by turns, such as with and without a window."""
 
@@ -32,6 +34,8 @@ class Lengths:
     keys: tuple[int, ...]
     pairs: int
     """Of a query and a key."""
+    is_biased: bool = False
+    """Whether it adds to scores, beside hiding some."""
 
     @property
     def is_decode(self) -> bool:
@@ -50,7 +54,9 @@ class Lengths:
 class Mask:
     """One mask, and its lengths when they are asked for."""
 
-    def __init__(self, mask: torch.Tensor, batch: int, queries: int, keys: int) -> None:
+    def __init__(self, mask: torch.Tensor, batch: int, queries: int, keys: int, *, by_pair: bool = False) -> None:
+        if by_pair:
+            mask = mask[(None,) * (_PAIRS_DIMS - mask.dim())]
         self.bytes = mask.numel() * mask.element_size()
         self._sizes = (batch, queries, keys)
         is_small = self.bytes <= _SMALL
@@ -87,8 +93,8 @@ class Masks:
         self._held: list[Mask] = []
         self._bytes = 0
 
-    def note(self, mask: torch.Tensor, batch: int, queries: int, keys: int) -> Mask:
-        """Find a mask, or keep it."""
+    def note(self, mask: torch.Tensor, batch: int, queries: int, keys: int, *, by_pair: bool = False) -> Mask:
+        """Find a mask, or keep it; `by_pair` says that one of two axes is of queries and keys, not of sequences."""
         sizes = (batch, queries, keys)
         version = -1 if mask.is_inference() else mask._version  # noqa: SLF001  # torch has no public name for it
         known = self._known.get(id(mask))
@@ -96,7 +102,7 @@ class Masks:
             return known.mask
         if len(self._known) >= _MOST_KNOWN:
             self._known.clear()
-        found = Mask(mask, batch, queries, keys)
+        found = Mask(mask, batch, queries, keys, by_pair=by_pair)
         self._known[id(mask)] = _Known(ref(mask), version, sizes, found)
         self._held.append(found)
         self._bytes += found.bytes
@@ -125,6 +131,7 @@ def _read_mask(mask: torch.Tensor, batch: int, queries: int, keys: int) -> Lengt
         pairs = sum(sum(range(count - have + 1, count + 1)) for have, count in zip(own, counts, strict=True))
         return Lengths(queries=tuple(own), keys=tuple(counts), pairs=pairs)
     allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    is_biased = mask.dtype != torch.bool and bool((mask.ne(0) & allowed).any())
     allowed = allowed[:, :1].expand(batch, 1, queries, mask.shape[-1])[:, 0, :, :keys]
     # a query that stands for padding sees nothing, or itself only; a key of padding is seen by no real query
     last = allowed[:, -1]
@@ -137,4 +144,4 @@ def _read_mask(mask: torch.Tensor, batch: int, queries: int, keys: int) -> Lengt
         for is_seen, have in zip(seen[:, 0].tolist(), own, strict=True)
     ]
     pairs = sum(int(allowed[row, start : start + own[row]].sum()) for row, start in enumerate(starts))
-    return Lengths(queries=tuple(own), keys=tuple(counts), pairs=pairs)
+    return Lengths(queries=tuple(own), keys=tuple(counts), pairs=pairs, is_biased=is_biased)

@@ -1,4 +1,4 @@
-"""RMSNorm, plain and fused with the addition before it: found by what a module computes, not by which model it is of."""
+"""RMSNorm, plain and fused with the addition before it, and LayerNorm: found by what a module computes, not by which model it is of."""
 
 from __future__ import annotations
 
@@ -17,12 +17,19 @@ __all__ = ["patch_norms"]
 
 _EPS = ("variance_epsilon", "eps", "epsilon")
 _TOLERANCE = 1e-2
+_FUSED = {"rmsnorm": "fused_add_rmsnorm", "gemma_rmsnorm": "gemma_fused_add_rmsnorm"}
 
 
 def patch_norms(patches: Patches, watch: Watch, modules: Iterable[torch.nn.Module]) -> None:
-    """Watch the classes of modules that are called RMSNorm."""
-    for kind in {type(module) for module in modules if type(module).__name__.endswith("RMSNorm")}:
+    """Watch the classes of modules that are called norms; torch's own go through its functions."""
+    for kind in {type(module) for module in modules if _is_norm(module)}:
         patches.wrap(kind, "forward", lambda original: watch.wrap(_make_norm(watch, original), original))
+
+
+def _is_norm(module: torch.nn.Module) -> bool:
+    kind = type(module)
+    is_torch = kind.forward.__module__.startswith("torch.nn") and kind.__name__ != "RMSNorm"
+    return "Norm" in kind.__name__ and not is_torch and not any(True for _ in module.children())
 
 
 def _make_norm(watch: Watch, original: Callable[..., Any]) -> Operator:
@@ -66,7 +73,15 @@ def _recognise(module: Any, forward: Callable[..., Any]) -> str:
     got = forward(module, row)
     if not isinstance(got, torch.Tensor) or got.shape != row.shape:
         return ""
-    for kind, wanted in (("rmsnorm", plain * scale), ("gemma_rmsnorm", plain * (1 + scale))):
+    centred = wide - wide.mean(dim=-1, keepdim=True)
+    shift = module.bias.detach().float() if getattr(module, "bias", None) is not None else 0.0
+    centred = centred * torch.rsqrt(centred.square().mean(dim=-1, keepdim=True) + _find_eps(module))
+    formulas = (
+        ("rmsnorm", plain * scale),
+        ("gemma_rmsnorm", plain * (1 + scale)),
+        ("layernorm", centred * scale + shift),
+    )
+    for kind, wanted in formulas:
         if torch.allclose(got.float(), wanted, rtol=_TOLERANCE, atol=_TOLERANCE):
             return kind
     return ""
@@ -74,8 +89,14 @@ def _recognise(module: Any, forward: Callable[..., Any]) -> str:
 
 def _describe_norm(module: Any, rows: torch.Tensor, kind: str, *, is_fused: bool) -> Call | Unmapped:
     if not kind:
-        return Unmapped(what=type(module).__name__, reason="it computes neither x * w / rms nor x * (1 + w) / rms")
+        name = type(module).__name__
+        kernel = "rmsnorm_gated" if "Gated" in name else "rmsnorm" if "RMS" in name else ""
+        return Unmapped(
+            what=name, kernel=kernel, reason="it computes none of x * w / rms, x * (1 + w) / rms and LayerNorm"
+        )
     size = rows.shape[-1]
-    kernel = {"rmsnorm": "fused_add_rmsnorm", "gemma_rmsnorm": "gemma_fused_add_rmsnorm"}[kind] if is_fused else kind
     parameters = {"hidden_size": size, "eps": float(_find_eps(module)), "dtype": name_dtype(rows.dtype)}
+    if kind == "layernorm":
+        parameters["bias"] = getattr(module, "bias", None) is not None
+    kernel = _FUSED.get(kind, kind) if is_fused else kind
     return Call(kernel=kernel, parameters=parameters, axes={"batch_size": rows.numel() // size})

@@ -180,6 +180,8 @@ def _describe(operator: Operator, result: Any, inputs: tuple[Any, ...], options:
     from fib_tools.op_types.registry import get_kernel_type
 
     call = settle(operator.describe(operator.key(*inputs, **options), result, *inputs, **options))
+    if call is None:
+        return {}
     if isinstance(call, Unmapped):
         return {"unmapped": call.reason}
     kernel = get_kernel_type(call.kernel)

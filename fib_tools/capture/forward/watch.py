@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -17,10 +17,10 @@ from fib_tools.capture.forward.call import Call, Unmapped
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Described", "Operator", "Tally", "Watch", "settle"]
+__all__ = ["Described", "Operator", "Tally", "Watch", "Widths", "settle"]
 
-Described = Call | Unmapped | Callable[[], Call | Unmapped]
-"""What a call is, or how to find out when the run is over."""
+Described = Call | Unmapped | Callable[[], Call | Unmapped] | None
+"""What a call is, or how to find out when the run is over; None is not worth counting."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +32,8 @@ class Operator:
     """Of the arguments: all that decides what is computed, and how much of it. It runs at each call."""
     describe: Callable[..., Described]
     """Of a key, the result and the arguments, when the key comes for the first time."""
+    is_whole: bool = True
+    """Whether it stands for all that it calls; else that is looked at too."""
 
 
 @dataclass(slots=True)
@@ -50,6 +52,16 @@ class _Seen:
     count: int = 0
 
 
+@dataclass(slots=True)
+class Widths:
+    """Sizes by which a hidden axis is told from one of time."""
+
+    products: set[int] = field(default_factory=set)
+    """Rows that weights of projections take and give."""
+    channels: set[int] = field(default_factory=set)
+    """That convolutions give, in the axis before the last."""
+
+
 class _Own(threading.local):
     """What each thread has of its own."""
 
@@ -63,6 +75,7 @@ class Watch:
     def __init__(self) -> None:
         import torch
 
+        self.widths = Widths()
         self._seen: list[_Seen] = []
         self._own = _Own()
         self._learning = threading.Lock()
@@ -80,20 +93,21 @@ class Watch:
 
     def wrap(self, operator: Operator, original: Callable[..., Any]) -> Callable[..., Any]:
         """Have every call of a function counted, and nothing of what it calls itself."""
-        own, key, is_compiling = self._own, operator.key, self._is_compiling
+        own, key, is_compiling, is_whole = self._own, operator.key, self._is_compiling, operator.is_whole
         known: dict[Hashable, _Seen] = {}
         find = known.get
 
         def watched(*inputs: Any, **options: Any) -> Any:
             if is_compiling() or own.is_inside:
                 return original(*inputs, **options)
-            own.is_inside = True
+            own.is_inside = is_whole
             try:
                 result = original(*inputs, **options)
+                own.is_inside = True
                 kind = key(*inputs, **options)
                 seen = find(kind)
                 if seen is None:
-                    seen = self._learn(known, kind, lambda: operator.describe(kind, result, *inputs, **options))
+                    seen = self._learn(known, kind, lambda: _describe(operator, kind, result, inputs, options))
             finally:
                 own.is_inside = False
             seen.count += 1
@@ -142,11 +156,21 @@ class Watch:
         found: dict[str, Tally] = {}
         for seen in self._seen:
             call = seen.what = self.call_inside(settle, seen.what)
+            if call is None:
+                continue
             known = found.setdefault(repr(call), Tally(call))
             known.count += seen.count
         return tuple(found.values())
 
 
-def settle(what: Described) -> Call | Unmapped:
+def settle(what: Described) -> Call | Unmapped | None:
     """Find out what a call is."""
-    return what if isinstance(what, (Call, Unmapped)) else what()
+    return what() if callable(what) else what
+
+
+def _describe(operator: Operator, key: Hashable, result: Any, inputs: Any, options: Any) -> Described:
+    found = operator.describe(key, result, *inputs, **options)
+    if not isinstance(found, Unmapped) or found.shapes:
+        return found
+    shapes = [tuple(each.shape) for each in (*inputs, *options.values()) if hasattr(each, "untyped_storage")]
+    return replace(found, shapes=tuple(shapes))

@@ -116,7 +116,12 @@ def test_a_mask_of_another_form_is_told() -> None:
         model(input_ids=prompt["input_ids"], attention_mask=mask)
         model(input_ids=prompt["input_ids"], attention_mask=torch.ones_like(mask))
     (unmapped,) = [tally for tally in watch.tallies if isinstance(tally.call, Unmapped)]
-    assert unmapped.call == Unmapped(what="attention", reason="its mask is neither causal nor full")
+    assert unmapped.call == Unmapped(
+        what="attention",
+        reason="its mask is neither causal nor full",
+        kernel="gqa_ragged_prefill",
+        shapes=((1, 4, 6, 16), (1, 2, 6, 16)),
+    )
     assert [call.parameters["causal"] for call in calls(watch, "gqa_ragged_prefill")] == [False]
 
 
