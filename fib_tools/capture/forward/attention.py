@@ -142,7 +142,9 @@ def _make_direct(masks: Masks, page_size: int) -> Operator:
 def _describe_attention(key: _Key, latent: Mapping[str, int] | None, page_size: int) -> Call | Unmapped:
     """Describe it by its lengths; what is none of a kernel type is told with its shapes."""
     found = _describe_lengths(key, latent, page_size)
-    return replace(found, shapes=(tuple(key.query), tuple(key.key))) if isinstance(found, Unmapped) else found
+    if isinstance(found, Unmapped):
+        return replace(found, shapes=(tuple(key.query), tuple(key.key)))
+    return replace(found, rows=(key.query[0], key.query[2]))
 
 
 def _describe_lengths(key: _Key, latent: Mapping[str, int] | None, page_size: int) -> Call | Unmapped:

@@ -23,6 +23,8 @@ class Call:
     """Inputs whose content decides what is computed, by name, such as `kv_indptr`."""
     scalars: Mapping[str, float] = field(default_factory=dict)
     """Scalar inputs, by name."""
+    rows: tuple[int, ...] = ()
+    """What its first axis is made of: sequences, then tokens with padding, and heads beside them; or how many rows in all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -65,7 +65,9 @@ def _describe(
     factor = getattr(getattr(module, "config", None), "routed_scaling_factor", None)
     scalars = {"local_expert_offset": 0, "routed_scaling_factor": 1.0 if factor is None else float(factor)}
     axes = {"seq_len": hidden_states.numel() // hidden}
-    return Call(kernel=_KERNELS[dtype], parameters=parameters, axes=axes, scalars=scalars)
+    return Call(
+        kernel=_KERNELS[dtype], parameters=parameters, axes=axes, scalars=scalars, rows=tuple(hidden_states.shape[:-1])
+    )
 
 
 _EXPERTS = Operator(name="experts", key=_key, describe=_describe)

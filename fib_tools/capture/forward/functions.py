@@ -77,7 +77,7 @@ def _describe_linear(
     n, k = weight.shape
     widths.products.update((n, k))
     parameters = {"n": n, "k": k, "bias": bias is not None, "dtype": name_dtype(input.dtype)}
-    return Call(kernel="gemm", parameters=parameters, axes={"M": count_rows(input)})
+    return Call(kernel="gemm", parameters=parameters, axes={"M": count_rows(input)}, rows=tuple(input.shape[:-1]))
 
 
 def _key_embedding(input: torch.Tensor, weight: torch.Tensor, *more: Any, **options: Any) -> Hashable:  # noqa: A002
@@ -96,7 +96,7 @@ def _describe_embedding(
     del key, result, more, options
     vocabulary, size = weight.shape
     parameters = {"vocab_size": vocabulary, "hidden_size": size, "dtype": name_dtype(weight.dtype)}
-    return Call(kernel="embedding", parameters=parameters, axes={"num_tokens": input.numel()})
+    return Call(kernel="embedding", parameters=parameters, axes={"num_tokens": input.numel()}, rows=tuple(input.shape))
 
 
 def _key_activation(input: torch.Tensor, *more: Any, **options: Any) -> Hashable:  # noqa: A002
@@ -121,7 +121,8 @@ def _describe_activation(
     del key, result, more, options
     kernel = "gelu_tanh" if approximate == "tanh" else name
     parameters = {"intermediate_size": input.shape[-1], "dtype": name_dtype(input.dtype)}
-    call = Call(kernel=kernel, parameters=parameters, axes={"num_tokens": count_rows(input)})
+    rows = tuple(input.shape[:-1])
+    call = Call(kernel=kernel, parameters=parameters, axes={"num_tokens": count_rows(input)}, rows=rows)
     return partial(_check_activation, widths, call, tuple(input.shape))
 
 
@@ -153,7 +154,9 @@ def _describe_softmax(
     if not _is_last(input, dim):
         return Unmapped(what="softmax", reason=f"it runs along axis {dim} of {list(input.shape)}, not the last")
     parameters = {"dim": input.shape[-1], "dtype": name_dtype(key[-1])}
-    return Call(kernel="softmax", parameters=parameters, axes={"length": count_rows(input)})
+    return Call(
+        kernel="softmax", parameters=parameters, axes={"length": count_rows(input)}, rows=tuple(input.shape[:-1])
+    )
 
 
 def _key_topk(input: torch.Tensor, k: int, dim: int = -1, *more: Any, **options: Any) -> Hashable:  # noqa: A002
@@ -174,7 +177,7 @@ def _describe_topk(
     if not _is_last(input, dim):
         return Unmapped(what="topk", reason=f"it runs along axis {dim} of {list(input.shape)}, not the last")
     parameters = {"dim": input.shape[-1], "k": int(k), "dtype": name_dtype(input.dtype)}
-    return Call(kernel="topk", parameters=parameters, axes={"length": count_rows(input)})
+    return Call(kernel="topk", parameters=parameters, axes={"length": count_rows(input)}, rows=tuple(input.shape[:-1]))
 
 
 def _is_last(tensor: torch.Tensor, dim: Any) -> bool:

@@ -99,4 +99,6 @@ def _describe_norm(module: Any, rows: torch.Tensor, kind: str, *, is_fused: bool
     if kind == "layernorm":
         parameters["bias"] = getattr(module, "bias", None) is not None
     kernel = _FUSED.get(kind, kind) if is_fused else kind
-    return Call(kernel=kernel, parameters=parameters, axes={"batch_size": rows.numel() // size})
+    return Call(
+        kernel=kernel, parameters=parameters, axes={"batch_size": rows.numel() // size}, rows=tuple(rows.shape[:-1])
+    )

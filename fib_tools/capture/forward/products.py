@@ -124,7 +124,12 @@ def _describe_product(widths: Widths, name: str, key: Any, *_: Any, **__: Any) -
         reason = f"it adds {list(product.added)}, which is no bias"
     elif is_matrix:
         widths.products.update((n, k))
-        return Call(kernel="gemm", parameters={**sizes, "bias": has_bias}, axes={"M": math.prod(rows[:-1])})
+        return Call(
+            kernel="gemm",
+            parameters={**sizes, "bias": has_bias},
+            axes={"M": math.prod(rows[:-1])},
+            rows=rows[:-1],
+        )
     elif product.is_weight and not has_bias and len(other) == len(rows) == _STACK and other[0] == rows[0]:
         return Call(kernel="bmm", parameters={**sizes, "b": other[0]}, axes={"M": rows[1]})
     return Unmapped(
@@ -174,7 +179,12 @@ def _describe_layer_norm(key: Any, *_: Any, **__: Any) -> Call | Unmapped:
         reason = f"it runs over {list(normalised)}, not the last axis" if has_weight else "it has no weight"
         return Unmapped(what="layer_norm", kernel="layernorm", reason=reason)
     parameters = {"hidden_size": shape[-1], "eps": eps, "bias": has_bias, "dtype": name_dtype(dtype)}
-    return Call(kernel="layernorm", parameters=parameters, axes={"batch_size": math.prod(shape[:-1])})
+    return Call(
+        kernel="layernorm",
+        parameters=parameters,
+        axes={"batch_size": math.prod(shape[:-1])},
+        rows=tuple(shape[:-1]),
+    )
 
 
 def _make_other(name: str) -> Operator:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -51,27 +52,26 @@ def _describe(
     del key, more, options
     if q.dim() != _DIMS or k.dim() != _DIMS:
         return Unmapped(what="rope", reason=f"queries have the shape {list(q.shape)}, not [batch, heads, tokens, dim]")
-    axes = {"num_tokens": q.shape[0] * q.shape[2], "num_kv_heads": k.shape[1]}
-    sizes = {"num_heads": q.shape[1], "head_dim": q.shape[-1], "dtype": name_dtype(q.dtype)}
+    call = Call(
+        kernel="rope",
+        parameters={"num_heads": q.shape[1], "head_dim": q.shape[-1], "dtype": name_dtype(q.dtype)},
+        axes={"num_tokens": q.shape[0] * q.shape[2], "num_kv_heads": k.shape[1]},
+        rows=(q.shape[0], q.shape[2]),
+    )
     # the last token, whose angles are not all 0; on the device nothing is waited for
     rows = [side[-1, 0, -1].to(torch.float32, copy=True) for side in (q, result[0])]
     angles = [side.reshape(-1, side.shape[-1])[-1].to(torch.float32, copy=True) for side in (cos, sin)]
-    return partial(_settle, sizes, axes, *rows, *angles)
+    return partial(_settle, call, *rows, *angles)
 
 
 def _settle(
-    sizes: Mapping[str, Any],
-    axes: Mapping[str, int],
-    row: torch.Tensor,
-    turned: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
+    call: Call, row: torch.Tensor, turned: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> Call | Unmapped:
     found = _find_pairs(*(side.cpu() for side in (row, turned, cos, sin)))
     if found is None:
-        return Unmapped(what="rope", reason="it pairs neither i with i + d/2 nor 2i with 2i + 1")
+        return Unmapped(what="rope", kernel="rope", reason="it pairs neither i with i + d/2 nor 2i with 2i + 1")
     rotary_dim, is_neox = found
-    return Call(kernel="rope", parameters={**sizes, "rotary_dim": rotary_dim, "is_neox": is_neox}, axes=axes)
+    return replace(call, parameters={**call.parameters, "rotary_dim": rotary_dim, "is_neox": is_neox})
 
 
 def _find_pairs(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from fib_tools.capture.forward.call import Call, Unmapped
+from fib_tools.capture.forward.padding import Counted, leave_padding_out
 
 if TYPE_CHECKING:
     import torch
@@ -152,14 +153,15 @@ class Watch:
 
     @property
     def tallies(self) -> tuple[Tally, ...]:
-        """Every kind of call, in the order in which they came first; the same ones under several keys once."""
-        found: dict[str, Tally] = {}
-        for seen in self._seen:
+        """Every kind of call, in the order in which they came first; the same ones under several keys once, and no padding."""
+        calls: list[Counted] = []
+        for seen in tuple(self._seen):
             call = seen.what = self.call_inside(settle, seen.what)
-            if call is None:
-                continue
-            known = found.setdefault(repr(call), Tally(call))
-            known.count += seen.count
+            if call is not None:
+                calls.append((call, seen.count))
+        found: dict[str, Tally] = {}
+        for call, count in leave_padding_out(calls):
+            found.setdefault(repr(call), Tally(call)).count += count
         return tuple(found.values())
 
 
