@@ -162,6 +162,8 @@ def test_draws_are_seen_with_the_filters_before_them() -> None:
 def test_everything_is_put_back_also_after_an_error() -> None:
     model, functional = make_model("qwen3_moe"), torch.nn.functional
     named = [(functional, "linear"), (functional, "softmax"), (torch, "topk"), (torch, "multinomial")]
+    named += [(torch, "bmm"), (torch.Tensor, "__matmul__"), (functional, "scaled_dot_product_attention")]
+    named += [(torch._VF, "lstm"), (functional, "layer_norm"), (torch.Tensor, "addmm")]
     places = [*named, (torch.Tensor, "__add__"), *((type(module), "forward") for module in model.modules())]
     before = [vars(owner).get(name) for owner, name in places]
 
