@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ARCHITECTURES", "make_model", "make_prompt"]
+__all__ = ["ARCHITECTURES", "OTHERS", "make_model", "make_prompt"]
 
 _COMMON: Mapping[str, Any] = {
     "bos_token_id": 1,
@@ -49,6 +49,23 @@ ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
     "glm4": {},
 }
 """By transformers' model type: what differs from the common sizes."""
+OTHERS: Mapping[str, Mapping[str, Any]] = {
+    "bloom": {},
+    "falcon": {},
+    "gpt2": {},
+    "mamba": {"state_size": 16},
+    "mamba2": {"num_heads": 8, "state_size": 16, "expand": 2, "n_groups": 1},
+    "qwen3_next": {
+        **_EXPERTS,
+        "shared_expert_intermediate_size": 32,
+        "linear_num_value_heads": 4,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+        "layer_types": ["linear_attention", "full_attention"],
+    },
+}
+"""Of which a part is no call of a kernel type: biased attention, state spaces, linear attention."""
 
 
 def make_model(kind: str, **more: Any) -> torch.nn.Module:
@@ -57,7 +74,10 @@ def make_model(kind: str, **more: Any) -> torch.nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, **{**_COMMON, **ARCHITECTURES[kind], **more})
+    sizes = {**_COMMON, **ARCHITECTURES[kind]} if kind in ARCHITECTURES else {**_COMMON, **OTHERS[kind]}
+    if kind == "falcon":
+        del sizes["head_dim"]  # it has no such setting, and refuses one
+    config = AutoConfig.for_model(kind, **{**sizes, **more})
     model: torch.nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
     return model
 

@@ -115,7 +115,10 @@ def _settle(root: Path, watch: Watch) -> None:
     for each in missing:
         _tell(f"no Definition {each.name} ({each.calls} calls){': ' if each.reason else ''}{each.reason}")
     for other in unmapped:
-        _tell(f"no kernel type for {other.what} ({other.calls} calls): {other.reason}")
+        would = f", which would be {other.kernel}" if other.kernel else ""
+        _tell(
+            f"not described: {other.what} ({other.calls} calls of {', '.join(other.shapes[:3])}){would}: {other.reason}"
+        )
 
 
 def _tell(text: str) -> None:

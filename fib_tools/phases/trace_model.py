@@ -25,7 +25,7 @@ from fib_tools.phases.weights import load_tokenizer, load_weights
 
 if TYPE_CHECKING:
     from fib_tools.capture.collection.candidates import Tally as Collected
-    from fib_tools.capture.forward.call import Call
+    from fib_tools.capture.forward.call import Call, Unmapped
     from fib_tools.capture.forward.watch import Tally
 
 __all__ = ["MissingDefinition", "TraceModelResult", "UnmappedCall", "match_calls", "trace_model"]
@@ -45,11 +45,16 @@ class MissingDefinition(Model):
 
 
 class UnmappedCall(Model):
-    """What no kernel type describes."""
+    """What ran and is no call of a kernel type."""
 
     what: str
+    """The module or torch's function."""
+    kernel: str = ""
+    """The kernel type that it would be one of, if there is one."""
     reason: str
     calls: int
+    shapes: tuple[str, ...] = ()
+    """Of what it took, such as `[4, 8, 64] x [64, 64]`: one for each kind of call."""
 
 
 class TraceModelResult(Result):
@@ -64,6 +69,8 @@ class TraceModelResult(Result):
     seconds: float
     """Of generating, watched."""
     calls: int
+    """That were seen; each is one that was matched, or has no Definition, or is of no kernel type."""
+    matched: int
     entries: tuple[CollectEntry, ...]
     created: tuple[str, ...] = ()
     """Definitions that were created."""
@@ -88,12 +95,18 @@ class TraceModelResult(Result):
             lines = tuple((each.name, str(each.calls), each.reason) for each in self.missing[:_SHOWN])
             tables.append(Table(title="no Definition", columns=("name", "calls", "why"), rows=lines))
         if self.unmapped:
-            lines = tuple((each.what, str(each.calls), each.reason) for each in self.unmapped[:_SHOWN])
-            tables.append(Table(title="no kernel type", columns=("what", "calls", "why"), rows=lines))
+            told = tuple(
+                (each.what, each.kernel, str(each.calls), _shorten(each.shapes), each.reason)
+                for each in self.unmapped[:_SHOWN]
+            )
+            columns = ("what", "would be", "calls", "shapes", "why")
+            tables.append(Table(title="not described", columns=columns, rows=told))
         return Summary(tables=tuple(tables), lines=tuple(self._conclude()))
 
     def _conclude(self) -> Iterable[str]:
         yield f"{self.calls} calls in {self.seconds:.1f} s ({self.origin}); {len(self.entries)} Definitions in {self.dataset}"
+        missing, unmapped = (sum(each.calls for each in items) for items in (self.missing, self.unmapped))
+        yield f"calls seen: {self.calls}, matched: {self.matched}, without a Definition: {missing}, missed: {unmapped}"
         if self.created:
             yield f"created: {', '.join(self.created)}"
         if any(not each.reason for each in self.missing):
@@ -145,12 +158,14 @@ def trace_model(
     context.progress("matching", 2, 3)
     created = _create(context, dataset, tallies) if create_missing and not dry_run else ()
     collected, missing, unmapped = match_calls(dataset, tallies, num_samples)
+    calls = sum(tally.count for tally in tallies)
     return TraceModelResult(
         model=model,
         dataset=str(dataset.root),
         origin=origin,
         seconds=round(seconds, 3),
-        calls=sum(tally.count for tally in tallies),
+        calls=calls,
+        matched=calls - sum(each.calls for each in missing) - sum(each.calls for each in unmapped),
         entries=tuple(settle_workloads(context, dataset, collected, origin=origin, dry_run=dry_run)),
         created=created,
         missing=missing,
@@ -256,10 +271,10 @@ def match_calls(
     targets = list_targets(loaded.values())
     collected: dict[str, Collected] = {}
     missing: dict[str, MissingDefinition] = {}
-    unmapped: list[UnmappedCall] = []
+    unmapped: dict[tuple[str, ...], UnmappedCall] = {}
     for tally in tallies:
         if isinstance(tally.call, Unmapped):
-            unmapped.append(UnmappedCall(what=tally.call.what, reason=tally.call.reason, calls=tally.count))
+            _add_unmapped(unmapped, tally.call, tally.count)
             continue
         matches = match_call(tally.call, targets)
         for match in matches:
@@ -269,7 +284,19 @@ def match_calls(
             name, reason = _name_missing(tally.call)
             known = missing.get(name, MissingDefinition(name=name, kernel=tally.call.kernel, calls=0, reason=reason))
             missing[name] = known.model_copy(update={"calls": known.calls + tally.count})
-    return collected, tuple(missing.values()), tuple(unmapped)
+    return collected, tuple(missing.values()), tuple(unmapped.values())
+
+
+def _add_unmapped(found: dict[tuple[str, ...], UnmappedCall], call: Unmapped, count: int) -> None:
+    shapes = " x ".join(str(list(shape)) for shape in call.shapes)
+    key = (call.what, call.kernel, call.reason)
+    known = found.get(key, UnmappedCall(what=call.what, kernel=call.kernel, reason=call.reason, calls=0))
+    listed = tuple(dict.fromkeys((*known.shapes, *([shapes] if shapes else []))))[:_SHOWN]
+    found[key] = known.model_copy(update={"calls": known.calls + count, "shapes": listed})
+
+
+def _shorten(shapes: tuple[str, ...]) -> str:
+    return f"{shapes[0]}, {len(shapes) - 1} more" if len(shapes) > 1 else "".join(shapes)
 
 
 def _build(call: Call) -> tuple[Definition, str]:

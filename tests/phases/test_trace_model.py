@@ -69,3 +69,20 @@ def test_prompts_need_a_file_and_a_tokenizer(context: Context, llama: str, tmp_p
     empty.write_text("hello\n", encoding="utf-8")
     with pytest.raises(RequestError, match="there is no tokenizer"):
         trace_model(context, llama, prompts=empty)
+
+
+def test_what_ran_and_is_no_call_of_a_kernel_type_is_counted_with_its_shapes(context: Context, tmp_path: Path) -> None:
+    model = make_model("qwen3_next")
+    model.save_pretrained(tmp_path / "next")  # type: ignore[operator]  # a transformers model
+    result = trace_model(context, str(tmp_path / "next"), max_new_tokens=2, lengths=(6, 4), create_missing=True)
+    assert result.calls == result.matched + sum(each.calls for each in (*result.missing, *result.unmapped))
+    (decode,) = [each for each in result.unmapped if each.what == "torch_recurrent_gated_delta_rule"]
+    assert (decode.kernel, decode.calls) == ("gdn_decode", 1)
+    assert decode.shapes == ("[2, 1, 2, 16] x [2, 1, 2, 16] x [2, 1, 4, 16] x [2, 1, 4] x [2, 1, 4] x [2, 4, 16, 16]",)
+    gated = next(each for each in result.unmapped if each.kernel == "rmsnorm_gated")
+    assert (gated.calls, gated.shapes) == (2, ("[48, 16] x [48, 16]", "[8, 16] x [8, 16]"))
+    summary = result.summary()
+    assert summary.tables[-1].columns == ("what", "would be", "calls", "shapes", "why")
+    missing, missed = (sum(each.calls for each in items) for items in (result.missing, result.unmapped))
+    wanted = f"calls seen: {result.calls}, matched: {result.matched}, without a Definition: {missing}, missed: {missed}"
+    assert wanted in summary.lines

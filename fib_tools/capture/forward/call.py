@@ -23,11 +23,17 @@ class Call:
     """Inputs whose content decides what is computed, by name, such as `kv_indptr`."""
     scalars: Mapping[str, float] = field(default_factory=dict)
     """Scalar inputs, by name."""
+    rows: tuple[int, ...] = ()
+    """What its first axis is made of: sequences, then tokens with padding, and heads beside them; or how many rows in all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Unmapped:
-    """What was computed, and why no kernel type describes it."""
+    """What was computed, and why it is no call of a kernel type."""
 
     what: str
     reason: str
+    kernel: str = ""
+    """The id of the kernel type that it would be one of, if there is one."""
+    shapes: tuple[tuple[int, ...], ...] = ()
+    """Of the tensors that it takes."""

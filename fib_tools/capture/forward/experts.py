@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Hashable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fib_tools.capture.forward.call import Call, Unmapped
 from fib_tools.capture.forward.functions import name_dtype
 from fib_tools.capture.forward.patches import Patches
-from fib_tools.capture.forward.watch import Watch
+from fib_tools.capture.forward.watch import Operator, Watch
 
 if TYPE_CHECKING:
     import torch
@@ -25,30 +26,25 @@ def patch_experts(patches: Patches, watch: Watch, modules: Iterable[torch.nn.Mod
     for kind in {type(module) for module in modules}:
         names = inspect.signature(inspect.unwrap(kind.forward)).parameters
         if any(all(name in names for name in choice) for choice in _CHOICES):
-            patches.wrap(kind, "forward", lambda original: _watch_experts(watch, original))
+            patches.wrap(kind, "forward", partial(watch.wrap, _EXPERTS))
 
 
-def _watch_experts(watch: Watch, original: Callable[..., Any]) -> Callable[..., Any]:
-    def forward(self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, *more: Any, **options: Any) -> Any:
-        if watch.is_blind:
-            return original(self, hidden_states, top_k_index, *more, **options)
-        key = ("experts", type(self), hidden_states.shape, top_k_index.shape, hidden_states.dtype)
-        return watch.call(
-            key,
-            lambda _: _describe_experts(self, hidden_states, top_k_index),
-            original,
-            self,
-            hidden_states,
-            top_k_index,
-            *more,
-            **options,
-        )
-
-    return forward
+def _key(module: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, *more: Any, **options: Any) -> Hashable:
+    del more, options
+    return type(module), hidden_states.shape, top_k_index.shape, hidden_states.dtype
 
 
-def _describe_experts(module: Any, hidden_states: torch.Tensor, chosen: torch.Tensor) -> Call | Unmapped:
+def _describe(
+    key: Any,
+    result: Any,
+    module: Any,
+    hidden_states: torch.Tensor,
+    top_k_index: torch.Tensor,
+    *more: Any,
+    **options: Any,
+) -> Call | Unmapped:
     """Describe all but how experts are chosen, which happens elsewhere."""
+    del key, result, more, options
     weight = getattr(module, "down_proj", None)
     dtype = name_dtype(hidden_states.dtype)
     if weight is None or weight.dim() != 3 or dtype not in _KERNELS:  # experts, rows, columns
@@ -60,7 +56,7 @@ def _describe_experts(module: Any, hidden_states: torch.Tensor, chosen: torch.Te
     parameters = {
         "num_experts": weight.shape[0],
         "num_local_experts": weight.shape[0],
-        "top_k": chosen.shape[-1],
+        "top_k": top_k_index.shape[-1],
         "hidden_size": hidden,
         "intermediate_size": inner,
         "activation": "swiglu_oai" if hasattr(module, "alpha") and hasattr(module, "limit") else "swiglu",
@@ -69,4 +65,9 @@ def _describe_experts(module: Any, hidden_states: torch.Tensor, chosen: torch.Te
     factor = getattr(getattr(module, "config", None), "routed_scaling_factor", None)
     scalars = {"local_expert_offset": 0, "routed_scaling_factor": 1.0 if factor is None else float(factor)}
     axes = {"seq_len": hidden_states.numel() // hidden}
-    return Call(kernel=_KERNELS[dtype], parameters=parameters, axes=axes, scalars=scalars)
+    return Call(
+        kernel=_KERNELS[dtype], parameters=parameters, axes=axes, scalars=scalars, rows=tuple(hidden_states.shape[:-1])
+    )
+
+
+_EXPERTS = Operator(name="experts", key=_key, describe=_describe)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Hashable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fib_tools.capture.forward.call import Call, Unmapped
 from fib_tools.capture.forward.patches import Patches
-from fib_tools.capture.forward.watch import Watch
+from fib_tools.capture.forward.watch import Described, Operator, Watch, Widths
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["name_dtype", "patch_activations", "patch_functions"]
+__all__ = ["count_rows", "name_dtype", "patch_activations", "patch_functions"]
 
-_MIN_DIM = 2
+_TURNED_DIMS = 3
+"""Of `[batch, channels, time]`."""
+_BY_HAND = {"FastGELUActivation": "gelu_tanh", "NewGELUActivation": "gelu_tanh", "ReLUSquaredActivation": "relu2"}
+"""transformers' activations that are written out in elementwise operations."""
 
 
 def patch_functions(patches: Patches, watch: Watch) -> None:
@@ -23,16 +26,17 @@ def patch_functions(patches: Patches, watch: Watch) -> None:
     import torch
 
     functional = torch.nn.functional
-    patches.wrap(functional, "linear", lambda original: _watch_linear(watch, original))
-    patches.wrap(functional, "embedding", lambda original: _watch_embedding(watch, original))
+    linear = Operator(name="linear", key=_key_linear, describe=partial(_describe_linear, watch.widths))
+    patches.wrap(functional, "linear", partial(watch.wrap, linear))
+    patches.wrap(functional, "embedding", partial(watch.wrap, _EMBEDDING))
     for name in ("silu", "gelu"):
-        patches.wrap(functional, name, partial(_watch_activation, watch, name))
+        patches.wrap(functional, name, partial(watch.wrap, _make_activation(watch, name)))
     for owner in (functional, torch, torch.Tensor):
-        patches.wrap(owner, "softmax", lambda original: _watch_softmax(watch, original))
+        patches.wrap(owner, "softmax", partial(watch.wrap, _SOFTMAX))
     for owner in (torch, torch.Tensor):
-        patches.wrap(owner, "topk", lambda original: _watch_topk(watch, original))
+        patches.wrap(owner, "topk", partial(watch.wrap, _TOPK))
     for name in ("__add__", "__iadd__"):
-        patches.wrap(torch.Tensor, name, lambda original: _watch_sum(watch, original))
+        patches.wrap(torch.Tensor, name, watch.wrap_sum)
 
 
 def patch_activations(patches: Patches, watch: Watch, modules: Iterable[torch.nn.Module]) -> None:
@@ -40,8 +44,11 @@ def patch_activations(patches: Patches, watch: Watch, modules: Iterable[torch.nn
     import torch
 
     for module in modules:
+        name = _BY_HAND.get(type(module).__name__)
         if vars(module).get("act") is torch._C._nn.gelu:  # noqa: SLF001  # torch.nn.functional.gelu, unwatched
-            patches.wrap(module, "act", partial(_watch_activation, watch, "gelu"))
+            patches.wrap(module, "act", partial(watch.wrap, _make_activation(watch, "gelu")))
+        elif name is not None:
+            patches.wrap(module, "forward", partial(watch.wrap, _make_activation(watch, name)))
 
 
 def name_dtype(dtype: torch.dtype) -> str:
@@ -49,103 +56,134 @@ def name_dtype(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _rows(tensor: torch.Tensor) -> int:
+def count_rows(tensor: torch.Tensor) -> int:
     """Count the rows along the last axis."""
     return tensor.numel() // max(1, tensor.shape[-1])
 
 
-def _watch_linear(watch: Watch, original: Callable[..., Any]) -> Callable[..., Any]:
-    def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Any:  # noqa: A002
-        if watch.is_blind:
-            return original(input, weight, bias)
-        key = ("linear", input.shape, weight.shape, input.dtype, bias is None)
-        return watch.call(key, lambda _: _describe_linear(input, weight, bias), original, input, weight, bias)
-
-    return linear
+def _key_linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Hashable:  # noqa: A002
+    return input.shape, weight.shape, input.dtype, bias is None
 
 
-def _describe_linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> Call:
+def _describe_linear(
+    widths: Widths,
+    key: Any,
+    result: Any,
+    input: torch.Tensor,  # noqa: A002
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+) -> Call:
+    del key, result
     n, k = weight.shape
-    parameters = {"n": n, "k": k, "bias": bias is not None, "dtype": name_dtype(rows.dtype)}
-    return Call(kernel="gemm", parameters=parameters, axes={"M": _rows(rows)})
+    widths.products.update((n, k))
+    parameters = {"n": n, "k": k, "bias": bias is not None, "dtype": name_dtype(input.dtype)}
+    return Call(kernel="gemm", parameters=parameters, axes={"M": count_rows(input)}, rows=tuple(input.shape[:-1]))
 
 
-def _watch_embedding(watch: Watch, original: Callable[..., Any]) -> Callable[..., Any]:
-    def embedding(input: torch.Tensor, weight: torch.Tensor, *more: Any, **options: Any) -> Any:  # noqa: A002
-        if watch.is_blind:
-            return original(input, weight, *more, **options)
-        key = ("embedding", input.shape, weight.shape, weight.dtype)
-        return watch.call(key, lambda _: _describe_embedding(input, weight), original, input, weight, *more, **options)
-
-    return embedding
+def _key_embedding(input: torch.Tensor, weight: torch.Tensor, *more: Any, **options: Any) -> Hashable:  # noqa: A002
+    del more, options
+    return input.shape, weight.shape, weight.dtype
 
 
-def _describe_embedding(ids: torch.Tensor, weight: torch.Tensor) -> Call:
+def _describe_embedding(
+    key: Any,
+    result: Any,
+    input: torch.Tensor,  # noqa: A002
+    weight: torch.Tensor,
+    *more: Any,
+    **options: Any,
+) -> Call:
+    del key, result, more, options
     vocabulary, size = weight.shape
     parameters = {"vocab_size": vocabulary, "hidden_size": size, "dtype": name_dtype(weight.dtype)}
-    return Call(kernel="embedding", parameters=parameters, axes={"num_tokens": ids.numel()})
+    return Call(kernel="embedding", parameters=parameters, axes={"num_tokens": input.numel()}, rows=tuple(input.shape))
 
 
-def _watch_activation(watch: Watch, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
-    def activation(input: torch.Tensor, *more: Any, **options: Any) -> Any:  # noqa: A002
-        if watch.is_blind:
-            return original(input, *more, **options)
-        kernel = "gelu_tanh" if options.get("approximate") == "tanh" else name
-        key = (kernel, input.shape, input.dtype)
-        return watch.call(key, lambda _: _describe_activation(kernel, input), original, input, *more, **options)
-
-    return activation
+def _key_activation(input: torch.Tensor, *more: Any, **options: Any) -> Hashable:  # noqa: A002
+    del more
+    return input.shape, input.dtype, options.get("approximate")
 
 
-def _describe_activation(kernel: str, rows: torch.Tensor) -> Call:
-    parameters = {"intermediate_size": rows.shape[-1], "dtype": name_dtype(rows.dtype)}
-    return Call(kernel=kernel, parameters=parameters, axes={"num_tokens": _rows(rows)})
+def _make_activation(watch: Watch, name: str) -> Operator:
+    return Operator(name=name, key=_key_activation, describe=partial(_describe_activation, watch.widths, name))
 
 
-def _watch_softmax(watch: Watch, original: Callable[..., Any]) -> Callable[..., Any]:
-    def softmax(input: torch.Tensor, dim: Any = None, *more: Any, **options: Any) -> Any:  # noqa: A002
-        if watch.is_blind:
-            return original(input, dim, *more, **options)
-        dtype = options.get("dtype") or input.dtype
-        key = ("softmax", input.shape, dim, dtype)
-        return watch.call(key, lambda _: _describe_softmax(input, dim, dtype), original, input, dim, *more, **options)
-
-    return softmax
-
-
-def _describe_softmax(scores: torch.Tensor, dim: Any, dtype: torch.dtype) -> Call | Unmapped:
-    if not _is_last(scores, dim):
-        return Unmapped(what="softmax", reason=f"it runs along axis {dim} of {list(scores.shape)}, not the last")
-    parameters = {"dim": scores.shape[-1], "dtype": name_dtype(dtype)}
-    return Call(kernel="softmax", parameters=parameters, axes={"length": _rows(scores)})
-
-
-def _watch_topk(watch: Watch, original: Callable[..., Any]) -> Callable[..., Any]:
-    def topk(input: torch.Tensor, k: int, dim: int = -1, *more: Any, **options: Any) -> Any:  # noqa: A002
-        if watch.is_blind:
-            return original(input, k, dim, *more, **options)
-        key = ("topk", input.shape, k, dim, input.dtype)
-        return watch.call(key, lambda _: _describe_topk(input, k, dim), original, input, k, dim, *more, **options)
-
-    return topk
+def _describe_activation(
+    widths: Widths,
+    name: str,
+    key: Any,
+    result: Any,
+    input: torch.Tensor,  # noqa: A002
+    *more: Any,
+    approximate: str = "none",
+    **options: Any,
+) -> Described:
+    del key, result, more, options
+    kernel = "gelu_tanh" if approximate == "tanh" else name
+    parameters = {"intermediate_size": input.shape[-1], "dtype": name_dtype(input.dtype)}
+    rows = tuple(input.shape[:-1])
+    call = Call(kernel=kernel, parameters=parameters, axes={"num_tokens": count_rows(input)}, rows=rows)
+    return partial(_check_activation, widths, call, tuple(input.shape))
 
 
-def _describe_topk(rows: torch.Tensor, k: int, dim: int) -> Call | Unmapped:
-    if not _is_last(rows, dim):
-        return Unmapped(what="topk", reason=f"it runs along axis {dim} of {list(rows.shape)}, not the last")
-    parameters = {"dim": rows.shape[-1], "k": int(k), "dtype": name_dtype(rows.dtype)}
-    return Call(kernel="topk", parameters=parameters, axes={"length": _rows(rows)})
+def _check_activation(widths: Widths, call: Call, shape: tuple[int, ...]) -> Call | Unmapped:
+    """Take the last axis for a size only if projections have it: behind a convolution it may be one of time."""
+    size = shape[-1]
+    is_size = size in widths.products or 2 * size in widths.products  # gate and up may be one product
+    is_turned = len(shape) == _TURNED_DIMS and shape[1] in widths.channels and size not in widths.channels
+    if is_size and not is_turned:
+        return call
+    reason = f"the last axis of {list(shape)} is not the hidden size of a projection"
+    return Unmapped(what=call.kernel, kernel=call.kernel, reason=reason, shapes=(shape,))
+
+
+def _key_softmax(input: torch.Tensor, dim: Any = None, *more: Any, **options: Any) -> Hashable:  # noqa: A002
+    del more
+    return input.shape, dim, options.get("dtype") or input.dtype
+
+
+def _describe_softmax(
+    key: Any,
+    result: Any,
+    input: torch.Tensor,  # noqa: A002
+    dim: Any = None,
+    *more: Any,
+    **options: Any,
+) -> Call | Unmapped:
+    del result, more, options
+    if not _is_last(input, dim):
+        return Unmapped(what="softmax", reason=f"it runs along axis {dim} of {list(input.shape)}, not the last")
+    parameters = {"dim": input.shape[-1], "dtype": name_dtype(key[-1])}
+    return Call(
+        kernel="softmax", parameters=parameters, axes={"length": count_rows(input)}, rows=tuple(input.shape[:-1])
+    )
+
+
+def _key_topk(input: torch.Tensor, k: int, dim: int = -1, *more: Any, **options: Any) -> Hashable:  # noqa: A002
+    del more, options
+    return input.shape, k, dim, input.dtype
+
+
+def _describe_topk(
+    key: Any,
+    result: Any,
+    input: torch.Tensor,  # noqa: A002
+    k: int,
+    dim: int = -1,
+    *more: Any,
+    **options: Any,
+) -> Call | Unmapped:
+    del key, result, more, options
+    if not _is_last(input, dim):
+        return Unmapped(what="topk", reason=f"it runs along axis {dim} of {list(input.shape)}, not the last")
+    parameters = {"dim": input.shape[-1], "k": int(k), "dtype": name_dtype(input.dtype)}
+    return Call(kernel="topk", parameters=parameters, axes={"length": count_rows(input)}, rows=tuple(input.shape[:-1]))
 
 
 def _is_last(tensor: torch.Tensor, dim: Any) -> bool:
     return isinstance(dim, int) and dim % max(1, tensor.dim()) == tensor.dim() - 1
 
 
-def _watch_sum(watch: Watch, original: Callable[..., Any]) -> Callable[..., Any]:
-    def add(self: torch.Tensor, other: Any) -> Any:
-        total = original(self, other)
-        if not watch.is_blind and getattr(other, "shape", None) == self.shape and self.dim() >= _MIN_DIM:
-            watch.note_sum(total)
-        return total
-
-    return add
+_EMBEDDING = Operator(name="embedding", key=_key_embedding, describe=_describe_embedding)
+_SOFTMAX = Operator(name="softmax", key=_key_softmax, describe=_describe_softmax)
+_TOPK = Operator(name="topk", key=_key_topk, describe=_describe_topk)

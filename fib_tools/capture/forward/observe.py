@@ -11,6 +11,8 @@ from fib_tools.capture.forward.experts import patch_experts
 from fib_tools.capture.forward.functions import patch_activations, patch_functions
 from fib_tools.capture.forward.norms import patch_norms
 from fib_tools.capture.forward.patches import Patches
+from fib_tools.capture.forward.products import patch_products
+from fib_tools.capture.forward.recurrent import patch_recurrent
 from fib_tools.capture.forward.rotary import patch_rotary
 from fib_tools.capture.forward.sampling import patch_sampling
 from fib_tools.capture.forward.watch import Watch
@@ -37,6 +39,7 @@ def watch_model(watch: Watch, *models: torch.nn.Module, page_size: int = 16, new
     """Have a watch called for each operator; see `observe`."""
     with Patches() as patches:
         patch_functions(patches, watch)
+        patch_products(patches, watch)
         patch_attention(patches, watch, page_size=page_size)
         patch_sampling(patches, watch)
         for model in models:
@@ -48,10 +51,15 @@ def watch_model(watch: Watch, *models: torch.nn.Module, page_size: int = 16, new
 
 def _patch_modules(patches: Patches, watch: Watch, model: torch.nn.Module) -> None:
     modules = list(model.modules())
+    for module in modules:
+        weight = vars(module).get("_parameters", {}).get("weight")
+        if weight is not None and weight.dim() == 2:  # of a projection, which may be of a kind that is not seen
+            watch.widths.products.update(weight.shape)
     patch_activations(patches, watch, modules)
     patch_norms(patches, watch, modules)
     patch_rotary(patches, watch, modules)
     patch_experts(patches, watch, modules)
+    patch_recurrent(patches, watch, modules)
 
 
 def _patch_models_to_come(patches: Patches, watch: Watch) -> None:

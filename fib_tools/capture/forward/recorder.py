@@ -7,14 +7,14 @@ operations, those that only look at memory in another way left out.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from fib_tools.capture.forward.call import Call, Unmapped
+from fib_tools.capture.forward.call import Unmapped
 from fib_tools.capture.forward.functions import name_dtype
 from fib_tools.capture.forward.memory import LiveMemory
-from fib_tools.capture.forward.watch import Describe, Watch
+from fib_tools.capture.forward.watch import Operator, Watch, settle
 from fib_tools.capture.timeline import AXIS, Kind, Span, TensorNote, Value
 
 if TYPE_CHECKING:
@@ -112,28 +112,23 @@ class Recorder(Watch):
         draft.details = details
         self.drafts.append(draft)
 
-    def call(
-        self, key: Hashable, describe: Describe, function: Callable[..., Any], *inputs: Any, **options: Any
-    ) -> Any:
-        """Make a call that stands for an operator."""
-        if not self.is_on:
-            return super().call(key, describe, function, *inputs, **options)
-        kind = str(key[0]) if isinstance(key, tuple) else str(key)
-        found: list[Call | Unmapped] = []
+    def wrap(self, operator: Operator, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Have every call of a function recorded: each has a span of its own, also one that is like another."""
+        counted = super().wrap(operator, original)
 
-        def described(result: Any) -> Call | Unmapped:
-            found.append(self.call_inside(describe, result))
-            return found[0]
+        def recorded(*inputs: Any, **options: Any) -> Any:
+            if self.is_blind or not self.is_on:
+                return counted(*inputs, **options)
+            draft = self.open(operator.name, "operator", name_inputs(inputs, options))
+            result = None
+            try:
+                result = super(Recorder, self).call_inside(original, *inputs, **options)
+            finally:
+                self.close(draft, result)
+            draft.details |= self.call_inside(_describe, operator, result, inputs, options)
+            return result
 
-        draft = self.open(kind, "operator", name_inputs(inputs, options))
-        result = None
-        try:
-            # each call is described, also one that is like another: it has a span of its own
-            result = super().call((key, len(self.drafts)), described, function, *inputs, **options)
-        finally:
-            self.close(draft, result)
-        draft.details |= _describe(found[0])
-        return result
+        return recorded
 
     def call_inside(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Call a function that is no part of the model, and note nothing of it."""
@@ -190,11 +185,14 @@ def name_inputs(inputs: Iterable[Any], options: Mapping[str, Any]) -> list[tuple
     return [*found, *((name, value) for name, value in options.items() if _is_tensor(value))]
 
 
-def _describe(call: Call | Unmapped) -> dict[str, Value]:
+def _describe(operator: Operator, result: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Value]:
     """Say which Definition a call is one of."""
     from fib_tools.errors import FibError
     from fib_tools.op_types.registry import get_kernel_type
 
+    call = settle(operator.describe(operator.key(*inputs, **options), result, *inputs, **options))
+    if call is None:
+        return {}
     if isinstance(call, Unmapped):
         return {"unmapped": call.reason}
     kernel = get_kernel_type(call.kernel)

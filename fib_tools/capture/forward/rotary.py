@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Hashable, Iterable
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fib_tools.capture.forward.call import Call, Unmapped
 from fib_tools.capture.forward.functions import name_dtype
 from fib_tools.capture.forward.patches import Patches
-from fib_tools.capture.forward.watch import Watch
+from fib_tools.capture.forward.watch import Described, Operator, Watch
 
 if TYPE_CHECKING:
     import torch
@@ -26,53 +28,65 @@ def patch_rotary(patches: Patches, watch: Watch, modules: Iterable[torch.nn.Modu
     for name in sorted({type(module).__module__ for module in modules}):
         file = sys.modules.get(name)
         for found in [key for key in vars(file) if key.startswith(_NAME)] if file is not None else ():
-            patches.wrap(file, found, lambda original: _watch_rotary(watch, original))
+            patches.wrap(file, found, partial(watch.wrap, _ROTARY))
 
 
-def _watch_rotary(watch: Watch, original: Callable[..., Any]) -> Callable[..., Any]:
-    def rotary(q: Any, k: Any, cos: Any, sin: Any, *more: Any, **options: Any) -> Any:
-        if watch.is_blind:
-            return original(q, k, cos, sin, *more, **options)
-        key = ("rope", original, q.shape, k.shape, cos.shape, q.dtype)
-        return watch.call(
-            key, lambda result: _describe(q, k, cos, sin, result), original, q, k, cos, sin, *more, **options
-        )
-
-    return rotary
+def _key(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, *more: Any, **options: Any) -> Hashable:
+    del more, options
+    return q.shape, k.shape, cos.shape, q.dtype
 
 
-def _describe(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, result: Any) -> Call | Unmapped:
+def _describe(
+    key: Any,
+    result: Any,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    *more: Any,
+    **options: Any,
+) -> Described:
     """Describe `[batch, heads, tokens, dim]`; which elements make a pair is seen in what came out."""
+    import torch
+
+    del key, more, options
     if q.dim() != _DIMS or k.dim() != _DIMS:
         return Unmapped(what="rope", reason=f"queries have the shape {list(q.shape)}, not [batch, heads, tokens, dim]")
-    found = _find_pairs(q, cos, sin, result[0])
+    call = Call(
+        kernel="rope",
+        parameters={"num_heads": q.shape[1], "head_dim": q.shape[-1], "dtype": name_dtype(q.dtype)},
+        axes={"num_tokens": q.shape[0] * q.shape[2], "num_kv_heads": k.shape[1]},
+        rows=(q.shape[0], q.shape[2]),
+    )
+    # the last token, whose angles are not all 0; on the device nothing is waited for
+    rows = [side[-1, 0, -1].to(torch.float32, copy=True) for side in (q, result[0])]
+    angles = [side.reshape(-1, side.shape[-1])[-1].to(torch.float32, copy=True) for side in (cos, sin)]
+    return partial(_settle, call, *rows, *angles)
+
+
+def _settle(
+    call: Call, row: torch.Tensor, turned: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> Call | Unmapped:
+    found = _find_pairs(*(side.cpu() for side in (row, turned, cos, sin)))
     if found is None:
-        return Unmapped(what="rope", reason="it pairs neither i with i + d/2 nor 2i with 2i + 1")
+        return Unmapped(what="rope", kernel="rope", reason="it pairs neither i with i + d/2 nor 2i with 2i + 1")
     rotary_dim, is_neox = found
-    parameters = {
-        "num_heads": q.shape[1],
-        "head_dim": q.shape[-1],
-        "rotary_dim": rotary_dim,
-        "is_neox": is_neox,
-        "dtype": name_dtype(q.dtype),
-    }
-    axes = {"num_tokens": q.shape[0] * q.shape[2], "num_kv_heads": k.shape[1]}
-    return Call(kernel="rope", parameters=parameters, axes=axes)
+    return replace(call, parameters={**call.parameters, "rotary_dim": rotary_dim, "is_neox": is_neox})
 
 
-def _find_pairs(q: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, turned: torch.Tensor) -> tuple[int, bool] | None:
-    """Find how many elements turn, and whether i goes with i + d/2, by the last token, whose angles are not all 0.
+def _find_pairs(
+    row: torch.Tensor, turned: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> tuple[int, bool] | None:
+    """Find how many elements turn, and whether i goes with i + d/2.
 
-    Its angles come once for each pair, or twice: side by side, or each beside itself.
+    The angles come once for each pair, or twice: side by side, or each beside itself.
     """
-    c, s = (angles.reshape(-1, angles.shape[-1])[-1].float() for angles in (cos, sin))
-    count = len(c)
+    count = len(cos)
     for size, first in ((2 * count, slice(None)), (count, slice(None, count // 2)), (count, slice(None, None, 2))):
-        x, got = (side[-1, 0, -1, :size].float() for side in (q, turned))
-        if len(x) != size:
+        if len(row) < size:
             continue
         for is_neox in (True, False):
-            if _turns(x, got, c[first], s[first], is_neox=is_neox):
+            if _turns(row[:size], turned[:size], cos[first], sin[first], is_neox=is_neox):
                 return size, is_neox
     return None
 
@@ -85,3 +99,6 @@ def _turns(x: torch.Tensor, got: torch.Tensor, c: torch.Tensor, s: torch.Tensor,
     turned = (a * c - b * s, b * c + a * s)
     orders = [torch.cat(turned)] if is_neox else [torch.stack(turned, dim=-1).flatten(), torch.cat(turned)]
     return any(torch.allclose(got, each, rtol=_TOLERANCE, atol=_TOLERANCE) for each in orders)
+
+
+_ROTARY = Operator(name="rope", key=_key, describe=_describe)

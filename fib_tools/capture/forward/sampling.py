@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fib_tools.capture.forward.call import Call, Unmapped
 from fib_tools.capture.forward.patches import Patches
-from fib_tools.capture.forward.watch import Watch
+from fib_tools.capture.forward.watch import Operator, Watch
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +32,7 @@ def patch_sampling(patches: Patches, watch: Watch) -> None:
     applied: dict[str, float] = {}
     for kind, name in _FILTERS.items():
         patches.wrap(getattr(logits_process, kind), "__call__", partial(_watch_filter, watch, name, applied))
-    patches.wrap(torch, "multinomial", lambda original: _watch_draw(watch, original, applied))
+    patches.wrap(torch, "multinomial", partial(watch.wrap, _make_draw(applied)))
 
 
 def _watch_filter(
@@ -45,21 +45,27 @@ def _watch_filter(
     return call
 
 
-def _watch_draw(watch: Watch, original: Callable[..., Any], applied: dict[str, float]) -> Callable[..., Any]:
-    def multinomial(input: torch.Tensor, num_samples: int, *more: Any, **options: Any) -> Any:  # noqa: A002
-        if watch.is_blind:
-            return original(input, num_samples, *more, **options)
+def _make_draw(applied: dict[str, float]) -> Operator:
+    def key(input: torch.Tensor, num_samples: int, *more: Any, **options: Any) -> Hashable:  # noqa: A002
+        """Take the filters too: they were applied for this draw."""
+        del more, options
         filters = tuple(sorted(applied.items()))
         applied.clear()
-        key = ("draw", input.shape, num_samples, filters)
-        return watch.call(
-            key, lambda _: _describe_draw(input, num_samples, filters), original, input, num_samples, *more, **options
-        )
+        return input.shape, num_samples, filters
 
-    return multinomial
+    return Operator(name="draw", key=key, describe=_describe_draw)
 
 
-def _describe_draw(probs: torch.Tensor, samples: int, filters: tuple[tuple[str, float], ...]) -> Call | Unmapped:
+def _describe_draw(
+    key: Any,
+    result: Any,
+    input: torch.Tensor,  # noqa: A002
+    num_samples: int,
+    *more: Any,
+    **options: Any,
+) -> Call | Unmapped:
+    del result, more, options
+    filters, probs, samples = key[2], input, num_samples
     kernel = _KERNELS.get(tuple(name for name, _ in filters))
     if kernel is None or samples != 1 or probs.dim() != 2:  # of axes
         names = ", ".join(name for name, _ in filters) or "no filter"

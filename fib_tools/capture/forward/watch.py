@@ -1,24 +1,40 @@
 """Counting calls while a model runs: what is the same in kind and size is described once, and then only counted.
 
 A model makes thousands of calls a second, so that the way of a call that is known is short: a key, a dictionary, a count.
+What can wait until the run is over waits: a description that has to read a tensor would wait for the device.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from fib_tools.capture.forward.call import Call, Unmapped
+from fib_tools.capture.forward.padding import Counted, leave_padding_out
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Describe", "Tally", "Watch"]
+__all__ = ["Described", "Operator", "Tally", "Watch", "Widths", "settle"]
 
-Describe = Callable[[Any], Call | Unmapped]
+Described = Call | Unmapped | Callable[[], Call | Unmapped] | None
+"""What a call is, or how to find out when the run is over; None is not worth counting."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Operator:
+    """Functions that compute one thing, and how their calls are told apart."""
+
+    name: str
+    key: Callable[..., Hashable]
+    """Of the arguments: all that decides what is computed, and how much of it. It runs at each call."""
+    describe: Callable[..., Described]
+    """Of a key, the result and the arguments, when the key comes for the first time."""
+    is_whole: bool = True
+    """Whether it stands for all that it calls; else that is looked at too."""
 
 
 @dataclass(slots=True)
@@ -27,6 +43,24 @@ class Tally:
 
     call: Call | Unmapped
     count: int = 0
+
+
+@dataclass(slots=True)
+class _Seen:
+    """One key of an operator."""
+
+    what: Described
+    count: int = 0
+
+
+@dataclass(slots=True)
+class Widths:
+    """Sizes by which a hidden axis is told from one of time."""
+
+    products: set[int] = field(default_factory=set)
+    """Rows that weights of projections take and give."""
+    channels: set[int] = field(default_factory=set)
+    """That convolutions give, in the axis before the last."""
 
 
 class _Own(threading.local):
@@ -42,8 +76,10 @@ class Watch:
     def __init__(self) -> None:
         import torch
 
-        self._tallies: dict[Hashable, Tally] = {}
+        self.widths = Widths()
+        self._seen: list[_Seen] = []
         self._own = _Own()
+        self._learning = threading.Lock()
         self._is_compiling = torch.compiler.is_compiling
 
     @property
@@ -56,45 +92,87 @@ class Watch:
         """Tell whether a call is not to be looked at."""
         return self._is_compiling() or self._own.is_inside
 
-    def call(
-        self, key: Hashable, describe: Describe, function: Callable[..., Any], *inputs: Any, **options: Any
-    ) -> Any:
-        """Make a call and count it, and nothing of what it calls itself.
+    def wrap(self, operator: Operator, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Have every call of a function counted, and nothing of what it calls itself."""
+        own, key, is_compiling, is_whole = self._own, operator.key, self._is_compiling, operator.is_whole
+        known: dict[Hashable, _Seen] = {}
+        find = known.get
 
-        `describe(result)` says what it is when its key comes for the first time.
-        """
-        self._own.is_inside = True
-        try:
-            result = function(*inputs, **options)
-            tally = self._tallies.get(key)
-            if tally is None:
-                tally = self._tallies[key] = Tally(describe(result))
-        finally:
-            self._own.is_inside = False
-        tally.count += 1
-        return result
+        def watched(*inputs: Any, **options: Any) -> Any:
+            if is_compiling() or own.is_inside:
+                return original(*inputs, **options)
+            own.is_inside = is_whole
+            try:
+                result = original(*inputs, **options)
+                own.is_inside = True
+                kind = key(*inputs, **options)
+                seen = find(kind)
+                if seen is None:
+                    seen = self._learn(known, kind, lambda: _describe(operator, kind, result, inputs, options))
+            finally:
+                own.is_inside = False
+            seen.count += 1
+            return result
 
-    def note_sum(self, total: torch.Tensor) -> None:
-        """Remember the result of the last addition: a norm of it may be fused with it."""
-        self._own.sum = ref(total)
+        return watched
+
+    def _learn(self, known: dict[Hashable, _Seen], kind: Hashable, describe: Callable[[], Described]) -> _Seen:
+        """Describe a kind of call, unless another thread was first."""
+        with self._learning:
+            if kind not in known:
+                known[kind] = _Seen(describe())
+                self._seen.append(known[kind])
+            return known[kind]
+
+    def wrap_sum(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Have the result of the last addition of two tensors remembered: a norm of it may be fused with it."""
+        import torch
+
+        own, is_compiling, tensor = self._own, self._is_compiling, torch.Tensor
+
+        def add(self: torch.Tensor, other: Any) -> Any:
+            total = original(self, other)
+            if not is_compiling() and not own.is_inside and isinstance(other, tensor) and other.shape == self.shape:
+                own.sum = ref(total)
+            return total
+
+        return add
 
     def is_sum(self, tensor: torch.Tensor) -> bool:
         """Tell whether a tensor is the result of the last addition."""
-        return self._own.sum is not None and self._own.sum() is tensor
+        last = self._own.sum
+        return last is not None and last() is tensor
 
     def call_inside(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Call a function and count nothing of what it calls."""
-        self._own.is_inside = True
+        before, self._own.is_inside = self._own.is_inside, True
         try:
             return function(*arguments, **options)
         finally:
-            self._own.is_inside = False
+            self._own.is_inside = before
 
     @property
     def tallies(self) -> tuple[Tally, ...]:
-        """Every kind of call, in the order in which they came first; the same ones under several keys once."""
+        """Every kind of call, in the order in which they came first; the same ones under several keys once, and no padding."""
+        calls: list[Counted] = []
+        for seen in tuple(self._seen):
+            call = seen.what = self.call_inside(settle, seen.what)
+            if call is not None:
+                calls.append((call, seen.count))
         found: dict[str, Tally] = {}
-        for tally in self._tallies.values():
-            known = found.setdefault(repr(tally.call), Tally(tally.call))
-            known.count += tally.count
+        for call, count in leave_padding_out(calls):
+            found.setdefault(repr(call), Tally(call)).count += count
         return tuple(found.values())
+
+
+def settle(what: Described) -> Call | Unmapped | None:
+    """Find out what a call is."""
+    return what() if callable(what) else what
+
+
+def _describe(operator: Operator, key: Hashable, result: Any, inputs: Any, options: Any) -> Described:
+    found = operator.describe(key, result, *inputs, **options)
+    if not isinstance(found, Unmapped) or found.shapes:
+        return found
+    shapes = [tuple(each.shape) for each in (*inputs, *options.values()) if hasattr(each, "untyped_storage")]
+    return replace(found, shapes=tuple(shapes))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from fib_tools.capture.forward import masks
 from fib_tools.capture.forward.call import Call, Unmapped
 from fib_tools.capture.forward.observe import observe
 from fib_tools.capture.forward.watch import Watch
@@ -115,7 +116,12 @@ def test_a_mask_of_another_form_is_told() -> None:
         model(input_ids=prompt["input_ids"], attention_mask=mask)
         model(input_ids=prompt["input_ids"], attention_mask=torch.ones_like(mask))
     (unmapped,) = [tally for tally in watch.tallies if isinstance(tally.call, Unmapped)]
-    assert unmapped.call == Unmapped(what="attention", reason="its mask is neither causal nor full")
+    assert unmapped.call == Unmapped(
+        what="attention",
+        reason="its mask is neither causal nor full",
+        kernel="gqa_ragged_prefill",
+        shapes=((1, 4, 6, 16), (1, 2, 6, 16)),
+    )
     assert [call.parameters["causal"] for call in calls(watch, "gqa_ragged_prefill")] == [False]
 
 
@@ -156,6 +162,8 @@ def test_draws_are_seen_with_the_filters_before_them() -> None:
 def test_everything_is_put_back_also_after_an_error() -> None:
     model, functional = make_model("qwen3_moe"), torch.nn.functional
     named = [(functional, "linear"), (functional, "softmax"), (torch, "topk"), (torch, "multinomial")]
+    named += [(torch, "bmm"), (torch.Tensor, "__matmul__"), (functional, "scaled_dot_product_attention")]
+    named += [(torch._VF, "lstm"), (functional, "layer_norm"), (torch.Tensor, "addmm")]
     places = [*named, (torch.Tensor, "__add__"), *((type(module), "forward") for module in model.modules())]
     before = [vars(owner).get(name) for owner, name in places]
 
@@ -218,3 +226,38 @@ def test_a_function_that_a_module_took_from_torch_is_seen() -> None:
     with observe(model) as watch:
         generate(model, make_prompt((4,)), tokens=1)
     assert counts(watch)["gelu"] == 2
+
+
+def test_a_mask_that_changes_in_place_is_another_mask() -> None:
+    model, prompt = make_model("llama", num_hidden_layers=1), make_prompt((6, 6))
+    mask = torch.ones(2, 1, 6, 6, dtype=torch.bool).tril()
+    with observe(model) as watch, torch.no_grad():
+        model(input_ids=prompt["input_ids"], attention_mask=mask)
+        mask[1, :, :, :2] = False
+        model(input_ids=prompt["input_ids"], attention_mask=mask)
+        mask.zero_()
+    assert [call.given["qo_indptr"] for call in calls(watch, "gqa_ragged_prefill")] == [(0, 6, 12), (0, 6, 10)]
+
+
+def test_masks_are_read_when_the_run_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[torch.Tensor] = []
+    real = masks._read_mask  # to read on a GPU is to wait for it, which no result shows
+
+    def note(mask: torch.Tensor, *sizes: int) -> masks.Lengths:
+        read.append(mask)
+        return real(mask, *sizes)
+
+    monkeypatch.setattr(masks, "_read_mask", note)
+    model = make_model("llama")
+    with observe(model) as watch:
+        generate(model, make_prompt((12, 8)), tokens=4)
+        assert read == []
+    assert len(calls(watch, "gqa_paged_decode")) == 3
+    assert len(read) == 4, "one for each step, not one for each layer"
+
+
+def test_many_masks_are_read_before_they_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masks, "_MOST_HELD", 1000)
+    held = masks.Masks()
+    noted = [held.note(torch.ones(1, 600, dtype=torch.bool), 1, 1, 600) for _ in range(3)]
+    assert [each.is_read for each in noted] == [True, True, False]

@@ -10,6 +10,7 @@ import torch
 from fib_tools.capture.forward.call import Call
 from fib_tools.capture.forward.record import record_forward
 from fib_tools.capture.forward.recorder import Recorder
+from fib_tools.capture.forward.watch import Operator
 from fib_tools.capture.perfetto import write_trace
 from fib_tools.capture.timeline import Span, Timeline, check_nesting
 from fib_tools.capture.timeline_arrows import find_arrows
@@ -107,12 +108,13 @@ def test_a_recorded_forward_computes_the_same() -> None:
 
 
 def test_a_call_that_cannot_be_described_leaves_the_recorder_on() -> None:
-    def describe(_: object) -> Call:
+    def describe(*_: object) -> Call:
         raise ValueError("what is this?")
 
     recorder = Recorder()
+    relu = recorder.wrap(Operator(name="relu", key=torch.numel, describe=describe), torch.relu)
     with pytest.raises(ValueError, match="what is this"):
-        recorder.call("relu", describe, torch.relu, torch.ones(2))
+        relu(torch.ones(2))
     assert recorder.is_on
     assert not recorder.is_inside
 

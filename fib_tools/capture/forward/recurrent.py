@@ -1,0 +1,77 @@
+"""Recurrent layers: linear attention and state spaces, which no kernel type describes as transformers calls them.
+
+They are counted, so that a run says what of it is not among its Workloads.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Hashable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from fib_tools.capture.forward.call import Unmapped
+from fib_tools.capture.forward.patches import Patches
+from fib_tools.capture.forward.watch import Operator, Watch
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["patch_recurrent"]
+
+_FUNCTIONS = {
+    "causal_conv1d_fn": "causal_conv1d_prefill",
+    "causal_conv1d_update": "causal_conv1d_decode",
+    "chunk_gated_delta_rule": "gdn_prefill",
+    "mamba2_chunk_scan": "mamba_chunk_scan",
+    "mamba2_selective_state_update": "mamba_ssu_decode",
+    "mamba2_split_conv1d_scan_combined": "mamba_chunk_scan",
+    "mamba_inner_fn": "",
+    "mamba_selective_scan": "",
+    "mamba_selective_state_update": "",
+    "recurrent_gated_delta_rule": "gdn_decode",
+    "rwkv_linear_attention": "",
+}
+"""Functions of modeling files, by what their names end with, and the kernel types that they would be."""
+_STATES = ("A_log", "time_decay", "recurrent_param", "slope_rate")
+"""What a layer that keeps a state calls the decay of it: Mamba and all after it, RWKV, Griffin, lightning attention."""
+
+
+def patch_recurrent(patches: Patches, watch: Watch, modules: Iterable[torch.nn.Module]) -> None:
+    """Watch those functions where modeling files have them, and layers that keep a state where they have none."""
+    kinds = {type(module): module for module in modules}
+    for path in sorted({kind.__module__ for kind in kinds}):
+        file = sys.modules.get(path)
+        named = {} if file is None else {name: end for name in vars(file) if (end := _find_function(name))}
+        for name, end in named.items():
+            patches.wrap(file, name, partial(watch.wrap, _make_function(name, _FUNCTIONS[end])))
+        if all(end.startswith("causal_conv1d") for end in named.values()):
+            for kind, module in kinds.items():
+                if kind.__module__ == path and any(hasattr(module, name) for name in _STATES):
+                    patches.wrap(kind, "forward", partial(watch.wrap, _make_layer(kind.__name__)))
+
+
+def _find_function(name: str) -> str:
+    return next((end for end in _FUNCTIONS if name in {end, f"torch_{end}"}), "")
+
+
+def _key(*inputs: Any, **options: Any) -> Hashable:
+    return tuple(each.shape for each in (*inputs, *options.values()) if hasattr(each, "untyped_storage"))
+
+
+def _make_function(name: str, kernel: str) -> Operator:
+    found = Unmapped(what=name, kernel=kernel, reason="its calls are counted, not yet described")
+    return Operator(name=name, key=_key, describe=lambda *_, **__: found)
+
+
+def _make_layer(name: str) -> Operator:
+    """Make what counts a layer; products inside it are seen too."""
+
+    def key(module: Any, *inputs: Any, **options: Any) -> Hashable:
+        del module
+        return _key(*inputs, **options)
+
+    def describe(key: Any, *_: Any, **__: Any) -> Unmapped:
+        return Unmapped(what=name, reason="what it makes of its state is not seen", shapes=tuple(map(tuple, key)))
+
+    return Operator(name=name, key=key, describe=describe, is_whole=False)
