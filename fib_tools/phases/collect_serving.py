@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -69,6 +70,7 @@ class Served:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Plan:
     model: str
+    folder: Path
     runs: tuple[EngineRun, ...]
     not_covered: tuple[NotCovered, ...]
 
@@ -82,22 +84,25 @@ class _Followers:
     seconds: float = 0.0
 
     def step(self) -> None:
-        begun = time.monotonic()
-        if sum(follower.step() for follower in self.followers):
-            self.report()
-        self.seconds += time.monotonic() - begun
+        with self._timed():
+            if sum(follower.step() for follower in self.followers):
+                self.report()
 
     def finish(self) -> None:
+        with self._timed():
+            for follower in self.followers:
+                follower.finish()
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
         begun = time.monotonic()
-        for follower in self.followers:
-            follower.finish()
+        yield
         self.seconds += time.monotonic() - begun
 
 
 def preview_runs(context: Context, model: str, options: ModelOptions, serving: ServingOptions) -> Served:
     """Plan the runs and make none."""
-    plan = _plan(context, model, options, serving)
-    return _report(context, plan, (), otherwise="would run")
+    return _report(_plan(context, model, options, serving), (), otherwise="would run")
 
 
 def serve_model(
@@ -113,12 +118,11 @@ def serve_model(
     """
     check_machine(purpose=_PURPOSE, without="calls that were dumped there are read anywhere with --from-dir DIR")
     plan = _plan(context, model, options, serving)
-    folder = _folder(context, plan)
-    with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    with storage_errors(plan.folder):
+        plan.folder.mkdir(parents=True, exist_ok=True)
     outcomes: tuple[RunOutcome, ...] = ()
-    with hold(folder / ".lock", purpose=f"collecting from {plan.model}"):
-        calls = [_clear(_calls_of(folder, run)) for run in plan.runs]
+    with hold(plan.folder / ".lock", purpose=f"collecting from {plan.model}"):
+        calls = [_clear(_calls_of(plan.folder, run)) for run in plan.runs]
         following = _Followers(
             followers=[Follower(path, collector) for path in calls],
             report=lambda: context.progress("reading calls", collector.calls, 0),
@@ -127,13 +131,13 @@ def serve_model(
         with hold_gpus(context, plan.runs, command=f"fib collect {plan.model}", subject=served) as lease:
             engine = make_options(context, plan.runs, lease, timeout=serving.timeout, rerun=True, tick=following.step)
             try:
-                outcomes = make_runs(plan.runs, folder, engine)
+                outcomes = make_runs(plan.runs, plan.folder, engine)
             except KeyboardInterrupt:
                 context.progress("interrupted: what was read becomes Workloads", 0, 0)
         following.finish()
         for path in calls:
             shutil.rmtree(path, ignore_errors=True)
-    served_runs = _report(context, plan, outcomes, otherwise="interrupted")
+    served_runs = _report(plan, outcomes, otherwise="interrupted")
     served_runs.most_bytes = sum(follower.most_bytes for follower in following.followers)
     served_runs.seconds = following.seconds
     return served_runs
@@ -147,7 +151,7 @@ def _plan(context: Context, model: str, options: ModelOptions, serving: ServingO
     check_runs(model, plan.runs, plan.not_covered)
     folder = context.workspace.root.resolve() / "collected" / plan.model
     runs = tuple(_adapt(run, batches, survey.config.config, calls=_calls_of(folder, run)) for run in plan.runs)
-    return _Plan(model=plan.model, runs=runs, not_covered=tuple(plan.not_covered))
+    return _Plan(model=plan.model, folder=folder, runs=runs, not_covered=plan.not_covered)
 
 
 def _make_batches(context: Context, serving: ServingOptions, weights: str | None) -> tuple[Batch, ...]:
@@ -194,10 +198,6 @@ def _adapt(run: EngineRun, batches: tuple[Batch, ...], config: dict[str, object]
     return run.model_copy(update=changes)
 
 
-def _folder(context: Context, plan: _Plan) -> Path:
-    return context.workspace.root.resolve() / "collected" / plan.model
-
-
 def _calls_of(folder: Path, run: EngineRun) -> Path:
     return folder / f"{run.name}-calls"
 
@@ -210,10 +210,10 @@ def _clear(folder: Path) -> Path:
     return folder
 
 
-def _report(context: Context, plan: _Plan, outcomes: Sequence[RunOutcome], *, otherwise: str) -> Served:
+def _report(plan: _Plan, outcomes: Sequence[RunOutcome], *, otherwise: str) -> Served:
     by_name = {outcome.name: outcome for outcome in outcomes}
     return Served(
-        folder=_folder(context, plan),
+        folder=plan.folder,
         runs=tuple(describe_run(run, by_name.get(run.name), otherwise=otherwise) for run in plan.runs),
         not_covered=tuple(dict.fromkeys((*plan.not_covered, *list_not_covered(plan.runs)))),
         requests=_describe(plan.runs[0].batches),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from fib_tools.capture.collection.dumps import Call, TensorFacts, read_integers, read_rows
+from fib_tools.capture.collection.dumps import Call, TensorFacts, read_rows
 from fib_tools.capture.collection.observation import Observation, Seen, see_all
 from fib_tools.errors import FormatError
 
@@ -37,7 +37,7 @@ def observe_experts(call: Call, *, skew: float | None = None) -> Observation:
     if first is None or second is None or {first.dtype, second.dtype} != {"bfloat16"}:
         raise FormatError("only experts of bfloat16 are read from this function", where=call.folder.name)
     local, ranks, rank = first.shape[0], _read_size(settings, "ep_size", 1), _read_size(settings, "ep_rank", 0)
-    ids, weights = _read_choice(call)
+    ids, weights = _read_choice(call, tensors.get("token_selected_experts"))
     total = local * ranks
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < total:
         raise FormatError(f"it names an expert that is none of {total}", where=call.folder.name)
@@ -68,14 +68,16 @@ def _read_size(settings: dict[str, Any], name: str, default: int) -> int:
     return value if isinstance(value, int) and value >= default else default
 
 
-def _read_choice(call: Call) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read the experts of each token, and their weights."""
-    chosen, scales = (call.arguments.get(name) for name in ("token_selected_experts", "token_final_scales"))
-    if not (isinstance(chosen, TensorFacts) and isinstance(scales, TensorFacts)):
+def _read_choice(call: Call, chosen: Seen | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Take the experts of each token, and read their weights."""
+    scales = call.arguments.get("token_final_scales")
+    if chosen is None or not isinstance(scales, TensorFacts):
         raise FormatError("it is given no experts", where=call.folder.name)
     if len(chosen.shape) != 2 or chosen.shape != scales.shape:
         raise FormatError(f"its choice has the shapes {chosen.shape} and {scales.shape}", where=call.folder.name)
-    return read_integers(chosen).int(), read_rows(scales, range(scales.shape[0])).float()
+    if chosen.values is None:
+        raise FormatError(chosen.problem or "its experts are no integers", where=call.folder.name)
+    return chosen.values.int(), read_rows(scales, range(scales.shape[0])).float()
 
 
 def _make_logits(ids: torch.Tensor, weights: torch.Tensor, total: int) -> torch.Tensor:

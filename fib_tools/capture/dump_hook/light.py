@@ -45,13 +45,13 @@ def hook_light_dumps(module: ModuleType, *, recorder: Recorder) -> None:
     inputs, outputs = (getattr(module, name, None) for name in ("_dump_function_inputs", "_dump_function_outputs"))
     if inputs is None or outputs is None:  # a version without level 10
         return
-    writer = _Writer(Path(os.environ.get("FLASHINFER_DUMP_DIR", "flashinfer_dumps")), recorder)
+    writer = _Writer(Path(module._DUMP_DIR), recorder)  # noqa: SLF001  # there is no public place
 
     @functools.wraps(inputs)
     def dump_inputs(
         func: Any, func_name: str, args: Sequence[Any], kwargs: Mapping[str, Any], self_id: int | None = None
     ) -> Any:
-        if module._is_current_stream_capturing():  # noqa: SLF001  # there is no public place
+        if module._is_current_stream_capturing():  # noqa: SLF001
             return inputs(func, func_name, args, kwargs, self_id=self_id)
         if not module._should_dump_function(func_name):  # noqa: SLF001
             return None
