@@ -154,7 +154,9 @@ def _is_value(name: str, spec: TensorSpec, own: OpType | None) -> bool:
 def _list_plain(definition: Definition, distribution: Distribution) -> list[str]:
     """List the inputs that a distribution is for: random activations of floats, with a var axis, by no rule of their own."""
     rules, own = _find_rules(definition), find_op_type(definition.op_type)
-    spared = own.typical | (own.without_outliers if distribution is Distribution.OUTLIERS else set()) if own else set()
+    spared = own.typical if own else frozenset()
+    if own and distribution is Distribution.OUTLIERS:
+        spared |= own.without_outliers
     var = frozenset(definition.var_axes)
     return [
         name

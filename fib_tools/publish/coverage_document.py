@@ -98,10 +98,8 @@ def update_document(text: str, models: Sequence[CoveredModel]) -> str:
     Raises:
         FormatError: a mark has no end, or comes twice.
     """
-    parts = {_OVERVIEW: None, **{model.model: model for model in models}}
     spans = _find_parts(text)
-    sections = {name: body for name, body in _read_overview(text, spans).items() if name not in parts}
-    rows = {**sections, **{model.model: _overview_row(model) for model in models}}
+    rows = {**_read_overview(text, spans), **{model.model: _overview_row(model) for model in models}}
     bodies = {_OVERVIEW: _render_overview(rows), **{model.model: _render(model) for model in models}}
     pieces, at = [], 0
     for name, (start, end) in sorted(spans.items(), key=lambda item: item[1]):
@@ -137,7 +135,7 @@ def _find_parts(text: str) -> dict[str, tuple[int, int]]:
 
 
 def _read_overview(text: str, spans: Mapping[str, tuple[int, int]]) -> dict[str, str]:
-    """Read the overview's rows of models, by slug, that are not written anew."""
+    """Read the overview's rows of models, by slug."""
     if _OVERVIEW not in spans:
         return {}
     start, end = spans[_OVERVIEW]
@@ -213,7 +211,7 @@ def find_wrong_names(
 
     A name of a stem that nobody knows may be a Definition written by hand, and is not judged.
     """
-    own = {find_stem(name) for name in possible}
+    own = sorted({find_stem(name) for name in possible})
     for number, line in lines:
         for name in dict.fromkeys(_NAME.findall(line)):
             stem = find_stem(name)
@@ -222,7 +220,6 @@ def find_wrong_names(
             alike = [each for each in possible if find_stem(each) == stem]
             nearest = get_close_matches(name, sorted(alike), n=1, cutoff=0.0)
             reason = f"by its config it is {nearest[0]}" if nearest else f"the model has no {stem} by its config"
-            if stem not in own and not nearest:
-                close = get_close_matches(stem, sorted(own), n=1)
-                reason += f", but {close[0]}" if close else ""
+            close = [] if nearest else get_close_matches(stem, own, n=1)
+            reason += f", but {close[0]}" if close else ""
             yield WrongName(model=model, line=number, name=name, reason=reason)
