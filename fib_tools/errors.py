@@ -14,6 +14,7 @@
     + OfflineError          it needs the network, and there is none (or it is not allowed)
     + GatedError            it needs a licence acceptance or a token
     + GitError              a git command failed
+  x TimeUpError             the time that a run was given is over
   x StorageError            the disk refused: read-only, full, or not permitted
   x ChildError              isolated code did not come to an end of its own
     + ChildTimeoutError     it ran past its time limit
@@ -44,6 +45,7 @@ __all__ = [
     "RequestError",
     "SourceError",
     "StorageError",
+    "TimeUpError",
     "UnknownModelError",
 ]
 
@@ -136,6 +138,10 @@ class GatedError(SourceError):
 
 class GitError(SourceError):
     """A git command failed."""
+
+
+class TimeUpError(FibError):
+    """The time that a run was given is over; what was finished is kept."""
 
 
 class StorageError(FibError):

@@ -16,7 +16,8 @@ from fib_tools.phases.define import define_model
 from fib_tools.phases.discover import discover_models
 from fib_tools.phases.inventory import take_inventory
 from fib_tools.phases.kernel_drafts import get_evaluation, get_kernel_brief, submit_solution
-from fib_tools.phases.onboard import onboard_model
+from fib_tools.phases.onboard import OnboardResult
+from fib_tools.phases.onboard_all import onboard
 from fib_tools.phases.optimize import optimize_kernel
 from fib_tools.phases.optimize_model import optimize_model
 from fib_tools.phases.reference_tests import write_or_run_tests
@@ -34,7 +35,8 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         verb="onboard",
         tool="fib_onboard_model",
-        function=onboard_model,
+        function=onboard,
+        answer=OnboardResult,
         phase=None,
         effect=Effect.WORKSPACE,
         is_long=True,

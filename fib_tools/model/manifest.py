@@ -13,6 +13,7 @@ from pydantic import Field
 
 from fib_tools.model.base import Model, NonEmpty
 from fib_tools.model.kernel import Disagreement, ParameterValue, Unexplained, Witness
+from fib_tools.model.progress import Asked, PhaseTime, Step, StepRecord
 
 __all__ = [
     "DefineStatus",
@@ -107,7 +108,15 @@ class ManifestKernel(Model):
     definition: str | None = None
     """The name it is staged under, when a conflict gave it another."""
     executed: bool | None = None
+    steps: dict[Step, StepRecord] = Field(default_factory=dict)
+    """What came of the steps of phase 3."""
     witnesses: tuple[Witness, ...] = ()
+
+    @property
+    def staged(self) -> str | None:
+        """The name of its Definition in the dataset; None where it is not there yet."""
+        is_there = self.define_status in {DefineStatus.DEFINED, DefineStatus.EXISTING}
+        return (self.definition or self.name) if is_there else None
 
 
 class ManualDefinition(Model):
@@ -140,3 +149,5 @@ class Manifest(Model):
     manual: tuple[ManualDefinition, ...] = ()
     """By Path B; kernels of the inventory are in `kernels`, however they were defined."""
     notes: tuple[str, ...] = ()
+    asked: Asked | None = None
+    times: tuple[PhaseTime, ...] = ()
