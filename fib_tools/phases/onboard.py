@@ -21,6 +21,7 @@ from fib_tools.phases.inventory import KERNEL_FIELDS, InventoryResult, refresh_m
 from fib_tools.phases.kept_config import recall_options
 from fib_tools.phases.manifests import Standing, model_slug, narrow_manifest
 from fib_tools.phases.onboard_collect import CollectedKernels, collect_kernels
+from fib_tools.phases.onboard_page import write_onboard_page
 from fib_tools.phases.outcomes import DefineResult
 from fib_tools.phases.request import DEFAULTS, ModelArgument, ModelOptions
 
@@ -52,6 +53,8 @@ class OnboardResult(Result):
     collected: CollectedKernels | None = None
     problem: str = ""
     """Why a phase could not run, after others did."""
+    page: str = ""
+    """An HTML page of all that the manifest and the dataset say of the model."""
 
     @property
     def has_errors(self) -> bool:
@@ -77,6 +80,7 @@ class OnboardResult(Result):
                 *inventory.lines,
                 *problem,
                 *((f"time in all runs: {times}",) if times else ()),
+                *((f"page: {self.page}",) if self.page else ()),
                 *(line for part in parts for line in part.lines),
             ),
         )
@@ -120,6 +124,7 @@ def onboard_model(
             problem = f"phase 3: {error}"
     name, whole = load_manifest(context, part.manifest.model)
     manifest = narrow_manifest(whole, part.manifest)
+    page = "" if dry_run else str(write_onboard_page(context, name, whole))
     return OnboardResult(
         model=manifest.model,
         manifest_path=str(context.workspace.root / name),
@@ -128,6 +133,7 @@ def onboard_model(
         defined=part.defined,
         collected=collected,
         problem=problem,
+        page=page,
     )
 
 

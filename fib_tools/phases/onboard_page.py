@@ -1,0 +1,71 @@
+"""The page at the end of an onboarding: what the manifest and the dataset say, beside the manifest."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fib_tools.dataset.store import Dataset
+from fib_tools.evaluate.report.report_reading import Reading, read_measurements
+from fib_tools.evaluate.report.report_tables import build_report
+from fib_tools.host.files import write_atomically
+from fib_tools.host.paths import confine
+from fib_tools.model.definition import Definition
+from fib_tools.model.manifest import Manifest, ManifestKernel
+from fib_tools.model.solution import BASELINE
+from fib_tools.phases.context import Context
+
+if TYPE_CHECKING:
+    from fib_tools.publish.onboard_page import KernelView
+
+__all__ = ["write_onboard_page"]
+
+_VERIFIED = "status:verified"
+
+
+def write_onboard_page(context: Context, name: str, manifest: Manifest) -> Path:
+    """Write the page of a manifest, whose file has this name; one that says the same stays as it is."""
+    # the page is heavy, and `fib --help` can do without it
+    from fib_tools.publish.onboard_page import OnboardView, format_onboard_page
+
+    dataset = context.dataset
+    loaded = dataset.load_definitions()[0] if dataset.root.is_dir() else {}
+    names = {kernel.staged for kernel in manifest.kernels if kernel.staged in loaded}
+    reading = _read(dataset, names)
+    view = OnboardView(
+        manifest=manifest,
+        manifest_name=name,
+        kernels=tuple(_view(dataset, kernel, loaded) for kernel in manifest.kernels),
+        report=build_report(reading),
+    )
+    path = confine(context.workspace.root, name.removesuffix(".json") + ".html")
+    data = format_onboard_page(view).encode()
+    if not path.is_file() or path.read_bytes() != data:
+        write_atomically(path, data)
+    return path
+
+
+def _read(dataset: Dataset, names: set[str]) -> Reading:
+    """Read the Traces of the baselines; those of other Solutions belong into `fib report`."""
+    found = read_measurements(dataset, definitions=names)
+    kept = tuple(each for each in found.measurements if each.author == BASELINE)
+    return replace(found, measurements=kept)
+
+
+def _view(dataset: Dataset, kernel: ManifestKernel, loaded: Mapping[str, Definition]) -> KernelView:
+    from fib_tools.publish.onboard_page import KernelView
+
+    definition = loaded.get(kernel.staged or "")
+    if definition is None:
+        return KernelView(kernel=kernel)
+    workloads = dataset.load_workloads(definition.op_type, definition.name)
+    solutions, _ = dataset.read_solutions(definition.op_type, definition.name)
+    return KernelView(
+        kernel=kernel,
+        is_verified=_VERIFIED in definition.tags,
+        origins=dict(Counter(workload.origin or "of unknown origin" for workload in workloads)),
+        baselines=sum(solution.author == BASELINE for solution in solutions),
+    )
