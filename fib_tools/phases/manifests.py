@@ -127,7 +127,8 @@ def merge_manifests(standing: Manifest, fresh: Manifest) -> Manifest:
     done = {kernel_key(kernel): kernel for kernel in standing.kernels}
     kernels = [_with_progress(kernel, done.pop(kernel_key(kernel), None)) for kernel in fresh.kernels]
     kept = [kernel for kernel in done.values() if kernel.define_status is not DefineStatus.PENDING]
-    return fresh.model_copy(update={"kernels": (*kernels, *kept), "manual": standing.manual})
+    done_since = {"manual": standing.manual, "submissions": standing.submissions}
+    return fresh.model_copy(update={"kernels": (*kernels, *kept), **done_since})
 
 
 def narrow_manifest(whole: Manifest, asked: Manifest) -> Manifest:
