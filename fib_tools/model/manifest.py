@@ -25,6 +25,9 @@ __all__ = [
     "Refusal",
     "SglStatus",
     "SourceVersion",
+    "Submission",
+    "SubmissionKind",
+    "SubmissionStatus",
 ]
 
 
@@ -131,6 +134,26 @@ class ManualDefinition(Model):
     """What comparing it with SGLang's own forward showed, or why that could not be done."""
 
 
+SubmissionKind = Literal["dataset", "coverage", "kernel request", "template request", "integration"]
+"""A pull request of the dataset, of the coverage document or of SGLang; an issue for a kernel or for a trace template."""
+
+SubmissionStatus = Literal["open", "merged", "closed"]
+"""Of the pull request or issue, as it was last seen; a closed issue may have been done."""
+
+
+class Submission(Model):
+    """A pull request or issue that phase 4 opened or found."""
+
+    kind: SubmissionKind
+    subject: NonEmpty
+    """The group of Definitions, the kernel or the API that it is about."""
+    repo: NonEmpty
+    number: int
+    url: NonEmpty
+    status: SubmissionStatus = "open"
+    definitions: tuple[str, ...] = ()
+
+
 class Manifest(Model):
     """Everything an onboarding knows and has done; phases read it, do their part, and write it back."""
 
@@ -148,6 +171,8 @@ class Manifest(Model):
     unexplained: tuple[Unexplained, ...] = ()
     manual: tuple[ManualDefinition, ...] = ()
     """By Path B; kernels of the inventory are in `kernels`, however they were defined."""
+    submissions: tuple[Submission, ...] = ()
+    """Of phase 4."""
     notes: tuple[str, ...] = ()
     asked: Asked | None = None
     times: tuple[PhaseTime, ...] = ()

@@ -129,7 +129,7 @@ def merge_manifests(standing: Manifest, fresh: Manifest) -> Manifest:
     done = {kernel_key(kernel): kernel for kernel in standing.kernels}
     kernels = [_with_progress(kernel, done.pop(kernel_key(kernel), None)) for kernel in fresh.kernels]
     kept = [kernel for kernel in done.values() if kernel.define_status is not DefineStatus.PENDING]
-    lasting = {"manual": standing.manual, "asked": standing.asked, "times": standing.times}
+    lasting = {name: getattr(standing, name) for name in ("manual", "submissions", "asked", "times")}
     return fresh.model_copy(update={"kernels": (*kernels, *kept), **lasting})
 
 
