@@ -22,8 +22,10 @@ from fib_tools.phases.kept_config import recall_options
 from fib_tools.phases.manifests import Standing, model_slug, narrow_manifest
 from fib_tools.phases.onboard_collect import CollectedKernels, collect_kernels
 from fib_tools.phases.onboard_page import write_onboard_page
+from fib_tools.phases.onboard_submit import SHOWN, SubmitOptions, submit_onboarding
 from fib_tools.phases.outcomes import DefineResult
 from fib_tools.phases.request import DEFAULTS, ModelArgument, ModelOptions
+from fib_tools.phases.submit_result import SubmitResult
 
 __all__ = ["DryRunArgument", "OnboardResult", "PhasesArgument", "SkipArgument", "onboard_model"]
 
@@ -51,6 +53,7 @@ class OnboardResult(Result):
     sources: dict[str, SourceVersion]
     defined: DefineResult | None = None
     collected: CollectedKernels | None = None
+    submitted: SubmitResult | None = None
     problem: str = ""
     """Why a phase could not run, after others did."""
     page: str = ""
@@ -60,7 +63,7 @@ class OnboardResult(Result):
     def has_errors(self) -> bool:
         """A refused kernel is an error, and so is a model that could not be served at all, or a phase that did not run."""
         inventory = InventoryResult(path=self.manifest_path, manifest=self.manifest)
-        parts = [part for part in (self.defined, self.collected) if part is not None]
+        parts = [part for part in (self.defined, self.collected, self.submitted) if part is not None]
         return inventory.has_errors or bool(self.problem) or any(part.has_errors for part in parts)
 
     def summary(self) -> Summary:
@@ -71,7 +74,7 @@ class OnboardResult(Result):
             columns=("source", "origin", "version"),
             rows=tuple((name, entry.origin, entry.version[:40]) for name, entry in self.sources.items()),
         )
-        parts = [part.summary() for part in (self.collected, self.defined) if part is not None]
+        parts = [part.summary() for part in (self.submitted, self.collected, self.defined) if part is not None]
         problem = (f"not run: {self.problem}",) if self.problem else ()
         times = ", ".join(f"phase {phase}: {spent:.1f} s" for phase, spent in sum_times(self.manifest.times).items())
         return Summary(
@@ -100,6 +103,7 @@ def onboard_model(
     model: ModelArgument,
     options: ModelOptions = DEFAULTS,
     collecting: CollectOptions = USUAL,
+    submitting: SubmitOptions = SHOWN,
     *,
     phases: PhasesArgument = (0, 1, 2),
     skip_existing: SkipArgument = True,
@@ -111,20 +115,23 @@ def onboard_model(
         part = _define(context, model, options, phases, skip_existing=skip_existing, dry_run=dry_run)
     else:
         part = _find(context, options.hf_repo_id or model, options)
-    collected, problem = None, ""
-    if 3 in phases:
-        try:
+    collected, submitted, problem = None, None, ""
+    try:
+        if 3 in phases:
             recalled = recall_options(context, part.manifest, options)
             collected = collect_kernels(
                 context, part.manifest, recalled, collecting, skip_existing=skip_existing, dry_run=dry_run
             )
-        except RequestError as error:
-            if part.defined is None:
-                raise
-            problem = f"phase 3: {error}"
+        if 4 in phases:
+            how = submitting.model_copy(update={"yes": submitting.yes and not dry_run})
+            submitted = submit_onboarding(context, part.manifest.model, how)
+    except RequestError as error:
+        if part.defined is None and collected is None:
+            raise
+        problem = f"phase {3 if 3 in phases and collected is None else 4}: {error}"
     name, whole = load_manifest(context, part.manifest.model)
     manifest = narrow_manifest(whole, part.manifest)
-    page = "" if dry_run else str(write_onboard_page(context, name, whole))
+    page = "" if dry_run else str(write_onboard_page(context, name, whole, submitted))
     return OnboardResult(
         model=manifest.model,
         manifest_path=str(context.workspace.root / name),
@@ -132,6 +139,7 @@ def onboard_model(
         sources=manifest.sources,
         defined=part.defined,
         collected=collected,
+        submitted=submitted,
         problem=problem,
         page=page,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 from pydantic import Field
@@ -11,11 +13,16 @@ from fib_tools.model.base import Model
 from fib_tools.model.summary import Result, Summary, Table
 from fib_tools.phases.collect_options import USUAL, CollectOptions
 from fib_tools.phases.context import Context
-from fib_tools.phases.discover import Discovery, discover_models
+from fib_tools.phases.discover import discover_models
 from fib_tools.phases.onboard import DryRunArgument, OnboardResult, PhasesArgument, SkipArgument, onboard_model
+from fib_tools.phases.onboard_submit import SHOWN, SubmitOptions
 from fib_tools.phases.request import COMMAND_LINE_ONLY, DEFAULTS, ModelOptions
 
 __all__ = ["OnboardAllResult", "OnboardLine", "onboard"]
+
+
+_FILES = "sglang"
+"""A source that tells of files, and of no model that could be asked for."""
 
 
 class OnboardLine(Model):
@@ -65,6 +72,7 @@ def onboard(
     ] = None,
     options: ModelOptions = DEFAULTS,
     collecting: Annotated[CollectOptions, COMMAND_LINE_ONLY] = USUAL,
+    submitting: Annotated[SubmitOptions, COMMAND_LINE_ONLY] = SHOWN,
     *,
     phases: PhasesArgument = (0, 1, 2),
     skip_existing: SkipArgument = True,
@@ -86,45 +94,36 @@ def onboard(
             "MODEL and --discover exclude each other" if discover else "no model given",
             todo="run: fib onboard kimi-k2, or fib onboard --discover",
         )
-    if model is not None:
-        return onboard_model(
-            context, model, options, collecting, phases=phases, skip_existing=skip_existing, dry_run=dry_run
-        )
-    found = discover_models(context, hardware=options.hardware)
-    new = [each for each in found.discoveries if not each.onboarded and each.source == "cookbook"]
-    lines = []
-    for place, each in enumerate(new):
-        if place >= limit:
-            lines.append(OnboardLine(model=each.model, status="left", detail=f"over --limit {limit}"))
-            continue
-        context.progress(f"onboarding {each.model}", place, min(limit, len(new)))
-        lines.append(_try(context, each, options, collecting, phases, skip_existing=skip_existing, dry_run=dry_run))
-    unnamed = sum(each.source == "sglang" for each in found.discoveries)
-    basis = (
-        *found.basis,
-        *((f"{unnamed} new files of SGLang name no repository: fib discover lists them",) * bool(unnamed)),
+    run = partial(
+        onboard_model,
+        context,
+        options=options,
+        collecting=collecting,
+        submitting=submitting,
+        phases=phases,
+        skip_existing=skip_existing,
+        dry_run=dry_run,
     )
-    return OnboardAllResult(models=tuple(lines), basis=basis)
+    return _onboard_all(context, options, limit, run) if model is None else run(model)
 
 
-def _try(
-    context: Context,
-    each: Discovery,
-    options: ModelOptions,
-    collecting: CollectOptions,
-    phases: tuple[int, ...],
-    *,
-    skip_existing: bool,
-    dry_run: bool,
-) -> OnboardLine:
-    """Onboard one of several: what is wrong with it does not stop the others."""
-    try:
-        result = onboard_model(
-            context, each.model, options, collecting, phases=phases, skip_existing=skip_existing, dry_run=dry_run
-        )
-    except FibError as error:
-        return OnboardLine(model=each.model, status="failed", detail=str(error))
-    return _describe(each.model, result)
+def _onboard_all(
+    context: Context, options: ModelOptions, limit: int, run: Callable[[str], OnboardResult]
+) -> OnboardAllResult:
+    """Onboard what is new, one after the other: what is wrong with one does not stop the others."""
+    found = discover_models(context, hardware=options.hardware)
+    new = [each.model for each in found.discoveries if not each.onboarded and each.source != _FILES]
+    lines = []
+    for place, name in enumerate(new[:limit]):
+        context.progress(f"onboarding {name}", place, min(limit, len(new)))
+        try:
+            lines.append(_describe(name, run(name)))
+        except FibError as error:
+            lines.append(OnboardLine(model=name, status="failed", detail=str(error)))
+    lines += [OnboardLine(model=name, status="left", detail=f"over --limit {limit}") for name in new[limit:]]
+    files = sum(each.source == _FILES for each in found.discoveries)
+    unnamed = (f"{files} new files of SGLang name no repository: fib discover lists them",) * bool(files)
+    return OnboardAllResult(models=tuple(lines), basis=(*found.basis, *unnamed))
 
 
 def _describe(model: str, result: OnboardResult) -> OnboardLine:

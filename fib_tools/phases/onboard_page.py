@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,16 +17,18 @@ from fib_tools.model.definition import Definition
 from fib_tools.model.manifest import Manifest, ManifestKernel
 from fib_tools.model.solution import BASELINE
 from fib_tools.phases.context import Context
+from fib_tools.phases.submit_result import SubmitResult
+from fib_tools.publish.checklist import Failure
 
 if TYPE_CHECKING:
-    from fib_tools.publish.onboard_page import KernelView
+    from fib_tools.publish.onboard_page import KernelView, RequestView
 
 __all__ = ["write_onboard_page"]
 
 _VERIFIED = "status:verified"
 
 
-def write_onboard_page(context: Context, name: str, manifest: Manifest) -> Path:
+def write_onboard_page(context: Context, name: str, manifest: Manifest, submitted: SubmitResult | None = None) -> Path:
     """Write the page of a manifest, whose file has this name; one that says the same stays as it is."""
     # the page is heavy, and `fib --help` can do without it
     from fib_tools.publish.onboard_page import OnboardView, format_onboard_page
@@ -40,12 +42,38 @@ def write_onboard_page(context: Context, name: str, manifest: Manifest) -> Path:
         manifest_name=name,
         kernels=tuple(_view(dataset, kernel, loaded) for kernel in manifest.kernels),
         report=build_report(reading),
+        requests=tuple(_list_requests(manifest, submitted)),
+        held_back=tuple(
+            f"{item.definition or item.group}, {item.check}: {item.found}" for item in _held_back(submitted)
+        ),
     )
     path = confine(context.workspace.root, name.removesuffix(".json") + ".html")
     data = format_onboard_page(view).encode()
     if not path.is_file() or path.read_bytes() != data:
         write_atomically(path, data)
     return path
+
+
+def _list_requests(manifest: Manifest, submitted: SubmitResult | None) -> Iterator[RequestView]:
+    """List what is open, then what this run would open."""
+    from fib_tools.publish.onboard_page import RequestView
+
+    for item in manifest.submissions:
+        yield RequestView(kind=item.kind, subject=item.subject, status=item.status, url=item.url)
+    known = {item.url for item in manifest.submissions}
+    for entry in submitted.entries if submitted else ():
+        if entry.url not in known:
+            yield RequestView(
+                kind=entry.kind,
+                subject=entry.subject,
+                status=entry.status,
+                url=entry.url or entry.repo,
+                note=entry.note,
+            )
+
+
+def _held_back(submitted: SubmitResult | None) -> tuple[Failure, ...]:
+    return submitted.failures if submitted else ()
 
 
 def _read(dataset: Dataset, names: set[str]) -> Reading:

@@ -33,6 +33,7 @@ _STEPS: Mapping[Step, str] = {
 }
 _GOOD = frozenset({"passed", "verified", "written", "calibrated", "kept", "merged", "open"})
 _BAD = frozenset({"failed", "not passed", "refused"})
+_MOST_HELD = 60
 _TERMS = (
     ("Definition", "a kernel of the model in one size, with a PyTorch reference that was executed."),
     ("Verified", "on a GPU the reference agreed with the real kernel at every size of its test."),
@@ -71,6 +72,8 @@ class RequestView:
     subject: str
     status: str
     url: str
+    """A link, or the repository where it would be opened."""
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +86,8 @@ class OnboardView:
     report: Report
     """Of the Traces of these kernels."""
     requests: Sequence[RequestView] = ()
+    held_back: Sequence[str] = ()
+    """What the checklist of phase 4 found."""
 
 
 def format_onboard_page(view: OnboardView) -> str:
@@ -94,7 +99,7 @@ def format_onboard_page(view: OnboardView) -> str:
         _coverage(view),
         _kernels(view),
         *_traces(view),
-        *_requests(view.requests),
+        *_requests(view),
         *_gaps(view.manifest),
         _sources(view.manifest),
     )
@@ -278,10 +283,18 @@ def _traces(view: OnboardView) -> Iterable[Html]:
         )
 
 
-def _requests(requests: Sequence[RequestView]) -> Iterable[Html]:
-    if requests:
-        rows = [(each.kind, each.subject, _state(each.status), _link(each.url)) for each in requests]
-        yield make_card("Pull requests and issues", _table(("kind", "about", "status", "link"), rows, label="Requests"))
+def _requests(view: OnboardView) -> Iterable[Html]:
+    if view.requests:
+        rows = [(each.kind, each.subject, _state(each.status), _link(each.url), each.note) for each in view.requests]
+        columns = ("kind", "about", "status", "where", "")
+        yield make_card("Pull requests and issues", _table(columns, rows, label="Pull requests and issues"))
+    if view.held_back:
+        items = (tag("li", text) for text in view.held_back[:_MOST_HELD])
+        more = len(view.held_back) - _MOST_HELD
+        rest = (tag("li", f"and {more} more: fib submit shows them"),) if more > 0 else ()
+        yield make_card(
+            f"Held back by the checklist ({len(view.held_back)})", tag("ul", *items, *rest, class_="reasons")
+        )
 
 
 def _link(url: str) -> Html:
