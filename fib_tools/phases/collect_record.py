@@ -68,7 +68,7 @@ class Recorder:
         with hold(workspace_lock(self.context), purpose="writing the manifest", wait_seconds=_PATIENCE):
             name, manifest = load_manifest(self.context, self.model)
             standing = {kernel.staged: kernel.steps.get(self.step) for kernel in manifest.kernels}
-            news = {key: record for key, record in records.items() if standing.get(key) != record}
+            news = {key: record for key, record in records.items() if not _says_the_same(standing.get(key), record)}
             if news:
                 self.records.update(news)
                 kernels = tuple(self._with_record(kernel, news) for kernel in manifest.kernels)
@@ -81,3 +81,8 @@ class Recorder:
             return kernel
         steps = {**kernel.steps, self.step: record}
         return kernel.model_copy(update={"steps": {step: steps[step] for step in Step if step in steps}})
+
+
+def _says_the_same(standing: StepRecord | None, record: StepRecord) -> bool:
+    """Compare records, wherever they were made."""
+    return standing is not None and standing.model_copy(update={"machine": record.machine}) == record

@@ -161,10 +161,12 @@ def _bench(work: Work, names: Sequence[str], write: Callable[[Outcomes], None]) 
     busy = tuple(name for name in names if name not in idle)
     if not busy:
         return
+    own = (each.name for name in busy for each in _load_baselines(work, work.definitions[name]))
     result = benchmark_kernels(
         work.budget.watch(work.context),
         busy,
         authors=(BASELINE,),
+        solutions=tuple(own) if work.how.device == "cpu" else None,
         device=work.how.device,
         gpus=work.how.gpus if work.how.device == "cuda" else None,
         resume=True,
@@ -180,17 +182,16 @@ def _bench(work: Work, names: Sequence[str], write: Callable[[Outcomes], None]) 
 def _find_idle(work: Work, name: str) -> str:
     """Say why there is nothing to measure of a Definition."""
     definition = work.definitions[name]
-    baselines = _load_baselines(work, definition)
-    if not baselines:
-        return "no baseline"
-    if work.how.device == "cpu" and not any("cpu" in each.spec.target_hardware for each in baselines):
-        return "no baseline for a CPU"
+    if not _load_baselines(work, definition):
+        return "no baseline for a CPU" if work.how.device == "cpu" else "no baseline"
     return "" if work.dataset.load_workloads(definition.op_type, name) else "no Workload"
 
 
 def _load_baselines(work: Work, definition: Definition) -> list[Solution]:
+    """Load a Definition's baselines; on a CPU, those that are for one, since a kernel of a GPU cannot but fail there."""
     found, _ = work.dataset.read_solutions(definition.op_type, definition.name)
-    return [solution for solution in found if solution.author == BASELINE]
+    is_gpu = work.how.device == "cuda"
+    return [each for each in found if each.author == BASELINE and (is_gpu or "cpu" in each.spec.target_hardware)]
 
 
 def _describe_rows(rows: Sequence[BenchRow]) -> tuple[str, str]:

@@ -185,7 +185,7 @@ def _times(times: Sequence[PhaseTime]) -> Html:
                  _bar(time.seconds, longest), time.machine)
                 for time in own if time.step
             ]  # fmt: skip
-    table = _table(("phase", "time", "", "machine"), rows, label="Time by phase", numbers={1})
+    table = _table(("phase", "time", "beside the longest", "machine"), rows, label="Time by phase", numbers={1})
     return make_card("Phases", table, note="Runs that found nothing to do take no time. Phase 0 is part of phase 1.")
 
 
@@ -204,7 +204,7 @@ def _coverage(view: OnboardView) -> Html:
         missing = sum(each.kernel.staged is None for each in own)
         numbers = (len(own), with_workloads, len(own) - with_workloads - missing, missing)
         rows.append((tag("code", op_type), *(str(number or NOTHING) for number in numbers), _share(numbers)))
-    columns = ("op_type", "kernels", "with Workloads", "Definition only", "missing", "")
+    columns = ("op_type", "kernels", "with Workloads", "Definition only", "missing", "share")
     note = f"{unmapped} more {'is' if unmapped == 1 else 'are'} unmapped, with reasons below." if unmapped else ""
     return make_card("Coverage", _table(columns, rows, label="Coverage by op_type", numbers={1, 2, 3, 4}), note=note)
 
@@ -220,19 +220,19 @@ def _kernels(view: OnboardView) -> Html:
     rows = [
         (
             tag("code", breakable(each.name)),
-            _serve(each.kernel),
             _state(each.kernel.define_status.value),
-            "template" if each.kernel.fi_trace_template else each.kernel.fi_status.value,
-            each.kernel.sgl_status.value,
             _test(each),
             _spell(each.origins) or NOTHING,
             str(each.baselines or NOTHING),
+            _serve(each.kernel),
+            "template" if each.kernel.fi_trace_template else each.kernel.fi_status.value,
+            each.kernel.sgl_status.value,
         )
         for each in sorted(view.kernels, key=lambda each: (each.kernel.op_type, each.name))
     ]
-    columns = ("definition", "served as", "dataset", "FlashInfer", "SGLang", "reference test", "Workloads", "baselines")
+    columns = ("definition", "dataset", "reference test", "Workloads", "baselines", "served as", "FlashInfer", "SGLang")
     note = "; ".join(view.manifest.serving)
-    return make_card("Kernels", _table(columns, rows, label="Kernels", numbers={7}), note=note)
+    return make_card("Kernels", _table(columns, rows, label="Kernels", numbers={4}), note=note)
 
 
 def _serve(kernel: ManifestKernel) -> str:
@@ -286,7 +286,7 @@ def _traces(view: OnboardView) -> Iterable[Html]:
 def _requests(view: OnboardView) -> Iterable[Html]:
     if view.requests:
         rows = [(each.kind, each.subject, _state(each.status), _link(each.url), each.note) for each in view.requests]
-        columns = ("kind", "about", "status", "where", "")
+        columns = ("kind", "about", "status", "where", "note")
         yield make_card("Pull requests and issues", _table(columns, rows, label="Pull requests and issues"))
     if view.held_back:
         items = (tag("li", text) for text in view.held_back[:_MOST_HELD])
