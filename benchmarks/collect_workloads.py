@@ -67,7 +67,7 @@ def collect(model: str, options: argparse.Namespace) -> tuple[bool, list[str]]:
 def describe(found: dict[str, Any]) -> list[str]:
     """Say what the calls were, and what they became."""
     total = sum(entry["workloads"] for entry in found["entries"])
-    rejected = sum(len(entry["rejected"]) for entry in found["entries"])
+    rejected = sum(len(entry.get("rejected", ())) for entry in found["entries"])
     read = (
         f"{found['calls']} calls, {found['plans']} of them plan(), read in {found['reading_seconds']:.1f} s: "
         f"{1000 * found['reading_seconds'] / max(1, found['calls']):.2f} s for 1,000; "
@@ -80,13 +80,16 @@ def describe(found: dict[str, Any]) -> list[str]:
     ]
     for entry in found["entries"]:
         shown = "; ".join(
-            f"{each['axis']}: {show(each['calls'])} | {show(each['chosen'])}" for each in entry["spreads"][:4]
+            f"{each['axis']}: {show(each['calls'])} | {show(each['chosen'])}" for each in entry.get("spreads", ())[:4]
         )
         lines.append(
             f"{entry['definition'][:57]:58}{entry['calls']:>8}{entry['distinct']:>9}{entry['workloads']:>6}  {shown}"
         )
-    lines += [f"no Workload: {item['calls']} x {item['function']}: {item['reason'][:160]}" for item in found["refused"]]
-    others = ", ".join(f"{name} {count}" for name, count in found["others"].items())
+    lines += [
+        f"no Workload: {item['calls']} x {item['function']}: {item['reason'][:160]}"
+        for item in found.get("refused", ())
+    ]
+    others = ", ".join(f"{name} {count}" for name, count in found.get("others", {}).items())
     return [*lines, f"of no kernel type: {others or 'none'}", f"without a call: {len(found['not_seen'])} Definitions"]
 
 

@@ -1,10 +1,10 @@
 """`fib bench` on one GPU and on several: how much sooner it ends, and whether the figures stay what they were.
 
-python benchmarks/gpu_scaling.py --out FOLDER [--gpus 2] [--repeats 1]
+python benchmarks/gpu_scaling.py --out FOLDER [--gpus 2] [--repeats 1] [--again]
 
-The dataset is side_by_side.py's with two dozen Workloads: 576 evaluations. Beside the wall time stands the time from the
-first result to the last, without the start of processes. A figure on several GPUs is set against the one on a single GPU,
-and a second run on a single GPU says how much figures differ anyway.
+The dataset is side_by_side.py's in five widths of each kernel, with sixteen Workloads: 1,600 evaluations. Beside the wall
+time stands the time from the first result to the last, without the start of processes. A figure on several GPUs is set
+against the one on a single GPU; what figures differ by anyway is told by twins, and by a second run on a single GPU.
 """
 
 from __future__ import annotations
@@ -22,10 +22,21 @@ from pathlib import Path
 
 from machine import describe_machine
 from side_by_side import Times, read_traces
-from side_by_side_dataset import write_dataset
+from side_by_side_dataset import TWIN, write_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
-ROWS = sorted({size for power in range(13) for size in (2**power, 3 * 2**power)} - {6144, 8192, 12288})
+ROWS = (*(2**power for power in range(13)), 96, 384, 1536)
+KERNELS = tuple(
+    (kernel, {axis: width})
+    for kernel, axis in (
+        ("rmsnorm", "hidden_size"),
+        ("fused_add_rmsnorm", "hidden_size"),
+        ("layernorm", "hidden_size"),
+        ("silu_and_mul", "intermediate_size"),
+        ("gelu_and_mul", "intermediate_size"),
+    )
+    for width in (1024, 2048, 4096, 5120, 7168)
+)
 VERSIONS = ("torch", "triton")
 _RESULT = re.compile(r"^\[ *([0-9.]+) s\] .+ on .+: (?:[A-Z_]+|failed) [0-9]+/[0-9]+$", re.MULTILINE)
 """A line of progress that tells how an evaluation ended."""
@@ -65,13 +76,19 @@ def find_measuring_seconds(log: str) -> float:
     return moments[-1] - moments[0] if moments else 0.0
 
 
-def compare(base: Run, other: Run) -> str:
+def compare(base: Times, other: Times) -> str:
     """Say how far the figures of two runs are apart."""
-    apart = sorted(100 * abs(other.times[key] / base.times[key] - 1) for key in base.times.keys() & other.times.keys())
+    apart = sorted(100 * abs(other[key] / base[key] - 1) for key in base.keys() & other.keys())
     return (
         f"{len(apart)} figures, apart by {statistics.median(apart):.2f}% in the median, {apart[len(apart) * 9 // 10]:.2f}%"
         f" at 90%, {apart[-1]:.2f}% at most"
     )
+
+
+def part_twins(times: Times) -> tuple[Times, Times]:
+    """Give the times of the Solutions that have a twin, and those of the twins under the same names."""
+    twins = {(name.replace(TWIN, "triton"), uuid): value for (name, uuid), value in times.items() if TWIN in name}
+    return {key: times[key] for key in twins if key in times}, twins
 
 
 def main() -> int:
@@ -79,11 +96,12 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for datasets, logs and results")
     parser.add_argument("--gpus", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--again", action="store_true", help="a single GPU once more at the end")
     options = parser.parse_args()
     shutil.rmtree(options.out, ignore_errors=True)
     options.out.mkdir(parents=True)
-    evaluations = write_dataset(options.out / "dataset", ROWS)
-    counts = [count for _ in range(options.repeats) for count in (1, options.gpus)] + [1]
+    evaluations = write_dataset(options.out / "dataset", ROWS, KERNELS)
+    counts = [count for _ in range(options.repeats) for count in (1, options.gpus)] + [1] * options.again
     runs = [run(options, gpus, number) for number, gpus in enumerate(counts)]
     lines = [f"{options.gpus} x {describe_machine(VERSIONS)}; {evaluations} evaluations"]
     middle = {}
@@ -96,8 +114,10 @@ def main() -> int:
         lines.append(f"{gpus} GPUs: {said} s; from the first result to the last {middle[gpus][1]:.1f} s")
     whole, measuring = (one / several for one, several in zip(middle[1], middle[options.gpus], strict=True))
     lines.append(f"ratio {whole:.2f}; of the time from the first result to the last {measuring:.2f}")
-    lines.append(f"one GPU and one GPU: {compare(runs[0], runs[-1])}")
-    lines.append(f"one GPU and {options.gpus}: {compare(runs[0], runs[1])}")
+    lines.append(f"one GPU and {options.gpus}: {compare(runs[0].times, runs[1].times)}")
+    lines += [f"twins, {each.gpus} GPUs: {compare(*part_twins(each.times))}" for each in runs[:2]]
+    if options.again:
+        lines.append(f"one GPU and one GPU: {compare(runs[0].times, runs[-1].times)}")
     text = "\n".join(lines)
     (options.out / "gpu_scaling.txt").write_text(text + "\n")
     print(text)

@@ -17,7 +17,8 @@ from fib_tools.model.workload import RandomInput, Workload, workload_uuid
 from fib_tools.op_types.registry import get_kernel_type
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096, 8192)
-KERNELS = (
+Kernel = tuple[str, dict[str, int]]
+KERNELS: tuple[Kernel, ...] = (
     ("rmsnorm", {"hidden_size": 7168}),
     ("rmsnorm", {"hidden_size": 128}),
     ("fused_add_rmsnorm", {"hidden_size": 4096}),
@@ -165,11 +166,11 @@ def _solution(name: str, definition: Definition, language: Language, source: str
     )
 
 
-def write_dataset(root: Path, rows: Sequence[int] = ROWS) -> int:
-    """Write the dataset, with a Workload for each number of rows; give the number of evaluations."""
+def write_dataset(root: Path, rows: Sequence[int] = ROWS, kernels: Sequence[Kernel] = KERNELS) -> int:
+    """Write the Definitions, each with a Workload for each number of rows; give the number of evaluations."""
     (root / "definitions").mkdir(parents=True)
     dataset = Dataset(root)
-    for kernel, parameters in KERNELS:
+    for kernel, parameters in kernels:
         definition = get_kernel_type(kernel).build(parameters)
         dataset.write_definition(definition)
         inputs = {name: RandomInput() for name in definition.inputs}
@@ -181,4 +182,4 @@ def write_dataset(root: Path, rows: Sequence[int] = ROWS) -> int:
         dataset.write_workloads(definition.op_type, traces)
         for solution in list_solutions(kernel, definition):
             dataset.write_solution(definition.op_type, solution)
-    return 4 * len(KERNELS) * len(rows)
+    return 4 * len(kernels) * len(rows)

@@ -40,6 +40,10 @@ FUSED_EXPERTS = (
     "fc1_expert_weights: torch.Tensor, fc2_expert_weights: torch.Tensor, output_dtype: torch.dtype, "
     "quant_scales: List[torch.Tensor], ep_size: int = 1, ep_rank: int = 0)"
 )
+PRODUCT = (
+    "(input: torch.Tensor, weight: torch.Tensor, input_scale: Optional[torch.Tensor] = None, "
+    "weight_scale: Optional[torch.Tensor] = None, out: Optional[torch.Tensor] = None)"
+)
 DECODE = "BatchDecodeWithPagedKVCacheWrapper"
 PREFILL = "BatchPrefillWithPagedKVCacheWrapper"
 RAGGED = "BatchPrefillWithRaggedKVCacheWrapper"

@@ -30,7 +30,8 @@ _LEAST_TOKENS = 4
 """Of a prompt from a file, as in SGLang's own benchmarks: shorter ones are greetings."""
 _LINE_BYTES = 4 << 20
 _ONE_EACH = "write one object on each line: jq -c '.[]' FILE.json > FILE.jsonl"
-_GREEDY = {"temperature": 0.0}
+_GREEDY: dict[str, float | int] = {"temperature": 0.0}
+_DRAWN: dict[str, float | int] = {"temperature": 0.8, "top_k": 20, "top_p": 0.9}
 
 
 def make_prompts(number: int, *, isl: int, osl: int, range_ratio: float, seed: int) -> list[Prompt]:
@@ -101,13 +102,13 @@ def _read_line(document: Mapping[str, Any], encode: Encode | None, *, where: str
 
 
 def make_batches(prompts: Sequence[Prompt], sizes: Sequence[int]) -> tuple[Batch, ...]:
-    """Send the prompts in batches of these sizes, one after the other."""
+    """Send the prompts in batches of these sizes, one after the other; every second one asks for tokens that are drawn."""
     left = iter(prompts)
     return tuple(
         Batch(
             name=f"batch of {size}" + (f" ({place})" if sizes.count(size) > 1 else ""),
             sequences=taken,
-            sampling=_GREEDY,
+            sampling=_GREEDY if place % 2 else _DRAWN,
         )
         for place, size in enumerate(sizes, start=1)
         if (taken := tuple(islice(left, size)))

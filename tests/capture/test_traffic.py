@@ -78,3 +78,4 @@ def test_prompts_are_sent_in_batches_with_names_of_their_own() -> None:
     batches = make_batches(prompts, [2, 1, 2, 2])
     assert [batch.name for batch in batches] == ["batch of 2 (1)", "batch of 1", "batch of 2 (3)", "batch of 2 (4)"]
     assert [each for batch in batches for each in batch.sequences] == prompts
+    assert [batch.sampling["temperature"] > 0 for batch in batches] == [False, True, False, True]

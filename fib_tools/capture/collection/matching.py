@@ -30,7 +30,10 @@ _CLOSE = 1e-6
 _PACKED = frozenset({"uint8", "int8", "float4_e2m1fn_x2"})
 """Element types that stand for one another where numbers are packed."""
 
-_OTHER_APIS: Mapping[str, tuple[str, ...]] = {"moe_bf16": ("flashinfer.fused_moe.cutlass_fused_moe",)}
+_OTHER_APIS: Mapping[str, tuple[str, ...]] = {
+    "gemm_fp8_block": ("flashinfer.gemm.fp8_blockscale_gemm_sm90",),
+    "moe_bf16": ("flashinfer.fused_moe.cutlass_fused_moe",),
+}
 """By kernel type: functions that compute it besides its own, and are told otherwise."""
 
 _TOTALS: Mapping[str, tuple[str, ...]] = {"qo_indptr": ("total_q",), "kv_indptr": ("num_kv_indices", "total_kv")}
@@ -177,10 +180,12 @@ def _check_parameters(observation: Observation, target: Target) -> tuple[str, ..
     taken: list[str] = []
     for name, info in kernel.parameters.model_fields.items():
         wanted = target.parameters.get(name)
+        if name in target.definition.inputs:
+            continue  # a softmax scale, say: a call may have another
         if name in observation.facts:
             _check_same(name, wanted, observation)
         elif name in target.definition.axes or name.endswith("dtype") or name in kernel.parameters.silent:
-            continue  # lengths and element types are held against the tensors, a softmax scale is an input
+            continue  # lengths and element types are held against the tensors
         elif info.is_required() and call is None and name not in observation.hidden:
             raise _MisfitError(f"nothing shows {name}, which is {wanted!r} in the Definition")
         elif not info.is_required() and wanted != info.default:

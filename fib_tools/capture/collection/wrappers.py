@@ -20,6 +20,7 @@ from fib_tools.capture.collection.observation import (
     see_all,
     see_paged,
 )
+from fib_tools.capture.collection.products import PRODUCT_FUNCTION, observe_product
 from fib_tools.errors import FormatError
 
 __all__ = ["needs_plan", "observe"]
@@ -41,6 +42,8 @@ def observe(call: Call, plan: Plan | None = None, *, expert_skew: float | None =
     """
     if call.function == EXPERTS_FUNCTION:
         return observe_experts(call, skew=expert_skew)
+    if call.function == PRODUCT_FUNCTION:
+        return observe_product(call)
     wrapper = _WRAPPERS.get(call.function)
     if wrapper is None:
         return observe_function(call)

@@ -20,6 +20,7 @@ from level10 import (
     PAGED_RUN,
     PREFILL,
     PREFILL_PLAN,
+    PRODUCT,
     RAGGED,
     RAGGED_PLAN,
     RAGGED_RUN,
@@ -309,16 +310,37 @@ def test_values_that_are_narrower_than_keys_are_of_latent_attention(recording: R
     assert tally.target is latent
 
 
-def test_a_latent_decode_takes_its_scale_and_its_last_pages_from_plan(recording: Recording, collect: Any) -> None:
+@pytest.mark.parametrize("declared", [0.125, 0.25])
+def test_a_latent_decode_takes_its_scale_and_its_last_pages_from_plan(
+    recording: Recording, collect: Any, declared: float
+) -> None:
     given = (integers(0, 1, 2), integers(0, 2, 3), integers(1, 2, 3), integers(7, 4), 4, 16, 8, 4, False, 0.125)
     recording.call(f"{MLA}.plan", MLA_PLAN, object(), *given, self_id=3)
     rest = (floats(2, 4, 16), floats(2, 4, 8), floats(9, 4, 16), floats(9, 4, 8))
     recording.call(f"{MLA}.run", MLA_RUN, object(), *rest, self_id=3)
-    sizes = {"num_qo_heads": 4, "head_dim_ckv": 16, "head_dim_kpe": 8, "page_size": 4, "sm_scale": 0.125}
+    sizes = {"num_qo_heads": 4, "head_dim_ckv": 16, "head_dim_kpe": 8, "page_size": 4, "sm_scale": declared}
     (tally,) = collect(target("mla_paged_decode", **sizes)).tallies.values()
     (candidate,) = tally.choose()
-    assert candidate.scalars == {"sm_scale": 0.125}
+    assert candidate.scalars == {"sm_scale": 0.125}, "the call's own, also where the Definition's model has another"
     assert candidate.tensors["kv_last_page_len"].tolist() == [3, 4]
+
+
+@pytest.mark.parametrize("quantises", [True, False])
+def test_a_product_that_quantises_its_rows_itself_is_one_of_quantised_rows(
+    recording: Recording, collect: Any, *, quantises: bool
+) -> None:
+    rows, weight, scales = floats(3, 256), floats(384, 256).to(torch.float8_e4m3fn), torch.ones(3, 2)
+    given = (rows, weight, None) if quantises else (rows.to(torch.float8_e4m3fn), weight, torch.ones(3, 2))
+    options: dict[str, Any] = {"module": "flashinfer.gemm.gemm_base", "keywords": {"weight_scale": scales}}
+    recording.call("fp8_blockscale_gemm_sm90", PRODUCT, *given, **options)
+    recording.call("fp8_blockscale_gemm_sm90", PRODUCT, rows, weight.bfloat16(), **{**options, "keywords": {}})
+    collector = collect(target("gemm_fp8_block", n=384, k=256), target("gemm_fp8_block", n=256, k=384))
+    (tally,) = collector.tallies.values()
+    (candidate,) = tally.choose()
+    assert candidate.axes == {"M": 3}
+    assert not candidate.tensors, "rows and weights are drawn anew"
+    assert [("quantised" in note) for note in tally.notes] == [True] * quantises
+    assert "only FP8 weights" in str(collector.refused)
 
 
 def test_integers_whose_values_are_not_there_are_not_made_up(recording: Recording, collect: Any) -> None:
