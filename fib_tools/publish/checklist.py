@@ -161,13 +161,13 @@ def _read_run(source: str) -> str:
 
 
 def _calls(solution: Solution, api: str) -> bool:
-    """Tell whether a source imports an API's package and names its function, or the class it is a method of."""
+    """Tell whether a source takes an API, by its name or its class's, or what lies beneath it in the same module."""
     package, *parts = api.split(".")
     wanted = next((part for part in parts if part[:1].isupper()), parts[-1] if parts else package)
     text = "\n".join(source.content for source in solution.sources)
-    return bool(re.search(rf"^\s*(?:import|from)\s+{package}\b", text, re.MULTILINE)) and wanted in re.findall(
-        r"\w+", text
-    )
+    has_package = re.search(rf"^\s*(?:import|from)\s+{package}\b", text, re.MULTILINE)
+    has_module = re.search(rf"^\s*from\s+{re.escape(api.rpartition('.')[0])}\s", text, re.MULTILINE)
+    return bool(has_module) or (bool(has_package) and wanted in re.findall(r"\w+", text))
 
 
 def _find_trace_faults(dossier: Dossier, _terms: Terms) -> Iterator[str]:

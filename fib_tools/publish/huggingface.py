@@ -50,7 +50,9 @@ class Hub:
 
     def __init__(self, outbox: Outbox, *, token: str, endpoint: str) -> None:
         from huggingface_hub import HfApi
+        from huggingface_hub.utils.tqdm import disable_progress_bars
 
+        disable_progress_bars()  # they would be drawn across our own progress
         self._outbox = outbox
         self._api = HfApi(endpoint=endpoint, token=token, library_name="fib-tools")
 
