@@ -28,13 +28,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from fib_tools.dataset.store import Dataset  # noqa: E402  # the path must be there first
-from fib_tools.errors import FormatError  # noqa: E402
-from fib_tools.model.definition import Definition  # noqa: E402
 from fib_tools.model.trace import Trace  # noqa: E402
-from fib_tools.model.workload import InputSpec, RandomInput, ScalarInput, Workload, workload_uuid  # noqa: E402
-from fib_tools.op_types.axes import choose_axes  # noqa: E402
-from fib_tools.op_types.inputs import generate_inputs  # noqa: E402
-from fib_tools.op_types.sizes import SIZES, choose_test_axes  # noqa: E402
+from fib_tools.op_types.size_workloads import make_size_workloads  # noqa: E402
+from fib_tools.op_types.sizes import SIZES  # noqa: E402
 
 _DETAIL = 160
 
@@ -49,31 +45,11 @@ def write_dataset(source: Path, root: Path, options: argparse.Namespace) -> dict
         if options.only and definition.op_type not in options.only:
             continue
         dataset.write_definition(definition)
-        inputs = describe_inputs(definition)
-        traces = []
-        for size in options.sizes:
-            try:
-                axes = choose_test_axes(definition, size)
-            except FormatError:
-                continue
-            uuid = workload_uuid(definition.name, axes, inputs)
-            if uuid not in sizes:
-                sizes[uuid] = size
-                workload = Workload(axes=axes, inputs=inputs, uuid=uuid)
-                traces.append(Trace(definition=definition.name, workload=workload))
+        made = make_size_workloads(definition, options.sizes)
+        sizes |= {workload.uuid: size for size, workload in made.items()}
+        traces = [Trace(definition=definition.name, workload=workload) for workload in made.values()]
         dataset.write_workloads(definition.op_type, traces)
     return sizes
-
-
-def describe_inputs(definition: Definition) -> dict[str, InputSpec]:
-    """Tensors are random, by the op_type's rules; scalars have the value that those rules give."""
-    if all(spec.shape is not None for spec in definition.inputs.values()):
-        return {name: RandomInput() for name in definition.inputs}
-    made = generate_inputs(definition, choose_axes(definition, {}))
-    return {
-        name: RandomInput() if spec.shape is not None else ScalarInput(value=made[name])
-        for name, spec in definition.inputs.items()
-    }
 
 
 def fib(*words: str, options: argparse.Namespace, log: str, share: float = 1.0) -> dict[str, Any]:

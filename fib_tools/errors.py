@@ -14,6 +14,9 @@
     + OfflineError          it needs the network, and there is none (or it is not allowed)
     + GatedError            it needs a licence acceptance or a token
     + GitError              a git command failed
+  x PublishError            a request to the outside was refused
+    + BusyError             not now: a rate limit, a fault of the server, or no answer
+  x TimeUpError             the time that a run was given is over
   x StorageError            the disk refused: read-only, full, or not permitted
   x ChildError              isolated code did not come to an end of its own
     + ChildTimeoutError     it ran past its time limit
@@ -25,6 +28,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "BusyError",
     "ChildCrashedError",
     "ChildError",
     "ChildMemoryError",
@@ -41,9 +45,11 @@ __all__ = [
     "OfflineError",
     "ParallelismError",
     "PathError",
+    "PublishError",
     "RequestError",
     "SourceError",
     "StorageError",
+    "TimeUpError",
     "UnknownModelError",
 ]
 
@@ -136,6 +142,25 @@ class GatedError(SourceError):
 
 class GitError(SourceError):
     """A git command failed."""
+
+
+class PublishError(FibError):
+    """A request to the outside was refused."""
+
+
+class BusyError(PublishError):
+    """A request to the outside was not served now; the same request may be served later."""
+
+    def __init__(
+        self, what: str, *, where: str | None = None, todo: str | None = None, wait_seconds: float | None = None
+    ) -> None:
+        super().__init__(what, where=where, todo=todo)
+        self.wait_seconds = wait_seconds
+        """How long the other side asks to be left alone, if it says so."""
+
+
+class TimeUpError(FibError):
+    """The time that a run was given is over; what was finished is kept."""
 
 
 class StorageError(FibError):

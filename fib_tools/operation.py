@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -63,6 +63,14 @@ class Operation:
     """It may take more than a few seconds."""
     is_open_world: bool = False
     """It may read from the network."""
+    answer: type[Result] | None = None
+    """What agents are answered, where the function returns something else to people too."""
+
+    @property
+    def result(self) -> type[Result]:
+        """What agents are answered."""
+        found: type[Result] = self.answer or get_type_hints(self.function)["return"]
+        return found
 
     def list_options(self) -> tuple[Option, ...]:
         """List what a caller may say; a parameter that is a model gives one option for each of its fields."""
@@ -80,7 +88,8 @@ class Operation:
         arguments: dict[str, Any] = {}
         for parameter in _list_parameters(self.function):
             own = {option.name: given[option.name] for option in _list_options(parameter) if option.name in given}
-            arguments |= {parameter.name: parameter.annotation(**own)} if _is_group(parameter) else own
+            group = _find_group(parameter)
+            arguments |= {parameter.name: group(**own)} if group else own
         try:
             return self.function(context, **arguments)
         except OSError as error:  # what the system refuses to read; what it refuses to write is a StorageError already
@@ -137,14 +146,18 @@ def _list_parameters(function: Callable[..., Result]) -> list[inspect.Parameter]
     return [item.replace(annotation=hints[item.name]) for item in own]
 
 
-def _is_group(parameter: inspect.Parameter) -> bool:
-    return isinstance(parameter.annotation, type) and issubclass(parameter.annotation, Model)
+def _find_group(parameter: inspect.Parameter) -> type[Model] | None:
+    """Find the model whose fields a parameter stands for."""
+    kind = next(iter(get_args(parameter.annotation)), parameter.annotation)
+    return kind if isinstance(kind, type) and issubclass(kind, Model) else None
 
 
 def _list_options(parameter: inspect.Parameter) -> list[Option]:
-    if _is_group(parameter):
-        return list_fields(parameter.annotation)
-    _, *metadata = get_args(parameter.annotation)
+    _, *metadata = get_args(parameter.annotation) or (None,)
+    group = _find_group(parameter)
+    if group:
+        is_for_agents = COMMAND_LINE_ONLY not in metadata
+        return [replace(option, is_for_agents=is_for_agents) for option in list_fields(group)]
     return [
         Option(
             name=parameter.name,

@@ -16,12 +16,14 @@ from fib_tools.phases.define import define_model
 from fib_tools.phases.discover import discover_models
 from fib_tools.phases.inventory import take_inventory
 from fib_tools.phases.kernel_drafts import get_evaluation, get_kernel_brief, submit_solution
-from fib_tools.phases.onboard import onboard_model
+from fib_tools.phases.onboard import OnboardResult
+from fib_tools.phases.onboard_all import onboard
 from fib_tools.phases.optimize import optimize_kernel
 from fib_tools.phases.optimize_model import optimize_model
 from fib_tools.phases.reference_tests import write_or_run_tests
 from fib_tools.phases.refresh import clone_repositories
 from fib_tools.phases.status import show_status
+from fib_tools.phases.submit import submit_prs
 from fib_tools.phases.targets import list_targets
 from fib_tools.phases.trace_block import trace_block
 from fib_tools.phases.trace_diff import compare_traces
@@ -34,7 +36,8 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         verb="onboard",
         tool="fib_onboard_model",
-        function=onboard_model,
+        function=onboard,
+        answer=OnboardResult,
         phase=None,
         effect=Effect.WORKSPACE,
         is_long=True,
@@ -111,6 +114,15 @@ OPERATIONS: tuple[Operation, ...] = (
         is_long=True,
     ),
     Operation(
+        verb="submit",
+        tool="fib_submit_prs",
+        function=submit_prs,
+        phase=4,
+        effect=Effect.OUTSIDE,
+        is_long=True,
+        is_open_world=True,
+    ),
+    Operation(
         verb="report",
         tool="fib_report_benchmarks",
         function=report_benchmarks,
@@ -118,9 +130,7 @@ OPERATIONS: tuple[Operation, ...] = (
         effect=Effect.READ,
         is_long=True,
     ),
-    Operation(
-        verb="baselines", tool="fib_write_baselines", function=write_baselines, phase=None, effect=Effect.WORKSPACE
-    ),
+    Operation(verb="baselines", tool="", function=write_baselines, phase=None, effect=Effect.WORKSPACE),
     Operation(
         verb="kernel-brief", tool="fib_get_kernel_brief", function=get_kernel_brief, phase=None, effect=Effect.READ
     ),

@@ -69,7 +69,7 @@ def test_a_table_of_skills_says_when_and_what_is_missing() -> None:
     rows = {cells[1].strip(): cells for cells in (line.split("|") for line in table.splitlines()[3:-1])}
     assert rows["`/clone-repos`"][2].strip().startswith("SGLang, FlashInfer")
     assert rows["`/clone-repos`"][3].strip() == "complete"
-    assert rows["`/submit-onboarding-prs`"][3].strip() == "in part; waits for fib_submit_prs"
+    assert rows["`/onboard-model`"][3].strip() == "in part; waits for fib_collect_workloads"
     assert len(rows) == 16
 
 

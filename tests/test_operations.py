@@ -22,7 +22,6 @@ VERBS = {
     "admit": "submit",
     "tests": "test",
     "bench": "benchmark",
-    "baselines": "write",
     "kernel-brief": "get",
     "draft": "submit",
     "drafts": "get",
@@ -30,6 +29,7 @@ VERBS = {
 NO_TOOL = {
     "calibrate",
     "apply",
+    "baselines",
     "collect",
     "coverage",
     "optimize",
@@ -197,5 +197,11 @@ def test_places_outside_the_workspace_are_for_people_only() -> None:
         ("bench", "address"),
         ("clone", "urls"),
         ("report", "html"),
+        ("submit", "document"),
+        ("submit", "flashinfer_repo"),
+        ("submit", "github_api"),
+        ("submit", "github_repo"),
+        ("submit", "hf_repo"),
+        ("submit", "sglang_repo"),
         ("validate", "report"),
     }

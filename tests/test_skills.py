@@ -24,8 +24,7 @@ LATER = {
     "extract-model-from-hf": ("fib_write_model_pages",),
     "find-sglang-baseline": ("fib_write_model_pages",),
     "generate-model-definition": ("fib_write_model_pages",),
-    "onboard-model": ("fib_collect_workloads", "fib_submit_prs"),
-    "submit-onboarding-prs": ("fib_submit_prs",),
+    "onboard-model": ("fib_collect_workloads",),
 }
 """Skills that wait for tools; the others are complete."""
 
@@ -47,7 +46,7 @@ PARAMETERS = {
         "--op-types --skip-existing --refresh"
     ),
     "optimize-kernel": "--definition-name --op-type --model-name",
-    "submit-onboarding-prs": "--manifest --model-name --dry-run",
+    "submit-onboarding-prs": "--manifest --model-name --definition-name --dry-run",
     "trace-model": "--model-name --op-types",
     "track-models": "--model-name --discover --refresh",
     "validate-dataset": "--definition-name --op-type --op-types --all",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,15 @@ CONFIG: dict[str, Any] = {
     "torch_dtype": "bfloat16",
     "vocab_size": 128,
 }
+
+
+def timeless(held: dict[str, bytes]) -> dict[str, object]:
+    """What a workspace holds but how long it took: two runs are never equally fast."""
+    kept: dict[str, object] = {name: data for name, data in held.items() if not name.endswith(".html")}
+    for name, data in held.items():
+        if name.startswith("onboard_") and name.endswith(".json"):
+            kept[name] = {key: value for key, value in json.loads(data).items() if key != "times"}
+    return kept
 
 
 def snapshot(root: Path) -> dict[str, bytes]:

@@ -7,6 +7,8 @@ traces/<author>/<op_type>/<definition>.jsonl        (before 2026: traces/<op_typ
 blob/workloads/<op_type>/<definition>/<file>.safetensors
 tests/references/test_<definition>.py
 evidence/<first two of the key>/<key>.json          (ours: what was seen in an evaluation, by content address)
+provenance/<op_type>/<definition>.json              (ours: where a Definition comes from, and who says so)
+logs/<op_type>/<definition>/<file>                  (ours: what its reference test said)
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ class Kind(str, Enum):
     BLOB = "blob"
     TEST = "test"
     EVIDENCE = "evidence"
+    PROVENANCE = "provenance"
+    LOG = "log"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +50,7 @@ class Location:
     author: str = ""
     """Of a solution or of traces; empty for traces in the old layout."""
     file: str = ""
-    """The solution's name, the blob's file name, or the key of evidence."""
+    """The solution's name, the blob's or log's file name, or the key of evidence."""
 
     def __str__(self) -> str:
         return format_location(self)
@@ -78,6 +82,10 @@ def _parts(at: Location) -> tuple[str, ...]:
         return "blob", "workloads", at.op_type, at.definition, at.file
     if at.kind is Kind.EVIDENCE:
         return "evidence", at.file[:_SHARD], f"{at.file}.json"
+    if at.kind is Kind.PROVENANCE:
+        return "provenance", at.op_type, f"{at.definition}.json"
+    if at.kind is Kind.LOG:
+        return "logs", at.op_type, at.definition, at.file
     return "tests", "references", f"test_{at.definition}.py"
 
 
@@ -105,6 +113,16 @@ def find_location(path: str | PurePosixPath) -> Location | None:
             return Location(kind=Kind.BLOB, op_type=op_type, definition=definition, file=file)
         case ("tests", "references", file) if file.startswith("test_") and file.endswith(".py"):
             return Location(kind=Kind.TEST, definition=file.removeprefix("test_").removesuffix(".py"))
+    return _find_ours(parts)
+
+
+def _find_ours(parts: tuple[str, ...]) -> Location | None:
+    """Say what a path of those holds that other tools do not know."""
+    match parts:
         case ("evidence", shard, file) if file.endswith(".json") and file[:_SHARD] == shard:
             return Location(kind=Kind.EVIDENCE, file=file.removesuffix(".json"))
+        case ("provenance", op_type, file) if file.endswith(".json"):
+            return Location(kind=Kind.PROVENANCE, op_type=op_type, definition=file.removesuffix(".json"))
+        case ("logs", op_type, definition, file):
+            return Location(kind=Kind.LOG, op_type=op_type, definition=definition, file=file)
     return None

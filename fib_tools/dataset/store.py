@@ -16,6 +16,7 @@ from fib_tools.model.base import read_lenient
 from fib_tools.model.canonical import canonical_bytes, format_line, load_json
 from fib_tools.model.definition import Definition
 from fib_tools.model.evidence import Evidence
+from fib_tools.model.reference_log import REFERENCE_LOG, ReferenceLog
 from fib_tools.model.solution import Solution
 from fib_tools.model.tags import merge_tags
 from fib_tools.model.trace import Trace
@@ -30,10 +31,13 @@ TRACES_LIMIT = 256 << 20
 """Bytes of a file of traces: each Solution adds a line for each Workload."""
 
 _FOLDERS = ("definitions", "workloads", "solutions", "traces", "blob", "tests")
-_OURS = ("evidence",)
+_OURS = ("evidence", "provenance", "logs")
 """Folders that flashinfer-bench does not know; alone they make no dataset."""
 
-_WRITTEN = ("definitions/*", "workloads/*", "solutions/*/*/*", "traces/*/*", "evidence/*", "blob/workloads/*/*")
+_WRITTEN = (
+    *("definitions/*", "workloads/*", "solutions/*/*/*", "traces/*/*", "evidence/*", "blob/workloads/*/*"),
+    "logs/*/*",
+)
 """Folders that runs write into."""
 
 
@@ -216,6 +220,21 @@ class Dataset:
         """Write what was seen in an evaluation at its address, in place of what was seen before."""
         return self._write(Location(kind=Kind.EVIDENCE, file=evidence.key), canonical_bytes(evidence))
 
+    def find_log(self, op_type: str, definition: str) -> ReferenceLog | None:
+        """Find what a Definition's reference test said on a GPU.
+
+        Raises:
+            FormatError: the file holds no such log.
+        """
+        at = str(_place_log(op_type, definition))
+        if not confine(self.root, *at.split("/")).exists():
+            return None
+        return read_lenient(ReferenceLog, load_json(self.read(at), where=at), where=at)
+
+    def write_log(self, op_type: str, log: ReferenceLog) -> Written:
+        """Write what a reference test said on a GPU, in place of what it said before."""
+        return self._write(_place_log(op_type, log.definition), canonical_bytes(log))
+
     def write_traces(self, at: Location, lines: Sequence[str]) -> Written:
         """Write the lines of a file of traces as they are."""
         return self._write(at, "".join(f"{line}\n" for line in lines).encode())
@@ -303,6 +322,10 @@ class Dataset:
             for folder in () if top.is_symlink() else sorted(self.root.glob(pattern)):
                 if folder.is_dir() and not folder.is_symlink():
                     sweep_temporaries(folder)
+
+
+def _place_log(op_type: str, definition: str) -> Location:
+    return Location(kind=Kind.LOG, op_type=op_type, definition=definition, file=REFERENCE_LOG)
 
 
 def _walk(folder: Path) -> Iterator[Path]:

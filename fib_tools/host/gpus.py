@@ -19,7 +19,16 @@ if TYPE_CHECKING:
 
     from fib_tools.host.env import GpuSettings
 
-__all__ = ["Device", "Discovery", "Gpu", "discover_gpus", "find_processes", "load_nvml", "select_visible"]
+__all__ = [
+    "Device",
+    "Discovery",
+    "Gpu",
+    "discover_gpus",
+    "find_memory_bytes",
+    "find_processes",
+    "load_nvml",
+    "select_visible",
+]
 
 _MOST_PRETEND = 1024
 _PRETEND = "GPU-pretend-"
@@ -137,6 +146,17 @@ def find_processes(gpus: Sequence[Gpu]) -> dict[str, tuple[int, ...] | None]:
             with suppress(nvml.NVMLError):
                 handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
                 found[uuid] = tuple(process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle))
+    return found
+
+
+def find_memory_bytes(uuid: str) -> int | None:
+    """Find how much memory a GPU or an instance of one has in all; None for one that NVML cannot ask."""
+    nvml = None if uuid.startswith(_PRETEND) else load_nvml()
+    if nvml is None:
+        return None
+    found = None
+    with suppress(nvml.NVMLError), _open(nvml):
+        found = int(nvml.nvmlDeviceGetMemoryInfo(nvml.nvmlDeviceGetHandleByUUID(uuid)).total)
     return found
 
 

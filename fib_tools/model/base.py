@@ -83,7 +83,7 @@ def to_document(value: Any) -> Any:
     if isinstance(value, Model):
         return _model_document(value)
     if isinstance(value, dict):
-        return {str(key): to_document(item) for key, item in value.items()}
+        return {str(to_document(key)): to_document(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_document(item) for item in value]
     if isinstance(value, Enum):

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from fib_tools.model.base import Model, NonEmpty
 from fib_tools.model.kernel import Disagreement, ParameterValue, Unexplained, Witness
+from fib_tools.model.progress import Asked, PhaseTime, Step, StepRecord
 
 __all__ = [
     "DefineStatus",
@@ -24,6 +25,9 @@ __all__ = [
     "Refusal",
     "SglStatus",
     "SourceVersion",
+    "Submission",
+    "SubmissionKind",
+    "SubmissionStatus",
 ]
 
 
@@ -107,7 +111,15 @@ class ManifestKernel(Model):
     definition: str | None = None
     """The name it is staged under, when a conflict gave it another."""
     executed: bool | None = None
+    steps: dict[Step, StepRecord] = Field(default_factory=dict)
+    """What came of the steps of phase 3."""
     witnesses: tuple[Witness, ...] = ()
+
+    @property
+    def staged(self) -> str | None:
+        """The name of its Definition in the dataset; None where it is not there yet."""
+        is_there = self.define_status in {DefineStatus.DEFINED, DefineStatus.EXISTING}
+        return (self.definition or self.name) if is_there else None
 
 
 class ManualDefinition(Model):
@@ -120,6 +132,26 @@ class ManualDefinition(Model):
     executed: bool
     compared: str = ""
     """What comparing it with SGLang's own forward showed, or why that could not be done."""
+
+
+SubmissionKind = Literal["dataset", "coverage", "kernel request", "template request", "integration"]
+"""A pull request of the dataset, of the coverage document or of SGLang; an issue for a kernel or for a trace template."""
+
+SubmissionStatus = Literal["open", "merged", "closed"]
+"""Of the pull request or issue, as it was last seen; a closed issue may have been done."""
+
+
+class Submission(Model):
+    """A pull request or issue that phase 4 opened or found."""
+
+    kind: SubmissionKind
+    subject: NonEmpty
+    """The group of Definitions, the kernel or the API that it is about."""
+    repo: NonEmpty
+    number: int
+    url: NonEmpty
+    status: SubmissionStatus = "open"
+    definitions: tuple[str, ...] = ()
 
 
 class Manifest(Model):
@@ -139,4 +171,8 @@ class Manifest(Model):
     unexplained: tuple[Unexplained, ...] = ()
     manual: tuple[ManualDefinition, ...] = ()
     """By Path B; kernels of the inventory are in `kernels`, however they were defined."""
+    submissions: tuple[Submission, ...] = ()
+    """Of phase 4."""
     notes: tuple[str, ...] = ()
+    asked: Asked | None = None
+    times: tuple[PhaseTime, ...] = ()

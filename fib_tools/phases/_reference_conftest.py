@@ -246,6 +246,8 @@ class Case:
         path = ROOT / "definitions" / self.module.OP_TYPE / f"{self.module.DEFINITION}.json"
         self.definition: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         self.record: dict[str, Any] = {"device": self.device}
+        if self.device == "cuda":
+            self.record["gpu"] = torch.cuda.get_device_name()
         request.node.fib_record = self.record
 
     def inputs(self, *, contiguous: bool = True, seed: int = 0) -> list[Any]:

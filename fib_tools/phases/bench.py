@@ -41,7 +41,7 @@ from fib_tools.model.evidence import Evidence, Timer
 from fib_tools.model.solution import Solution
 from fib_tools.model.summary import Result, Summary, Table
 from fib_tools.model.workload import Workload
-from fib_tools.phases.baselines import make_baselines
+from fib_tools.phases.baselines import make_baselines, write_baselines
 from fib_tools.phases.context import Context
 from fib_tools.phases.request import COMMAND_LINE_ONLY, check_op_types
 
@@ -175,6 +175,9 @@ def benchmark_kernels(
             ge=1, le=7200, description="Seconds for building a Solution; what hangs at import holds others up so long."
         ),
     ] = 600,
+    baselines: Annotated[
+        bool, Field(description="First write the baseline Solutions that these Definitions do not have yet.")
+    ] = False,
     resume: Annotated[bool, Field(description="Go on with the last run of the same plan, killed or ended.")] = False,
     fresh: Annotated[bool, Field(description="Measure also what the dataset already has evidence on.")] = False,
     dry_run: Annotated[bool, Field(description="Say what would be evaluated, and do nothing.")] = False,
@@ -191,8 +194,9 @@ def benchmark_kernels(
     """
     dataset = Dataset.open(context.dataset.root)
     started = datetime.now().astimezone()
+    refused = _write_baselines(context, definitions, op_types) if baselines and not dry_run else ()
     bundles, unread = _bundle(context, dataset, _Choice(definitions, op_types, solutions, authors, workloads))
-    failures = tuple(f"not read: {error}" for error in unread)
+    failures = (*refused, *(f"not read: {error}" for error in unread))
     load = {bundle.definition.name: bundle for bundle in bundles}.__getitem__
     options = Options(
         device=device,
@@ -235,6 +239,14 @@ def benchmark_kernels(
             result = _to_result(dataset, journal, reusable, bundles, files, started)
             failures += result.failures
             return result.model_copy(update={"unfit": tuple(plan_for.unfit), "failures": failures})
+
+
+def _write_baselines(
+    context: Context, definitions: tuple[str, ...] | None, op_types: tuple[str, ...] | None
+) -> tuple[str, ...]:
+    """Write the baselines that are missing; say which were refused."""
+    entries = write_baselines(context, definitions=definitions, op_types=op_types).entries
+    return tuple(f"no baseline of {entry.definition}: {entry.reason}" for entry in entries if entry.status == "refused")
 
 
 def limit_time(time_limit: float, build_limit: float = 600, *, together: int) -> Limits:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -35,6 +35,7 @@ from fib_tools.phases.context import Context
 from fib_tools.phases.inventory import workspace_lock
 from fib_tools.phases.request import DEFAULTS, ModelOptions, check_op_types, choose_definitions
 from fib_tools.phases.serving_options import PLAIN, ServingOptions, find_origin
+from fib_tools.phases.size_workloads import make_up_workloads
 from fib_tools.phases.trace_result import RunLine
 
 __all__ = ["collect_workloads", "list_targets", "settle_workloads"]
@@ -75,6 +76,13 @@ def collect_workloads(  # the options of the command
             "dummy (made-up weights) or synthetic (made-up input)."
         ),
     ] = None,
+    sizes: Annotated[
+        tuple[Literal["small", "medium", "large"], ...] | None,
+        Field(
+            description="No engine: synthetic Workloads of the sizes that reference tests use, for Definitions without any.",
+            min_length=1,
+        ),
+    ] = None,
     definitions: Annotated[
         tuple[str, ...] | None, Field(description="Only Workloads of these Definitions, by name.")
     ] = None,
@@ -109,6 +117,11 @@ def collect_workloads(  # the options of the command
     """
     if dry_run and (consume or follow is not None):
         raise RequestError("a dry run removes nothing", todo="leave out --consume and --follow, or --dry-run")
+    if sizes is not None:
+        if model is not None or from_dir is not None:
+            raise RequestError("--sizes makes Workloads up, and reads no engine", todo="leave out MODEL and --from-dir")
+        check_op_types(options.op_types)
+        return make_up_workloads(context, sizes, definitions, options.op_types, dry_run=dry_run)
     source = _choose_source(model, from_dir, origin)
     if model is not None and (consume or follow is not None):
         raise RequestError(

@@ -66,7 +66,8 @@ class CollectEntry(Model):
 
     definition: str
     op_type: str
-    status: Literal["written", "unchanged", "would write", "refused"]
+    status: Literal["written", "unchanged", "kept", "would write", "refused"]
+    """`kept`: there are Workloads, and none of made-up sizes are needed."""
     calls: int
     distinct: int
     """Different Workloads among them."""
@@ -98,6 +99,7 @@ class CollectResult(Result):
 
     dataset: str
     folder: str
+    """Of the calls; empty where sizes were made up."""
     origin: Origin
     calls: int
     plans: int
@@ -152,6 +154,9 @@ class CollectResult(Result):
         if self.others:
             lines.append(f"calls of no kernel type: {_shorten([f'{k} ({v})' for k, v in self.others.items()])}")
         total = sum(entry.workloads for entry in self.entries)
+        if not self.folder:
+            said = f"{total} Workloads of made-up sizes, {len(self.entries)} Definitions"
+            return Summary(tables=tuple(tables), lines=(*lines, said, self.dataset))
         each = 1000 * self.reading_seconds / max(self.calls, 1)
         lines.append(
             f"{self.calls} calls ({self.plans} of them plan()) read in {self.reading_seconds:.2f} s, "

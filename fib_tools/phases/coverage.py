@@ -31,7 +31,7 @@ from fib_tools.publish.coverage_document import (
 if TYPE_CHECKING:
     from fib_tools.phases.survey import Survey
 
-__all__ = ["CoverageFailure", "CoverageResult", "track_coverage"]
+__all__ = ["CoverageFailure", "CoverageResult", "describe_coverage", "track_coverage"]
 
 _DOCUMENT = "model_coverage.md"
 _DOCUMENT_BYTES = 16 << 20
@@ -152,8 +152,8 @@ def _cover(
         found = find_manifest(context.workspace, name)
         if found is None:
             raise
-        return _describe(context, found[1], standing), []  # it was onboarded from a config that is not here
-    model = _describe(context, build_manifest(survey, standing), standing)
+        return describe_coverage(context, found[1], standing), []  # it was onboarded from a config that is not here
+    model = describe_coverage(context, build_manifest(survey, standing), standing)
     own = [(number, line) for number, heading, line in lines if _is_about(heading, survey)]
     if not own:
         return model, []
@@ -161,7 +161,8 @@ def _cover(
     return model, list(find_wrong_names(model.model, own, possible=possible, stems=_list_stems(standing, possible)))
 
 
-def _describe(context: Context, manifest: Manifest, standing: Collection[str]) -> CoveredModel:
+def describe_coverage(context: Context, manifest: Manifest, standing: Collection[str]) -> CoveredModel:
+    """Describe how far the kernels of a manifest are covered by the dataset, whose Definitions are `standing`."""
     kernels = []
     for kernel in manifest.kernels:
         name = kernel.definition or kernel.name

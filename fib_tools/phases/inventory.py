@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 from fib_tools.host.locks import hold
 from fib_tools.model.manifest import DefineStatus, Manifest, ManifestKernel
+from fib_tools.model.progress import Asked
 from fib_tools.model.summary import Result, Summary, Table
 from fib_tools.phases.context import Context
+from fib_tools.phases.kept_config import keep_config
 from fib_tools.phases.manifests import (
     Standing,
     find_manifest,
@@ -135,6 +137,14 @@ def keep_survey(context: Context, survey: Survey, options: ModelOptions) -> Stan
     fresh = build_manifest(survey, standing, options.op_types)
     found = find_manifest(context.workspace, fresh.model)
     name = found[0] if found else manifest_name(fresh.model, datetime.now(timezone.utc).date())
-    manifest = merge_manifests(found[1], fresh) if found else fresh
-    save_manifest(context.workspace, name, manifest)
-    return Standing(name=name, whole=manifest, asked=narrow_manifest(manifest, fresh))
+    merged = merge_manifests(found[1], fresh) if found else fresh
+    manifest = merged.model_copy(update={"asked": _keep_request(options)})
+    keep_config(context, survey.config)
+    is_new = save_manifest(context.workspace, name, manifest)
+    return Standing(name=name, whole=manifest, asked=narrow_manifest(manifest, fresh), is_new=is_new)
+
+
+def _keep_request(options: ModelOptions) -> Asked | None:
+    """Keep what a later phase, on another machine, is to go on with: no path is among it."""
+    asked = Asked(**{name: getattr(options, name) for name in Asked.model_fields})
+    return None if asked == Asked() else asked

@@ -43,6 +43,8 @@ class Standing:
     """Of its file."""
     whole: Manifest
     asked: Manifest
+    is_new: bool = False
+    """It says something that it did not say before."""
 
 
 def manifest_name(model: str, day: date) -> str:
@@ -127,7 +129,8 @@ def merge_manifests(standing: Manifest, fresh: Manifest) -> Manifest:
     done = {kernel_key(kernel): kernel for kernel in standing.kernels}
     kernels = [_with_progress(kernel, done.pop(kernel_key(kernel), None)) for kernel in fresh.kernels]
     kept = [kernel for kernel in done.values() if kernel.define_status is not DefineStatus.PENDING]
-    return fresh.model_copy(update={"kernels": (*kernels, *kept), "manual": standing.manual})
+    lasting = {name: getattr(standing, name) for name in ("manual", "submissions", "asked", "times")}
+    return fresh.model_copy(update={"kernels": (*kernels, *kept), **lasting})
 
 
 def narrow_manifest(whole: Manifest, asked: Manifest) -> Manifest:
@@ -152,6 +155,7 @@ def _with_progress(fresh: ManifestKernel, standing: ManifestKernel | None) -> Ma
         "executed",
         "fi_name",
         "fi_trace_template_request_url",
+        "steps",
     )
     merged = {field: join_sizes(getattr(fresh, field), getattr(standing, field)) for field in _SIZES}
     witnesses = add_witnesses(fresh.witnesses, standing.witnesses, source=WitnessSource.DUMP)

@@ -8,6 +8,7 @@ lock; it is not confined beyond that: run the tests of a dataset whose Definitio
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,8 @@ from typing import Any
 
 from fib_tools.errors import ChildTimeoutError, MissingDependencyError, RequestError
 from fib_tools.host.env import engine_environment
-from fib_tools.host.gpu_lock import acquire
+from fib_tools.host.gpu_lock import Lease, acquire
+from fib_tools.host.gpus import find_memory_bytes
 from fib_tools.host.process import run_command
 from fib_tools.host.sandbox import Limits, Outcome, Sandbox
 from fib_tools.phases._reference_tests_child import configure
@@ -33,8 +35,11 @@ _PLAIN = (
     *("--disable-plugin-autoload", "-p", "no:cacheprovider"),
 )
 _REASON_LENGTH = 600
-_GPU_PROCESSES = 4
-"""Together they use the cores while each compiles its kernels."""
+_FEWEST_PROCESSES = 4
+_MOST_PROCESSES = 14
+_BYTES_EACH = 10 << 30
+"""Of the GPU's memory: the largest inputs of a test, the kernels' and the reference's copies of them."""
+_SPARE_CORES = 2
 
 Record = Mapping[str, Any]
 """What a conftest measured in one test."""
@@ -99,7 +104,7 @@ def _read_outcome(name: str, outcome: Outcome) -> TestRun:
 
 
 def _run_on_gpu(files: Mapping[str, Path], options: tuple[str, ...], time_limit: float) -> Iterator[TestRun]:
-    with acquire(1, command="fib tests run") as lease, ThreadPoolExecutor(_GPU_PROCESSES) as pool:
+    with acquire(1, command="fib tests run") as lease, ThreadPoolExecutor(_count_processes(lease)) as pool:
         environment = {**engine_environment(), **lease.environment, "PYTHONDONTWRITEBYTECODE": "1"}
         how = _Setting(environment=environment, descriptors=tuple(lease.descriptors), time_limit=time_limit)
         waiting = [pool.submit(_run_one, name, path, options, how) for name, path in files.items()]
@@ -109,6 +114,13 @@ def _run_on_gpu(files: Mapping[str, Path], options: tuple[str, ...], time_limit:
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def _count_processes(lease: Lease) -> int:
+    """Use the cores, since each process compiles its kernels, as far as the GPU's memory goes."""
+    memory = min((find_memory_bytes(gpu.uuid) or 0 for gpu in lease.gpus), default=0)
+    room = min((os.cpu_count() or 1) - _SPARE_CORES, memory // _BYTES_EACH)
+    return max(_FEWEST_PROCESSES, min(room, _MOST_PROCESSES))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,6 +6,7 @@ On a CPU the reference alone is checked: what it returns, twice the same, and ho
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -15,10 +16,13 @@ from pydantic import Field
 from fib_tools.dataset.layout import Kind, Location
 from fib_tools.dataset.store import Dataset
 from fib_tools.errors import FormatError, PathError, RequestError
+from fib_tools.evaluate.engines.items import hash_definition
 from fib_tools.host.files import storage_errors, write_atomically
+from fib_tools.host.packages import find_versions
 from fib_tools.host.paths import confine
 from fib_tools.model.canonical import canonical_bytes
 from fib_tools.model.definition import Definition
+from fib_tools.model.reference_log import ReferenceLog
 from fib_tools.model.summary import Result, Summary, Table
 from fib_tools.op_types.sizes import SIZES
 from fib_tools.phases.context import Context
@@ -26,12 +30,13 @@ from fib_tools.phases.reference_runs import Record, TestRun, has_gpu, run_tests
 from fib_tools.phases.reference_test_file import find_ground_truth, is_ours, read_conftest, write_test
 from fib_tools.phases.request import check_op_types
 
-__all__ = ["TestEntry", "TestsResult", "write_or_run_tests"]
+__all__ = ["TestEntry", "TestsResult", "make_log", "write_or_run_tests"]
 
 _REPORT = "reference_tests.json"
 _KERNEL_TEST = "test_the_kernel_agrees_with_the_reference"
 _SHOWN = 30
 _VERIFIED = "status:verified"
+_LIBRARIES = ("torch", "flashinfer-python", "sglang", "triton")
 
 
 class TestEntry(Result):
@@ -143,6 +148,8 @@ def write_or_run_tests(
     entries = (*broken, *_run_all(context, chosen, files, device=where, options=options, time_limit=time_limit))
     if where == "cuda" and tolerance is None:
         entries = _mark_verified(dataset, chosen, entries)
+        if sizes is None:
+            _write_logs(dataset, chosen, entries)
     return _save(context, TestsResult(action=action, dataset=str(dataset.root), device=where, entries=entries))
 
 
@@ -292,6 +299,31 @@ def _passed(entry: TestEntry) -> list[dict[str, Any]]:
     return [
         record for record in entry.records if record.get("test") == _KERNEL_TEST and record.get("outcome") == "passed"
     ]
+
+
+def _write_logs(dataset: Dataset, chosen: list[Definition], entries: tuple[TestEntry, ...]) -> None:
+    """Keep what the tests said beside the Definitions, for those who review them."""
+    definitions = {definition.name: definition for definition in chosen}
+    libs = find_versions(_LIBRARIES)
+    for entry in entries:
+        if entry.records:
+            test = _path(dataset, entry.name).read_bytes()
+            dataset.write_log(entry.op_type, make_log(definitions[entry.name], entry, test, libs))
+
+
+def make_log(definition: Definition, entry: TestEntry, test: bytes, libs: Mapping[str, str]) -> ReferenceLog:
+    """Say what a test came to, and of what."""
+    return ReferenceLog(
+        definition=definition.name,
+        definition_hash=hash_definition(definition),
+        test_sha256=hashlib.sha256(test).hexdigest(),
+        status="failed" if entry.status == "failed" else "passed" if entry.status == "passed" else "skipped",
+        reason=entry.reason,
+        kernel=entry.kernel,
+        gpu=next((str(record["gpu"]) for record in entry.records if record.get("gpu")), ""),
+        libs=dict(libs),
+        records=entry.records,
+    )
 
 
 def _save(context: Context, result: TestsResult) -> TestsResult:

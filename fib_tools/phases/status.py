@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
+from pydantic import Field
+
 from fib_tools.dataset.store import count_documents
 from fib_tools.errors import FibError
 from fib_tools.model.manifest import DefineStatus
+from fib_tools.model.progress import Step, sum_times
 from fib_tools.model.summary import Result, Summary, Table
 from fib_tools.phases.context import Context
 from fib_tools.phases.manifests import find_manifest, list_manifests, manifest_model
@@ -19,6 +24,10 @@ class OnboardingStatus(Result):
     manifest: str
     kernels: dict[str, int]
     """Kernels by define status."""
+    seconds: dict[int, float] = Field(default_factory=dict)
+    """That each phase took, in all runs that had something to do."""
+    steps: dict[Step, dict[str, int]] = Field(default_factory=dict)
+    """Kernels by what came of each step of phase 3."""
     problem: str = ""
     """Why its manifest cannot be read."""
 
@@ -41,11 +50,12 @@ class StatusResult(Result):
 
     def summary(self) -> Summary:
         """List the onboardings, then what else there is."""
-        rows = tuple((entry.model, *_counts(entry), entry.manifest) for entry in self.onboardings)
-        columns = ("model", *(status.value for status in DefineStatus), "manifest")
+        rows = tuple((entry.model, *_counts(entry), _spell_times(entry), entry.manifest) for entry in self.onboardings)
+        columns = ("model", *(status.value for status in DefineStatus), "seconds by phase", "manifest")
         held = ", ".join(f"{kind}: {count}" for kind, count in self.documents.items()) or "empty"
         lines = (
             *(f"unreadable: {entry.manifest}: {entry.problem}" for entry in self.onboardings if entry.problem),
+            *(f"{entry.model}, phase 3: {_spell_steps(entry)}" for entry in self.onboardings if entry.steps),
             f"dataset {self.dataset}: {held}",
             f"clones: {', '.join(self.clones) or 'none (bundled facts are used)'}",
         )
@@ -55,6 +65,17 @@ class StatusResult(Result):
 
 def _counts(entry: OnboardingStatus) -> tuple[str, ...]:
     return tuple(str(entry.kernels.get(status.value, 0)) for status in DefineStatus)
+
+
+def _spell_times(entry: OnboardingStatus) -> str:
+    return ", ".join(f"{phase}: {seconds:.1f}" for phase, seconds in entry.seconds.items())
+
+
+def _spell_steps(entry: OnboardingStatus) -> str:
+    return "; ".join(
+        f"{step.value}: {', '.join(f'{count} {status}' for status, count in counts.items())}"
+        for step, counts in entry.steps.items()
+    )
 
 
 def show_status(context: Context) -> StatusResult:
@@ -77,8 +98,17 @@ def _onboarding(context: Context, model: str) -> OnboardingStatus:
     except FibError as error:
         newest = [name for name in list_manifests(context.workspace) if manifest_model(name) == model][-1]
         return OnboardingStatus(model=model, manifest=newest, kernels={}, problem=error.what)
-    name, kernels = (found[0], found[1].kernels) if found else ("", ())
-    counts: dict[str, int] = {}
-    for kernel in kernels:
-        counts[kernel.define_status.value] = counts.get(kernel.define_status.value, 0) + 1
-    return OnboardingStatus(model=model, manifest=name, kernels=counts)
+    if found is None:
+        return OnboardingStatus(model=model, manifest="", kernels={})
+    name, manifest = found
+    steps: dict[Step, Counter[str]] = {}
+    for kernel in manifest.kernels:
+        for step, record in kernel.steps.items():
+            steps.setdefault(step, Counter())[record.status] += 1
+    return OnboardingStatus(
+        model=model,
+        manifest=name,
+        kernels=dict(Counter(kernel.define_status.value for kernel in manifest.kernels)),
+        seconds=sum_times(manifest.times),
+        steps={step: dict(counts) for step, counts in steps.items()},
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Annotated, get_type_hints
+from typing import Annotated
 
 from pydantic import BaseModel, Field
 
@@ -31,7 +31,7 @@ def build_operation_tool(operation: Operation, desk: Desk) -> Tool:
     own = tuple(option for option in operation.list_options() if option.is_for_agents)
     options = (*own, *(list_fields(_Wait) if operation.is_long else ()), *list_fields(Page))
     arguments = build_arguments(operation.tool, options)
-    output_schema = answer_schema(get_type_hints(operation.function)["return"])
+    output_schema = answer_schema(operation.result)
 
     def run(given: BaseModel, caller: Caller) -> Answer:
         said = given.model_dump(include={option.name for option in own} & given.model_fields_set, mode="json")

@@ -16,6 +16,8 @@ PATHS = [
     "blob/workloads/gqa_paged/d/d_1.safetensors",
     "tests/references/test_rmsnorm_h7168.py",
     "evidence/0a/0a1b2c.json",
+    "provenance/moe/moe_x.json",
+    "logs/moe/moe_x/reference_test.json",
 ]
 
 

@@ -9,7 +9,15 @@ import pytest
 
 from fib_tools.errors import RequestError
 from fib_tools.host.env import GpuSettings
-from fib_tools.host.gpus import Device, Discovery, Gpu, discover_gpus, find_processes, select_visible
+from fib_tools.host.gpus import (
+    Device,
+    Discovery,
+    Gpu,
+    discover_gpus,
+    find_memory_bytes,
+    find_processes,
+    select_visible,
+)
 
 
 @dataclass
@@ -54,6 +62,9 @@ class FakeNvml:
             if gpu.uuid == uuid and not gpu.fails:
                 return gpu
         raise self.NVMLError("Not Found")
+
+    def nvmlDeviceGetMemoryInfo(self, _handle: FakeGpu) -> Any:  # noqa: N802
+        return SimpleNamespace(total=141 << 30)
 
     def nvmlDeviceGetUUID(self, handle: FakeGpu) -> str:  # noqa: N802
         return handle.uuid
@@ -234,3 +245,10 @@ def test_processes_are_found_on_gpus_and_instances(monkeypatch: pytest.MonkeyPat
     install(monkeypatch, cut, FakeGpu("GPU-bb", pids=(8, 9)), FakeGpu("GPU-cc", fails=True))
     asked = [Gpu(uuid=uuid, index=0, name="x") for uuid in ("MIG-1", "GPU-bb", "GPU-cc", "GPU-pretend-0")]
     assert find_processes(asked) == {"MIG-1": (7,), "GPU-bb": (8, 9), "GPU-cc": None, "GPU-pretend-0": ()}
+
+
+def test_the_memory_of_a_gpu_is_known_where_nvml_can_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, FakeGpu("GPU-aa"), FakeGpu("GPU-bb", fails=True))
+    assert [find_memory_bytes(uuid) for uuid in ("GPU-aa", "GPU-bb", "GPU-pretend-0")] == [141 << 30, None, None]
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert find_memory_bytes("GPU-aa") is None

@@ -27,7 +27,7 @@ SNAPSHOTS = Path(__file__).parents[1] / "snapshots" / "tools"
 async def test_every_tool_says_what_it_changes(context: Context) -> None:
     effects = {operation.tool: operation.effect for operation in OPERATIONS if operation.tool}
     effects |= {name: effect for name, _, effect in JOB_TOOLS}
-    async with Client(build_server(context)) as client:
+    async with Client(build_server(context, allow_submit=True)) as client:
         tools = (await client.list_tools()).tools
     assert {tool.name for tool in tools} == set(effects)
     for tool in tools:
@@ -39,7 +39,7 @@ async def test_every_tool_says_what_it_changes(context: Context) -> None:
 
 
 async def test_the_tools_are_those_of_the_snapshots(context: Context) -> None:
-    async with Client(build_server(context)) as client:
+    async with Client(build_server(context, allow_submit=True)) as client:
         tools = {tool.name: tool for tool in (await client.list_tools()).tools}
     if os.environ.get("UPDATE_SNAPSHOTS"):
         SNAPSHOTS.mkdir(parents=True, exist_ok=True)

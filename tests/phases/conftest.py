@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,14 @@ import pytest
 
 import tiny_model
 from fib_tools.architecture.structure_schema import NotTraceable
+from fib_tools.capture.engine import EngineOptions, RunOutcome, make_runs
 from fib_tools.gate.gate import admit
 from fib_tools.gate.templates import TemplateResult
-from fib_tools.phases import candidates, dumps, staging, survey
+from fib_tools.host.gpu_lock import Lease
+from fib_tools.phases import candidates, collect_serving, dumps, serving, staging, survey
 from fib_tools.phases.context import Context, Workspace
+
+CHILD = Path(__file__).with_name("serving_engine.py")
 
 
 @pytest.fixture(scope="session")
@@ -74,3 +79,24 @@ def quick_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (staging, dumps):
         monkeypatch.setattr(module, "open_sandbox", nullcontext)
         monkeypatch.setattr(module, "admit", partial(admit, execute=False))
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch, untraced: None) -> list[Any]:
+    """A machine with one GPU and an engine that stands in for SGLang; gives the runs that were made."""
+    del untraced
+    found: list[Any] = []
+
+    @contextmanager
+    def acquire(count: int, **_: Any) -> Iterator[Lease]:
+        assert count == 1
+        yield Lease(gpus=(), environment={}, descriptors=())
+
+    def make(runs: Any, folder: Path, options: EngineOptions) -> tuple[RunOutcome, ...]:
+        found.extend(runs)
+        return make_runs(runs, folder, replace(options, child=CHILD))
+
+    monkeypatch.setattr(serving, "acquire", acquire)
+    monkeypatch.setattr(collect_serving, "check_machine", lambda **_: None)
+    monkeypatch.setattr(collect_serving, "make_runs", make)
+    return found

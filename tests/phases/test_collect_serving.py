@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fib_tools.capture.engine import EngineOptions, RunOutcome, make_runs
 from fib_tools.errors import MissingDependencyError, RequestError
-from fib_tools.host.gpu_lock import Lease
 from fib_tools.op_types.registry import get_kernel_type
 from fib_tools.operations import get_operation
 from fib_tools.phases import collect_serving, serving
 from fib_tools.phases.collect_result import CollectResult
 from fib_tools.phases.context import Context
 
-CHILD = Path(__file__).with_name("serving_engine.py")
 NORM = get_kernel_type("rmsnorm").build({"hidden_size": 8, "eps": 1e-5})
 DECODE = get_kernel_type("gqa_paged_decode").build(
     {"num_qo_heads": 4, "num_kv_heads": 2, "head_dim": 8, "page_size": 1}
@@ -32,27 +27,6 @@ def ready(context: Context) -> Context:
     for definition in (NORM, DECODE):
         context.dataset.write_definition(definition)
     return context
-
-
-@pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch, untraced: None) -> list[Any]:
-    """A machine with one GPU and an engine that stands in for SGLang; gives the runs that were made."""
-    del untraced
-    found: list[Any] = []
-
-    @contextmanager
-    def acquire(count: int, **_: Any) -> Iterator[Lease]:
-        assert count == 1
-        yield Lease(gpus=(), environment={}, descriptors=())
-
-    def make(runs: Any, folder: Path, options: EngineOptions) -> tuple[RunOutcome, ...]:
-        found.extend(runs)
-        return make_runs(runs, folder, replace(options, child=CHILD))
-
-    monkeypatch.setattr(serving, "acquire", acquire)
-    monkeypatch.setattr(collect_serving, "check_machine", lambda **_: None)
-    monkeypatch.setattr(collect_serving, "make_runs", make)
-    return found
 
 
 def collect(context: Context, **options: Any) -> CollectResult:

@@ -14,6 +14,7 @@ import pytest
 from fib_tools.cli.app import main
 from fib_tools.errors import LockedError, RequestError
 from fib_tools.gate.gate import admit
+from fib_tools.host.cpu import read_cpu_name
 from fib_tools.host.locks import hold
 from fib_tools.model.definition import Definition
 from fib_tools.model.manifest import DefineStatus, Manifest
@@ -24,8 +25,9 @@ from fib_tools.phases.define import define_model
 from fib_tools.phases.inventory import take_inventory, workspace_lock
 from fib_tools.phases.onboard import OnboardResult, onboard_model
 from fib_tools.phases.request import ModelOptions
+from fib_tools.phases.status import show_status
 from fib_tools.phases.validate import validate_dataset
-from tiny_model import CONFIG, snapshot
+from tiny_model import CONFIG, snapshot, timeless
 
 
 def read_manifest(context: Context) -> dict[str, Any]:
@@ -160,7 +162,7 @@ def test_a_killed_run_is_resumed_to_the_same_bytes(copied: tuple[Context, Path])
     for folder in (context.workspace.root, context.dataset.root / "definitions" / "rmsnorm"):
         (folder / f".fib-tmp-{2**22 + 1}-00ff").write_bytes(b"half")
     onboard_model(context, "tiny", ModelOptions(config=config))
-    assert snapshot(context.workspace.root) == before
+    assert timeless(snapshot(context.workspace.root)) == timeless(before)
 
 
 def test_a_definition_that_was_changed_is_reported_and_left_as_it_is(copied: tuple[Context, Path]) -> None:
@@ -377,28 +379,58 @@ def test_a_reference_that_does_not_run_is_refused(
     assert not again.has_errors, "a refused kernel is tried again"
 
 
-@pytest.mark.usefixtures("untraced")
-def test_phases_that_come_later_say_so(
-    context: Context,
-    write_config: Callable[..., Path],
-) -> None:
-    result = onboard_model(context, "one", ModelOptions(config=write_config()), phases=(1, 3))
-    assert result.not_run == ("3 collect (workloads need a GPU)",)
-    assert result.defined is None
-    assert not result.has_errors
-    assert "not run: phase 3 collect (workloads need a GPU)" in result.summary().lines
-
-
 @pytest.mark.parametrize(
     ("phases", "message"),
-    [((3,), "phase 3 collect .* not part of this version"), ((9, 1), "phases cannot be 9"), ((), "phases cannot be")],
+    [((9, 1), "phases cannot be 9"), ((), "phases cannot be")],
 )
-def test_phases_that_cannot_run_are_refused_before_anything_is_written(
+def test_phases_that_there_are_not_are_refused_before_anything_is_written(
     context: Context, phases: tuple[int, ...], message: str
 ) -> None:
     with pytest.raises(RequestError, match=message):
         get_operation("onboard").run(context, {"model": "kimi-k2", "phases": phases})
     assert not context.workspace.root.exists()
+
+
+@pytest.mark.parametrize("phase", [3, 4])
+def test_a_later_phase_without_the_earlier_ones_says_what_to_run(context: Context, phase: int) -> None:
+    with pytest.raises(RequestError, match="'kimi-k2' is not onboarded here") as caught:
+        onboard_model(context, "kimi-k2", phases=(phase,))
+    assert "fib onboard kimi-k2 --phases 0,1,2" in str(caught.value)
+
+
+@pytest.mark.usefixtures("quick_gate")
+def test_the_time_of_each_phase_is_in_the_manifest_and_grows_only_when_something_was_done(
+    context: Context, write_config: Callable[..., Path]
+) -> None:
+    options = ModelOptions(config=write_config(), op_types=("rmsnorm",))
+    first = onboard_model(context, "one", options).manifest.times
+    assert [(time.phase, time.step, time.machine) for time in first] == [
+        (1, None, read_cpu_name()),
+        (2, None, read_cpu_name()),
+    ]
+    assert all(time.seconds > 0 for time in first)
+    assert onboard_model(context, "one", options).manifest.times == first
+    more = ModelOptions(config=write_config(), op_types=("rmsnorm", "embedding"))
+    second = onboard_model(context, "one", more).manifest.times
+    assert all(now.seconds > before.seconds for now, before in zip(second, first, strict=True))
+    assert list(show_status(context).onboardings[0].seconds.values()) == [time.seconds for time in second]
+
+
+def test_a_page_is_written_beside_the_manifest(onboarded: tuple[Context, OnboardResult, Path]) -> None:
+    context, result, _ = onboarded
+    page = Path(result.page)
+    assert page.parent == context.workspace.root
+    assert f"{page.stem}.json" == Path(result.manifest_path).name
+    text = page.read_text(encoding="utf-8")
+    assert all(kernel.name in text.replace("<wbr>", "") for kernel in result.manifest.kernels)
+    assert f"page: {page}" in result.summary().lines
+
+
+@pytest.mark.usefixtures("quick_gate")
+def test_a_dry_run_writes_no_page(context: Context, write_config: Callable[..., Path]) -> None:
+    result = onboard_model(context, "one", ModelOptions(config=write_config(), op_types=("rmsnorm",)), dry_run=True)
+    assert result.page == ""
+    assert not list(context.workspace.root.glob("*.html"))
 
 
 def test_a_second_run_at_once_is_told_who_holds_the_lock(context: Context, write_config: Callable[..., Path]) -> None:

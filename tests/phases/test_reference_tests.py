@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from fib_tools.errors import RequestError
+from fib_tools.host.gpu_lock import Lease
+from fib_tools.host.gpus import Gpu
 from fib_tools.model.definition import Definition
 from fib_tools.op_types.registry import get_kernel_type
 from fib_tools.phases import _reference_conftest as shared
@@ -21,6 +23,7 @@ from fib_tools.phases.reference_test_file import is_ours, read_conftest, write_t
 from fib_tools.phases.reference_tests import TestsResult, write_or_run_tests
 
 HEADS = {"num_qo_heads": 8, "num_kv_heads": 2, "head_dim": 64}
+GIB = 1 << 30
 EXPERTS = {"num_experts": 16, "top_k": 4, "num_local_experts": 8, "hidden_size": 256, "intermediate_size": 128}
 
 KERNELS: dict[str, Mapping[str, Any]] = {
@@ -317,3 +320,16 @@ def test_tests_on_a_gpu_hold_its_lock_and_take_no_projects_configuration(
     assert "the project around it" not in run.problem
     assert "no-such" not in run.problem
     assert str(tmp_path / "locks") in run.problem
+
+
+@pytest.mark.parametrize(
+    ("cores", "memory", "processes"),
+    [(16, 141 * GIB, 14), (64, 141 * GIB, 14), (8, 141 * GIB, 6), (64, 80 * GIB, 8), (64, 24 * GIB, 4), (64, None, 4)],
+)
+def test_as_many_tests_run_on_a_gpu_as_cores_and_its_memory_allow(
+    monkeypatch: pytest.MonkeyPatch, cores: int, memory: int | None, processes: int
+) -> None:
+    monkeypatch.setattr(reference_runs.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(reference_runs, "find_memory_bytes", lambda _uuid: memory)
+    lease = Lease(gpus=(Gpu(uuid="GPU-aa", index=0, name="x"),), environment={}, descriptors=())
+    assert reference_runs._count_processes(lease) == processes

@@ -1,0 +1,158 @@
+"""Phase 4, submit: the pull requests and issues of an onboarding, each held against the checklist before it is sent.
+
+The dataset's pull request comes first, then the one of the coverage document that links it, then what FlashInfer and
+SGLang are asked for. Each step finds what is there before it writes: running it again changes nothing, and goes on
+where an earlier run was stopped.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fib_tools.dataset.store import Dataset
+from fib_tools.errors import RequestError
+from fib_tools.host.env import read_endpoint, read_secret, read_settings
+from fib_tools.host.locks import hold
+from fib_tools.model.definition import Definition
+from fib_tools.model.manifest import DefineStatus, Manifest, Phase1Status
+from fib_tools.phases.context import Context
+from fib_tools.phases.inventory import workspace_lock
+from fib_tools.phases.manifests import find_manifest, list_manifests, manifest_model, model_slug
+from fib_tools.phases.request import COMMAND_LINE_ONLY, choose_definitions
+from fib_tools.phases.submit_result import SubmitResult
+
+__all__ = ["Grouping", "submit_prs"]
+
+Grouping = Literal["model", "op_type", "definition"]
+
+_MODEL = "The onboarded model; its latest manifest in the workspace says what there is."
+
+
+def submit_prs(
+    context: Context,
+    model: Annotated[str | None, Field(description=_MODEL)] = None,
+    *,
+    manifest: Annotated[
+        Path | None, Field(description="A manifest of the workspace, in place of the model's name.")
+    ] = None,
+    definitions: Annotated[
+        tuple[str, ...] | None,
+        Field(description="Only these Definitions, by name; all that the onboarding made if left out."),
+    ] = None,
+    group: Annotated[Grouping, Field(description="What shares a pair of pull requests.")] = "model",
+    yes: Annotated[bool, Field(description="Send the requests; without it they are only shown.")] = False,
+    dummy_weights: Annotated[
+        bool, Field(description="Take Workloads of an engine with made-up weights; the pull request says so.")
+    ] = False,
+    sglang_branch: Annotated[
+        str | None,
+        Field(description="A pushed branch that lets SGLang call the kernels, as owner:branch: a pull request of it."),
+    ] = None,
+    hf_repo: Annotated[
+        str, Field(description="The dataset at Hugging Face."), COMMAND_LINE_ONLY
+    ] = "flashinfer-ai/flashinfer-trace",
+    github_repo: Annotated[
+        str, Field(description="The repository with the coverage document."), COMMAND_LINE_ONLY
+    ] = "flashinfer-ai/flashinfer-bench",
+    document: Annotated[str, Field(description="The coverage document in it."), COMMAND_LINE_ONLY] = (
+        "docs/model_coverage.md"
+    ),
+    flashinfer_repo: Annotated[
+        str, Field(description="Where kernels and trace templates are asked for."), COMMAND_LINE_ONLY
+    ] = "flashinfer-ai/flashinfer",
+    sglang_repo: Annotated[
+        str, Field(description="Where the SGLang branch is offered."), COMMAND_LINE_ONLY
+    ] = "sgl-project/sglang",
+    github_api: Annotated[
+        str | None, Field(description="GitHub's API; GITHUB_API_URL or github.com if left out."), COMMAND_LINE_ONLY
+    ] = None,
+) -> SubmitResult:
+    """Submit what an onboarding made: pull requests to the dataset and its coverage document, requests to FlashInfer.
+
+    Nothing is sent without --yes: every request is shown. A checklist holds back what a reviewer would ask for.
+    What is open already is found and brought up to date, never opened twice, closed, reopened or forced.
+    Tokens: GITHUB_TOKEN, and HF_TOKEN or the login of the hub's client.
+
+    Exit status 0: all of it is open, or would be; 1: something is held back, failed, or was closed by somebody.
+    """
+    # the gate and the checks are heavy, and `fib --help` can do without them
+    from fib_tools.phases.submission_run import Chosen, Places, Run
+
+    name, standing = _find_manifest(context, model, manifest)
+    chosen = _choose(Dataset.open(context.dataset.root), standing, definitions)
+    tokens = _read_tokens(context, sends=yes)
+    places = Places(
+        hf_repo=hf_repo,
+        hf_endpoint=read_settings().hf_endpoint,
+        github_repo=github_repo,
+        document=document,
+        flashinfer_repo=flashinfer_repo,
+        sglang_repo=sglang_repo,
+        github_api=github_api or read_endpoint("GITHUB_API_URL"),
+        hf_token=tokens[0],
+        github_token=tokens[1],
+    )
+    what = Chosen(
+        definitions=tuple(chosen), grouping=group, takes_dummy_weights=dummy_weights, sglang_branch=sglang_branch
+    )
+    lock = hold(workspace_lock(context), purpose=f"the submission of {standing.model}") if yes else nullcontext()
+    with lock:
+        return Run(context=context, name=name, manifest=standing, places=places, sends=yes).submit(what)
+
+
+def _find_manifest(context: Context, model: str | None, path: Path | None) -> tuple[str, Manifest]:
+    workspace = context.workspace
+    if path is not None:
+        if path.resolve().parent != workspace.root.resolve() or path.name not in list_manifests(workspace):
+            todo = "pass a file named onboard_<model>_<date>.json of the workspace, or another --workspace"
+            raise RequestError(f"{path.name} is no manifest of this workspace", where=str(workspace.root), todo=todo)
+        model = manifest_model(path.name)
+    if model is None:
+        raise RequestError("no model is named", todo="pass its name or --manifest FILE; fib status lists them")
+    found = find_manifest(workspace, model_slug(model))
+    if found is None:
+        raise RequestError(
+            f"{model} is not onboarded here", where=str(workspace.root), todo=f"run: fib onboard {model}"
+        )
+    return found
+
+
+def _choose(dataset: Dataset, manifest: Manifest, names: tuple[str, ...] | None) -> list[Definition]:
+    loaded, _ = dataset.load_definitions()
+    if names is None:
+        names = tuple(
+            kernel.definition or kernel.name
+            for kernel in manifest.kernels
+            if kernel.phase1_status is Phase1Status.NEW and kernel.define_status is DefineStatus.DEFINED
+        )
+        names += tuple(item.name for item in manifest.manual)
+    if not names:
+        what = f"the onboarding of {manifest.model} made no Definition"
+        raise RequestError(what, where=str(dataset.root), todo=f"run: fib onboard {manifest.model}")
+    return choose_definitions(loaded, names, where=str(dataset.root))
+
+
+def _read_tokens(context: Context, *, sends: bool) -> tuple[str | None, str | None]:
+    """Read the tokens of the Hub and of GitHub; none where nothing may be looked up.
+
+    Raises:
+        RequestError: something is to be sent, and cannot be.
+    """
+    if context.offline:
+        if sends:
+            raise RequestError(
+                "nothing can be sent offline", todo="leave out --offline, FIB_OFFLINE and HF_HUB_OFFLINE"
+            )
+        return None, None
+    from huggingface_hub import get_token
+
+    hub, github = get_token(), read_secret("GITHUB_TOKEN") or read_secret("GH_TOKEN")
+    if sends and not hub:
+        raise RequestError("there is no token of Hugging Face", todo="set HF_TOKEN, or run: hf auth login")
+    if sends and not github:
+        raise RequestError("there is no token of GitHub", todo="set GITHUB_TOKEN")
+    return hub, github

@@ -1,0 +1,94 @@
+"""What submitting came to: pull requests and issues, what keeps others back, and every request."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fib_tools.model.base import Model
+from fib_tools.model.manifest import SubmissionKind
+from fib_tools.model.summary import Result, Summary, Table
+from fib_tools.publish.checklist import Failure
+from fib_tools.publish.outward import Action, Request
+
+__all__ = ["SubmitEntry", "SubmitResult"]
+
+_SHOWN = 40
+_DOING = {"would open", "would update"}
+
+
+class SubmitEntry(Model):
+    """One pull request or issue."""
+
+    kind: SubmissionKind
+    subject: str
+    """The group of Definitions, the kernel or the API that it is about."""
+    status: Action | Literal["blocked", "waiting", "failed"]
+    """`blocked`: the checklist holds it back; `waiting`: for the pull request that it would link."""
+    repo: str
+    url: str = ""
+    branch: str = ""
+    title: str = ""
+    definitions: int = 0
+    note: str = ""
+
+
+class SubmitResult(Result):
+    """The pull requests and issues of an onboarding."""
+
+    rows = "entries"
+    row_fields = ("kind", "subject", "status", "url", "note")
+
+    model: str
+    manifest_path: str
+    sent: bool
+    """False: everything was only shown."""
+    entries: tuple[SubmitEntry, ...]
+    failures: tuple[Failure, ...] = ()
+    """What the checklist found, with what to do about it."""
+    requests: tuple[Request, ...] = ()
+    """Those that write, in order, with all that they hold: sent, or what would be."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def has_errors(self) -> bool:
+        """Tell whether something is held back, failed, or was closed by somebody."""
+        return bool(self.failures) or any(entry.status in {"blocked", "failed", "closed"} for entry in self.entries)
+
+    def summary(self) -> Summary:
+        """Show what is held back and why, each request if nothing was sent, then what came of all."""
+        tables = []
+        if self.failures:
+            rows = tuple(
+                (item.definition or item.group, item.check, item.found, item.todo) for item in self.failures[:_SHOWN]
+            )
+            columns = ("definition", "check", "found", "what to do")
+            tables.append(Table(title="held back", columns=columns, rows=rows))
+        if self.entries:
+            entries = tuple((item.kind, item.subject, item.status, item.url or item.repo) for item in self.entries)
+            columns = ("what", "about", "status", "where")
+            tables.append(Table(title="pull requests and issues", columns=columns, rows=entries))
+        more = len(self.failures) - _SHOWN
+        lines = [f"... and {more} more that are held back; --json has all"] if more > 0 else []
+        lines += [f"{item.kind} {item.subject}: {item.note}" for item in self.entries if item.note]
+        lines += list(self.notes)
+        if not self.sent:
+            lines += [text for request in self.requests for text in _show(request)]
+        return Summary(tables=tuple(tables), lines=(*lines, self._describe_end()))
+
+    def _describe_end(self) -> str:
+        if self.sent:
+            return f"{len(self.requests)} requests sent; recorded in {self.manifest_path}"
+        would = sum(entry.status in _DOING for entry in self.entries)
+        return (
+            f"nothing was sent: {would} would be opened or updated, by {len(self.requests)} requests; --yes sends them"
+        )
+
+
+def _show(request: Request) -> list[str]:
+    """Write a request out: where it goes, the files with their sizes, and the text as it is."""
+    branch = f" branch {request.branch}" if request.branch else ""
+    lines = [f"--- {request.service}: {request.method} {request.target}{branch}"]
+    if request.title:
+        lines.append(f"title: {request.title}")
+    lines += [f"file: {file.path} ({file.size} bytes)" for file in request.files]
+    return [*lines, *(f"    {line}" for line in request.body.splitlines())]
