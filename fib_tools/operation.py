@@ -43,7 +43,7 @@ class Option:
     is_subject: bool = False
     """It may be given without its name: the model of `fib onboard MODEL`."""
     is_for_agents: bool = True
-    """Not so for a place outside the workspace."""
+    """Not so for a place outside the workspace, and for what runs with the rights of the user."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,7 +4,7 @@ import inspect
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import get_type_hints
+from typing import Annotated, get_type_hints
 
 import pytest
 
@@ -12,8 +12,10 @@ from fib_tools.errors import ConfigError, PathError, RequestError, StorageError,
 from fib_tools.model.summary import Result
 from fib_tools.operation import Effect, Operation
 from fib_tools.operations import OPERATIONS, get_operation
+from fib_tools.phases.collect_options import CollectOptions
 from fib_tools.phases.context import Context, Workspace
-from fib_tools.phases.request import DEFAULTS, ModelArgument, ModelOptions
+from fib_tools.phases.onboard_submit import SubmitOptions
+from fib_tools.phases.request import COMMAND_LINE_ONLY, DEFAULTS, ModelArgument, ModelOptions
 
 VERBS = {
     "coverage": "track",
@@ -81,6 +83,17 @@ def test_the_fields_of_a_model_are_options_of_their_own_and_come_back_as_that_mo
     assert [option.name for option in operation.list_options()] == ["model", *ModelOptions.model_fields]
     operation.run(Context(workspace=Workspace(root=tmp_path)), {"model": "x", "tp_list": (2,)})
     assert seen == [ModelOptions(tp_list=(2,))]
+
+
+def test_a_group_of_options_can_be_for_people_only(tmp_path: Path) -> None:
+    def look(_context: Context, options: Annotated[ModelOptions, COMMAND_LINE_ONLY] = DEFAULTS) -> Result:
+        """Look."""
+        assert options.tp_list == (2,)
+        return Result()
+
+    operation = replace(get_operation("inventory"), function=look)
+    assert {option.is_for_agents for option in operation.list_options()} == {False}
+    operation.run(Context(workspace=Workspace(root=tmp_path)), {"tp_list": (2,)})
 
 
 @every_operation
@@ -185,7 +198,7 @@ def test_what_the_system_refuses_to_read_is_an_error_with_advice(context: Contex
     assert caught.value.where == "/secret"
 
 
-def test_places_outside_the_workspace_are_for_people_only() -> None:
+def test_places_outside_the_workspace_and_what_has_the_rights_of_the_user_are_for_people_only() -> None:
     hidden = {
         (operation.verb, option.name)
         for operation in OPERATIONS
@@ -196,6 +209,9 @@ def test_places_outside_the_workspace_are_for_people_only() -> None:
         ("apply", "out"),
         ("bench", "address"),
         ("clone", "urls"),
+        *(("onboard", name) for name in (*CollectOptions.model_fields, *SubmitOptions.model_fields)),
+        ("onboard", "discover"),
+        ("onboard", "limit"),
         ("report", "html"),
         ("submit", "document"),
         ("submit", "flashinfer_repo"),

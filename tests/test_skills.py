@@ -24,7 +24,6 @@ LATER = {
     "extract-model-from-hf": ("fib_write_model_pages",),
     "find-sglang-baseline": ("fib_write_model_pages",),
     "generate-model-definition": ("fib_write_model_pages",),
-    "onboard-model": ("fib_collect_workloads",),
 }
 """Skills that wait for tools; the others are complete."""
 

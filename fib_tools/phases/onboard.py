@@ -35,7 +35,10 @@ _OLD = frozenset({"defined before", "existing", "changed"})
 
 PhasesArgument = Annotated[
     tuple[Annotated[int, Field(ge=0, le=4)], ...],
-    Field(description="0 refresh, 1 discover, 2 define, 3 collect (a GPU), 4 submit.", min_length=1),
+    Field(
+        description="0 refresh, 1 discover, 2 define; in a person's shell also 3 collect (a GPU) and 4 submit.",
+        min_length=1,
+    ),
 ]
 SkipArgument = Annotated[bool, Field(description="Leave alone what was done before.")]
 DryRunArgument = Annotated[bool, Field(description="Say what would be done; the dataset is not touched.")]

@@ -26,7 +26,8 @@ __all__ = [
 ]
 
 COMMAND_LINE_ONLY = "command line only"
-"""Marks a parameter that agents are not offered: it names a place outside the workspace."""
+"""Marks a parameter, or a group of them, that agents are not offered: it names a place outside the workspace, or says how
+to run what has the rights of the user."""
 
 ALLOW_SUBMIT = "Offer the tools that write outside the workspace: pull requests, issues."
 """What the option of that name is for, at every face that has it."""
