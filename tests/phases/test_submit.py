@@ -12,16 +12,14 @@ from typing import Any
 
 import pytest
 
-import submittable
 from fake_hub import FakeHub
-from fib_tools.architecture.structure_schema import NotTraceable
 from fib_tools.errors import PublishError, RequestError
 from fib_tools.gate.execute import Execution
 from fib_tools.model.base import to_document
 from fib_tools.model.canonical import canonical_bytes
 from fib_tools.model.manifest import FiStatus, Manifest, SglStatus
 from fib_tools.operations import get_operation
-from fib_tools.phases import dossiers, submission_run, survey
+from fib_tools.phases import dossiers, submission_run
 from fib_tools.phases.context import Context, Workspace
 from fib_tools.phases.manifests import find_manifest, save_manifest
 from fib_tools.phases.submit_result import SubmitResult
@@ -29,16 +27,15 @@ from fib_tools.publish import github, huggingface
 from fib_tools.publish.outward import Patience
 from loopback import Answer, Fault, serve
 from scripted_github import Repo, ScriptedGitHub
+from submittable import EMBEDDING, MODEL, NORM
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
 """Of the hub's own client, when it uploads to git-lfs."""
 
 HF_TOKEN = "hf_" + "s3cr3t" * 4
 GITHUB_TOKEN = "ghp_" + "s3cr3t" * 6
-MODEL = "tiny"
 BENCH, FLASHINFER, SGLANG = "flashinfer-ai/flashinfer-bench", "flashinfer-ai/flashinfer", "sgl-project/sglang"
 DOCUMENT = "docs/model_coverage.md"
-NORM, EMBEDDING = "rmsnorm_h64", "embedding_v128_d64"
 
 
 @dataclass(kw_only=True)
@@ -70,40 +67,10 @@ class World:
         save_manifest(self.context.workspace, found[0], change(found[1]))
 
 
-@pytest.fixture(scope="module")
-def onboarded(tmp_path_factory: pytest.TempPathFactory, write_tiny: Path) -> Path:
-    """A workspace with two Definitions that are ready; made once."""
-    context = Context(workspace=Workspace(root=tmp_path_factory.mktemp("onboarded")), offline=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(survey, "_trace", lambda _config: NotTraceable(model_type="llama", reason="left out by the test"))
-        get_operation("onboard").run(context, {"model": str(write_tiny), "op_types": ("rmsnorm", "embedding")})
-    found = find_manifest(context.workspace, MODEL)
-    assert found is not None
-    linked = found[1].model_copy(update={"repo_id": "maker/tiny"})
-    kernels = tuple(kernel for kernel in linked.kernels if kernel.name in {NORM, EMBEDDING})
-    save_manifest(context.workspace, found[0], linked.model_copy(update={"kernels": kernels}))
-    for path in [*context.dataset.root.glob("definitions/*/*.json")]:
-        if path.stem not in {NORM, EMBEDDING}:
-            path.unlink()
-    submittable.make_submittable(context)
-    return context.workspace.root
-
-
-@pytest.fixture(scope="module")
-def write_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import tiny_model
-
-    folder = tmp_path_factory.mktemp("models") / MODEL
-    folder.mkdir()
-    config = {name: value for name, value in tiny_model.CONFIG.items() if value is not None}
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    return folder
-
-
 @pytest.fixture
-def world(onboarded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+def world(submittable_workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     workspace = tmp_path / "work"
-    shutil.copytree(onboarded, workspace)
+    shutil.copytree(submittable_workspace, workspace)
     hub = FakeHub(tmp_path, token=HF_TOKEN)
     repos = [Repo(name=name) for name in (BENCH, FLASHINFER, SGLANG)]
     hosted = ScriptedGitHub(*repos, token=GITHUB_TOKEN)
