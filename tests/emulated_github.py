@@ -26,8 +26,6 @@ PATHS = (
     "/repos/{owner}/{repo}",
     "/repos/{owner}/{repo}/forks",
     "/repos/{owner}/{repo}/git/refs",
-    "/repos/{owner}/{repo}/git/ref/{ref}",
-    "/repos/{owner}/{repo}/contents/{path}",
     "/repos/{owner}/{repo}/pulls",
     "/repos/{owner}/{repo}/pulls/{pull_number}",
     "/repos/{owner}/{repo}/pulls/{pull_number}/files",
@@ -35,6 +33,12 @@ PATHS = (
     "/repos/{owner}/{repo}/issues/{issue_number}",
     "/search/issues",
 )
+LONG_PATHS = {
+    "/repos/{owner}/{repo}/git/ref/heads/{ref}": "/repos/{owner}/{repo}/git/ref/{ref}",
+    "/repos/{owner}/{repo}/git/ref/heads/fib/kimi-k2/{ref}": "/repos/{owner}/{repo}/git/ref/{ref}",
+    "/repos/{owner}/{repo}/contents/docs/{path}": "/repos/{owner}/{repo}/contents/{path}",
+}
+"""GitHub's parameters hold slashes, Prism's do not: their places with the paths that describe them."""
 _VERBS = {"get", "post", "put", "patch", "delete", "parameters"}
 _START_SECONDS = 60
 _REPOS = ("flashinfer-bench", "flashinfer")
@@ -80,13 +84,18 @@ def validate_github(modules: Path, path: str, folder: Path) -> Iterator[tuple[st
 
 @contextmanager
 def emulate_github(
-    modules: Path, path: str, folder: Path, *, prism: tuple[str, int], token: str
+    modules: Path, path: str, folder: Path, *, prism: tuple[str, int], token: str, is_member: bool = True
 ) -> Iterator[EmulatedGitHub]:
-    """Start a GitHub with the repositories of FlashInfer and a user who owns the token."""
+    """Start a GitHub with the repositories of FlashInfer and a user who owns the token, and may be of FlashInfer."""
     seed = folder / "seed.json"
     repos = [{"owner": "flashinfer-ai", "name": name, "auto_init": True} for name in _REPOS]
+    members = [{"login": "maker", "role": "admin"}] * is_member
     user = {"login": "maker", "name": "Maker", "email": "maker@example.com"}
-    github = {"users": [user], "orgs": [{"login": "flashinfer-ai", "name": "FlashInfer"}], "repos": repos}
+    github = {
+        "users": [user],
+        "orgs": [{"login": "flashinfer-ai", "name": "FlashInfer", "members": members}],
+        "repos": repos,
+    }
     tokens = {token: {"login": "maker", "scopes": ["repo", "user"]}}
     seed.write_text(json.dumps({"tokens": tokens, "github": github}), encoding="utf-8")
     proxy = EmulatedGitHub()
@@ -99,13 +108,10 @@ def emulate_github(
 
 def _cut(whole: dict[str, Any]) -> dict[str, Any]:
     """Cut a description down to the paths that are used and what they refer to."""
+    described = {**dict(zip(PATHS, PATHS, strict=True)), **LONG_PATHS}
     paths = {
-        path: {
-            verb: dict(what) if isinstance(what, dict) else what
-            for verb, what in whole["paths"][path].items()
-            if verb in _VERBS
-        }
-        for path in PATHS
+        place: {verb: what for verb, what in whole["paths"][path].items() if verb in _VERBS}
+        for place, path in described.items()
     }
     wanted: dict[str, Any] = {}
     _follow(paths, whole, wanted)
