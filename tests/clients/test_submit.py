@@ -116,7 +116,7 @@ def is_member() -> bool:
 
 
 @pytest.fixture
-def world(
+def world(  # noqa: PLR0913  # its parts are fixtures
     kimi: Path,
     prism: tuple[str, int],
     node_path: str,

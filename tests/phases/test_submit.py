@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fake_hub import FakeHub
-from fib_tools.errors import PublishError, RequestError
+from fib_tools.errors import RequestError
 from fib_tools.gate.execute import Execution
 from fib_tools.model.base import to_document
 from fib_tools.model.canonical import canonical_bytes
@@ -25,6 +25,7 @@ from fib_tools.phases.manifests import find_manifest, save_manifest
 from fib_tools.phases.submit_result import SubmitResult
 from fib_tools.publish import github, huggingface
 from fib_tools.publish.outward import Patience
+from fib_tools.tools.toolbox import Toolbox
 from loopback import Answer, Fault, serve
 from scripted_github import Repo, ScriptedGitHub
 from submittable import EMBEDDING, MODEL, NORM
@@ -80,6 +81,7 @@ def world(submittable_workspace: Path, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(dossiers, "execute_many", _execute)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     with serve(hub), serve(hosted):
+        monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")  # for children; this process has read it already
         monkeypatch.setenv("HF_TOKEN", HF_TOKEN)
         monkeypatch.setenv("GITHUB_TOKEN", GITHUB_TOKEN)
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
@@ -436,6 +438,22 @@ def _owner(world: World, token: str) -> FakeHub | ScriptedGitHub:
     return world.hub if token == HF_TOKEN else world.github
 
 
+def test_an_agent_sends_only_what_it_says_yes_to(world: World) -> None:
+    toolbox = Toolbox(world.context, allow_submit=True)
+    arguments: dict[str, Any] = {"model": MODEL, "wait_seconds": 50, "fields": ["entries.status", "requests.target"]}
+    shown = toolbox.call("fib_submit_prs", arguments)
+    assert world.writes == []
+    assert [entry["status"] for entry in shown.result["entries"]] == ["would open"] * 3
+    assert len(shown.result["requests"]) == 5
+    sent = toolbox.call("fib_submit_prs", {**arguments, "yes": True})
+    assert [entry["status"] for entry in sent.result["entries"]] == ["opened"] * 3
+    for other in ("hf_repo", "github_repo", "github_api"):
+        with pytest.raises(RequestError, match=f"there is no option '{other}'"):
+            toolbox.call("fib_submit_prs", {**arguments, other: "http://localhost/steal"})
+    for path in world.context.workspace.root.rglob("*"):
+        assert not path.is_file() or GITHUB_TOKEN.encode() not in path.read_bytes()
+
+
 def test_a_manifest_is_named_by_its_file(world: World, tmp_path: Path) -> None:
     name = next(world.context.workspace.root.glob("onboard_*.json"))
     operation = get_operation("submit")
@@ -457,4 +475,3 @@ def test_an_error_of_a_run_names_the_repository(world: World) -> None:
     result = world.submit()
     assert statuses(result)[2] == ("kernel request", "failed")
     assert "check the repository's name" in result.entries[2].note
-    assert isinstance(PublishError("x"), Exception)
