@@ -15,12 +15,47 @@ from fib_tools.errors import BusyError, PublishError
 from fib_tools.model.base import Model
 from fib_tools.model.manifest import Submission, SubmissionStatus
 
-__all__ = ["Action", "Outbox", "Patience", "Request", "SentFile", "Settled", "persist"]
+__all__ = [
+    "Action",
+    "Outbox",
+    "Patience",
+    "Places",
+    "Request",
+    "SentFile",
+    "Settled",
+    "Tokens",
+    "persist",
+    "read_status",
+]
 
 T = TypeVar("T")
 
 Action = Literal["opened", "updated", "unchanged", "would open", "would update", "found", "merged", "closed"]
 """`found`: somebody else asked for it already; `closed`: somebody closed it, and it stays so."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tokens:
+    """Who asks; without a token nothing is looked up."""
+
+    hub: str | None = field(repr=False)
+    github: str | None = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Places:
+    """Where requests go, and as whom."""
+
+    hf_repo: str
+    hf_endpoint: str
+    github_repo: str
+    document: str
+    """The coverage document in it."""
+    flashinfer_repo: str
+    sglang_repo: str
+    github_api: str | None
+    """None: GitHub's own."""
+    tokens: Tokens
 
 
 class SentFile(Model):
