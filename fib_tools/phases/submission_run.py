@@ -310,15 +310,15 @@ class Run:
     ) -> Settled | None:
         """Take a step with patience, and write down what came of it; None if it failed."""
         self.context.progress(f"{kind}: {subject}", 0, 0)
-        before = len(self.requests)
+        before = self._outbox.tries
         try:
             settled = persist(settle, PATIENCE)
         except PublishError as error:
             self._note(kind, subject, "failed", repo, count=count, note=str(error))
             return None
-        if settled.action == "unchanged" and len(self.requests) > before:
-            # an attempt that got no answer was served: the one after it found everything done
-            settled = settled.model_copy(update={"action": "updated"})
+        if settled.action == "unchanged" and self._outbox.tries > before:
+            # an attempt was served and got no answer; the one after it found everything done
+            settled = settled.model_copy(update={"action": "updated" if self._is_known(settled) else "opened"})
         if settled.submission is not None and self.sends:
             self._record(settled.submission)
         url = settled.submission.url if settled.submission else ""
@@ -336,6 +336,9 @@ class Run:
             )
         )
         return settled
+
+    def _is_known(self, settled: Settled) -> bool:
+        return settled.submission is not None and _key(settled.submission) in map(_key, self.manifest.submissions)
 
     def _note(self, kind: SubmissionKind, subject: str, status: str, repo: str, *, count: int, note: str = "") -> None:
         entry = SubmitEntry.model_validate(

@@ -95,7 +95,9 @@ class Outbox:
 
     sends: bool
     sent: Callable[[Request], None]
-    """Told of each request once it has been sent, or at once where nothing is."""
+    """Told of each request once it was served, or at once where nothing is sent."""
+    tries: int = 0
+    """Requests that were sent, those among them that got no answer."""
 
     @property
     def updated(self) -> Action:
@@ -104,7 +106,10 @@ class Outbox:
 
     def send(self, request: Request, act: Callable[[], T] | None) -> T | None:
         """Send a request, or show it; None where nothing was sent, or there is nothing yet to send it to."""
-        answer = act() if act is not None and self.sends else None
+        answer = None
+        if act is not None and self.sends:
+            self.tries += 1
+            answer = act()
         self.sent(request)
         return answer
 
