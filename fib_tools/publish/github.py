@@ -151,10 +151,14 @@ class GitHub:
         fork = _find_repo(self._client, name)
         if fork is None:
             request = Request(service="github", method="POST", target=f"/repos/{repo.full_name}/forks")
-            return self._outbox.send(request, repo.create_fork)
+            fork = self._outbox.send(request, repo.create_fork)
+            if fork is None:
+                return None
         if not fork.fork or (fork.parent is not None and fork.parent.full_name != repo.full_name):
             todo = "rename it: a fork of the other would have its name"
             raise PublishError(f"{name} is no fork of {repo.full_name}", where=name, todo=todo)
+        if not _has_branch(fork, fork.default_branch):
+            raise BusyError("the fork is still being made", where=name)
         return fork
 
     def _bring_branch(
@@ -236,7 +240,8 @@ class GitHub:
     def _find_issue(self, repo: Repository, plan: IssuePlan) -> Issue | None:
         """Find ours by its marker, not by a search, whose index lags behind what was just opened."""
         mine = repo.get_issues(state="all", creator=self._login)  # type: ignore[arg-type]  # a login is taken too
-        ours = [issue for issue in mine if issue.pull_request is None and plan.marker in (issue.body or "")]
+        # in this order: of an issue, PyGithub would ask GitHub again for the pull request that it is not
+        ours = [issue for issue in mine if plan.marker in (issue.body or "") and issue.pull_request is None]
         return next((issue for issue in ours if issue.state == "open"), ours[0] if ours else None)
 
     def _find_namesake(self, plan: IssuePlan) -> Issue | None:
