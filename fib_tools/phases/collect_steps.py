@@ -113,6 +113,8 @@ def _collect(work: Work, names: Sequence[str], write: Callable[[Outcomes], None]
     except MissingDependencyError as error:
         write(dict.fromkeys(names, (NO_ENGINE, _shorten(str(error)))))
         return
+    if any(run.status == "interrupted" for run in result.runs):
+        raise KeyboardInterrupt  # its Workloads are kept, and the model is served again by the next run
     write({name: outcome for name, outcome in _read_collected(result) if name in names})
 
 

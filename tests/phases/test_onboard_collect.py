@@ -21,7 +21,7 @@ from fib_tools.cli.app import main
 from fib_tools.errors import FormatError, RequestError
 from fib_tools.model.manifest import Manifest
 from fib_tools.model.progress import Step
-from fib_tools.phases import collect_steps, onboard_collect
+from fib_tools.phases import collect_serving, collect_steps, onboard_collect
 from fib_tools.phases.bench import find_hardware
 from fib_tools.phases.collect_options import CollectOptions
 from fib_tools.phases.context import Context, Workspace
@@ -263,6 +263,28 @@ def test_a_model_is_served_as_its_manifest_says_and_what_no_call_showed_gets_siz
     made.clear()
     collect(context, how)
     assert not made, "a model that was served is not served again"
+
+
+@pytest.mark.usefixtures("with_gpu", "made")
+def test_an_interrupt_while_serving_ends_the_run_and_the_model_is_served_again(
+    context: Context, write_config: Callable[..., Path], quick_gate: None
+) -> None:
+    del quick_gate
+    shape = {"hidden_size": 8, "head_dim": 8, "num_attention_heads": 4, "rms_norm_eps": 1e-5}
+    onboard_model(context, "tiny", ModelOptions(config=write_config(**shape), op_types=("rmsnorm",), tp_list=(1,)))
+    how = CollectOptions(skip_steps=("test", "calibrate", "bench"), batch_sizes=(1,), isl=12, osl=2)
+
+    def step(_follower: Any) -> bool:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collect_serving.Follower, "step", step)
+        with pytest.raises(KeyboardInterrupt):
+            collect(context, how)
+    assert list_statuses(context, Step.COLLECT) == {}
+    assert list_statuses(context, Step.SIZES) == {}
+    collect(context, how)
+    assert set(list_statuses(context, Step.COLLECT).values()) == {"no call", "written"}
 
 
 @pytest.mark.usefixtures("with_gpu")
