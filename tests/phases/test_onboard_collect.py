@@ -19,12 +19,13 @@ import pytest
 import bench_run
 from fib_tools.cli.app import main
 from fib_tools.errors import FormatError, RequestError
-from fib_tools.model.manifest import Manifest
+from fib_tools.model.manifest import Manifest, ManualDefinition
 from fib_tools.model.progress import Step
 from fib_tools.phases import collect_serving, collect_steps, onboard_collect
 from fib_tools.phases.bench import find_hardware
 from fib_tools.phases.collect_options import CollectOptions
 from fib_tools.phases.context import Context, Workspace
+from fib_tools.phases.manifests import find_manifest, save_manifest
 from fib_tools.phases.onboard import OnboardResult, onboard_model
 from fib_tools.phases.request import ModelOptions
 from fib_tools.phases.time_budget import TimeBudget
@@ -310,6 +311,23 @@ def test_a_definition_that_was_verified_before_is_believed(defined: Context) -> 
     assert list_statuses(defined, Step.TEST) == dict.fromkeys(NORMS, "verified")
 
 
+def test_a_definition_that_was_written_by_hand_goes_through_the_steps_too(defined: Context) -> None:
+    own = bench_run.norm(96).model_copy(update={"name": "by_hand"})
+    defined.dataset.write_definition(own)
+    found = find_manifest(defined.workspace, "tiny")
+    assert found is not None
+    manual = (ManualDefinition(name="by_hand", op_type="rmsnorm", executed=True),)
+    save_manifest(defined.workspace, found[0], found[1].model_copy(update={"manual": manual}))
+    collect(defined, CollectOptions(device="cpu", skip_steps=("test", "calibrate", "bench")))
+    (item,) = read_manifest(defined).manual
+    assert [(step, record.status) for step, record in item.steps.items()] == [
+        (Step.BASELINE, "no kernel"),
+        (Step.COLLECT, "no engine"),
+        (Step.SIZES, "written"),
+    ]
+    assert set(list_statuses(defined, Step.SIZES)) == set(NORMS)
+
+
 def test_a_step_that_cannot_be_done_is_an_error_and_the_others_go_on(
     defined: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -323,7 +341,13 @@ def test_a_step_that_cannot_be_done_is_an_error_and_the_others_go_on(
     assert [(line.step, line.problem) for line in result.collected.steps if line.problem] == [
         (Step.CALIBRATE, "bounds that nobody can read")
     ]
+    assert list_statuses(defined, Step.CALIBRATE) == dict.fromkeys(NORMS, "failed")
     assert list_statuses(defined, Step.BENCH) == dict.fromkeys(NORMS, "nothing to measure")
+    monkeypatch.undo()
+    again = collect(defined)
+    assert again.collected is not None
+    assert [line.step for line in again.collected.steps] == [Step.CALIBRATE]
+    assert list_statuses(defined, Step.CALIBRATE) == dict.fromkeys(NORMS, "calibrated")
     assert any("calibrate: bounds that nobody can read" in line for line in result.summary().lines)
 
 
