@@ -15,13 +15,10 @@ from baselines import fib  # noqa: E402  # the path must be there first
 from kernel_drafts import make_solution, make_workload  # noqa: E402
 
 from fib_tools.dataset.store import Dataset  # noqa: E402
-from fib_tools.model.solution import Solution, SourceFile  # noqa: E402
 from fib_tools.op_types.registry import get_kernel_type  # noqa: E402
 
 ROWS = (32, 2048)
 """Of the Workloads: a decode of the batch, and a prefill."""
-DRAFT_EPS = "EPS = 1e-06"
-"""As it stands in the drafts of norms; the model's own takes its place."""
 
 
 def write_dataset(root: Path, config: dict[str, Any]) -> None:
@@ -36,19 +33,9 @@ def write_dataset(root: Path, config: dict[str, Any]) -> None:
     dataset = Dataset(root)
     for kernel, draft, parameters, axis in plan:
         definition = get_kernel_type(kernel).build(parameters)
-        solution = make_solution(definition, draft)
         dataset.write_definition(definition)
         dataset.write_workloads(definition.op_type, [make_workload(definition, {axis: count}) for count in ROWS])
-        dataset.write_solution(definition.op_type, set_eps(solution, eps) if "eps" in parameters else solution)
-
-
-def set_eps(solution: Solution, eps: float) -> Solution:
-    """Write the model's epsilon into a draft, as its Definition has it."""
-    file = solution.sources[0]
-    if DRAFT_EPS not in file.content:
-        raise ValueError(f"{solution.name} has no line {DRAFT_EPS!r}")
-    content = file.content.replace(DRAFT_EPS, f"EPS = {eps!r}")
-    return solution.model_copy(update={"sources": (SourceFile(path=file.path, content=content),)})
+        dataset.write_solution(definition.op_type, make_solution(definition, draft))
 
 
 def prepare(options: argparse.Namespace, config: dict[str, Any]) -> None:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import collections
 import json
+import math
+import re
 import shutil
 import statistics
 import sys
@@ -38,6 +40,7 @@ DRAFTS = Path(__file__).parent / "drafts"
 ROWS = (1, 64, 1024, 8192)
 BATCHES = (1, 16, 64, 128)
 PAGES_EACH = 64
+_EPSILON = re.compile(r"^EPS = \S+$", re.MULTILINE)
 VERSIONS = ("torch", "triton", "flashinfer-python", "sglang", "nvidia-cutlass-dsl")
 
 
@@ -64,7 +67,7 @@ PLAN: dict[str, tuple[str, list[dict[str, int]]]] = {
     "fused_add_rmsnorm_h7168": ("fused_add_rmsnorm", rows("batch_size")),
     "fused_add_rmsnorm_h4096": ("fused_add_rmsnorm", rows("batch_size")),
     "fused_add_rmsnorm_h2048": ("fused_add_rmsnorm", rows("batch_size")),
-    "rmsnorm_h7168": ("rmsnorm_wide", rows("batch_size")),
+    "rmsnorm_h7168": ("rmsnorm_wide rmsnorm_row rmsnorm_row8", rows("batch_size")),
     "rmsnorm_h128": ("rmsnorm_narrow", rows("batch_size", 32)),
     "silu_and_mul_i14336": ("silu_and_mul", rows("num_tokens")),
     "silu_and_mul_i2304": ("silu_and_mul", rows("num_tokens")),
@@ -73,12 +76,12 @@ PLAN: dict[str, tuple[str, list[dict[str, int]]]] = {
     "merge_state_h32_d128": ("merge_state", rows("seq_len")),
     "moe_routing_ds_topk8_ng1_kg1_e384": ("moe_routing_ds", rows("num_tokens")),
     "fp8_quantize_1x128_k2048": ("fp8_quantize", rows("M")),
-    "gqa_paged_decode_h32_kv4_d128_ps64": ("gqa_paged_decode", pages()),
-    "gqa_paged_decode_h32_kv8_d128_ps64": ("gqa_paged_decode", pages()),
-    "mla_paged_decode_h16_ckv512_kpe64_ps64": ("mla_paged_decode", pages()),
-    "mla_paged_decode_h128_ckv512_kpe64_ps64": ("mla_paged_decode", pages()[:3]),
+    "gqa_paged_decode_h32_kv4_d128_ps64": ("gqa_paged_decode gqa_paged_decode_even", pages()),
+    "gqa_paged_decode_h32_kv8_d128_ps64": ("gqa_paged_decode gqa_paged_decode_even", pages()),
+    "mla_paged_decode_h16_ckv512_kpe64_ps64": ("mla_paged_decode mla_paged_decode_even", pages()),
+    "mla_paged_decode_h128_ckv512_kpe64_ps64": ("mla_paged_decode mla_paged_decode_even", pages()[:3]),
 }
-"""By Definition: the draft, and its sizes."""
+"""By Definition: the drafts, of which the table has the fastest, and their sizes."""
 
 
 def write_dataset(source: Path, root: Path, names: list[str]) -> None:
@@ -88,10 +91,11 @@ def write_dataset(source: Path, root: Path, names: list[str]) -> None:
     dataset = Dataset(root)
     loaded = Dataset.open(source).load_definitions()[0]
     for name in names:
-        definition, (draft, sizes) = loaded[name], PLAN[name]
+        definition, (drafts, sizes) = loaded[name], PLAN[name]
         dataset.write_definition(definition)
         dataset.write_workloads(definition.op_type, [make_workload(definition, size) for size in sizes])
-        dataset.write_solution(definition.op_type, make_solution(definition, draft))
+        for draft in drafts.split():
+            dataset.write_solution(definition.op_type, make_solution(definition, draft))
 
 
 def make_workload(definition: Definition, size: dict[str, int]) -> Trace:
@@ -105,8 +109,12 @@ def make_workload(definition: Definition, size: dict[str, int]) -> Trace:
 
 
 def make_solution(definition: Definition, draft: str) -> Solution:
-    """Make a file a Solution."""
-    source = SourceFile(path="main.py", content=(DRAFTS / f"{draft}.py").read_text())
+    """Make a file a Solution, with the epsilon of the Definition's reference where a draft has one."""
+    content = (DRAFTS / f"{draft}.py").read_text()
+    epsilon = _EPSILON.search(definition.reference)
+    if epsilon:
+        content = _EPSILON.sub(epsilon[0], content)
+    source = SourceFile(path="main.py", content=content)
     spec = BuildSpec(
         language=Language.TRITON,
         target_hardware=("cuda",),
@@ -127,6 +135,20 @@ def read_evidence(dataset: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
     return found
 
 
+def choose_drafts(found: dict[tuple[str, str], list[dict[str, Any]]]) -> dict[str, str]:
+    """Choose the draft of each Definition that is right at the most sizes, and of these the fastest."""
+    scores: dict[str, dict[str, list[float]]] = collections.defaultdict(lambda: collections.defaultdict(list))
+    for (name, _), each in found.items():
+        for one in each:
+            if one["subject"]["author"] == "fib-tools":
+                mine = scores[name][one["subject"]["solution"]]
+                mine += [math.log(one["series"][0]["milliseconds"])] if one["status"] == "PASSED" else []
+    return {
+        name: min(drafts, key=lambda draft: (-len(drafts[draft]), sum(drafts[draft])))
+        for name, drafts in scores.items()
+    }
+
+
 def find_series(evidence: dict[str, Any], launch: str, l2: str) -> dict[str, Any] | None:
     """Take the figure of one kind."""
     kinds = [each for each in evidence.get("series", ()) if (each["launch"], each["l2"]) == (launch, l2)]
@@ -145,9 +167,11 @@ def tabulate(found: dict[tuple[str, str], list[dict[str, Any]]]) -> list[str]:
         f"{'definition':46}{'size':>8}{'ours us':>10}{'base us':>10}{'ratio':>8}{'95%':>16}"
         f"{'limit %, ours, base':>22}{'warm graph us':>18}{'eager cold us':>18}  baseline"
     )
-    lines, ratios = [head], collections.defaultdict(list)
+    lines, ratios, chosen = [head], collections.defaultdict(list), choose_drafts(found)
+    copying = set()
+    """Definitions whose baseline works in place, and gets copies of what it is to overwrite."""
     for (name, _), each in sorted(found.items(), key=lambda item: (item[0][0], max(item[1][0]["axes"].values()))):
-        drafts = [one for one in each if one["subject"]["author"] == "fib-tools"]
+        drafts = [one for one in each if one["subject"]["solution"] == chosen[name]]
         right = [one for one in each if one["subject"]["author"] == "baseline" and one["status"] == "PASSED"]
         size = max(drafts[0]["axes"][axis] for axis in drafts[0]["axes"] if "heads" not in axis and "max" not in axis)
         ours = drafts[0]
@@ -163,22 +187,27 @@ def tabulate(found: dict[tuple[str, str], list[dict[str, Any]]]) -> list[str]:
             sure = ratio_interval(*(one["samples"] for one in pair))
             interval = f"{sure.low:.3f}-{sure.high:.3f}"
         ratios[name].append(ratio)
+        copies = base["kernels"].count("memcpy")
+        if copies:
+            copying.add(name)
         limits = ", ".join(f"{(one.get('roofline') or {}).get('percent', 0):.0f}" for one in (ours, base))
         warm = ", ".join(say(one, "graph", "warm") for one in (ours, base))
         eager = ", ".join(say(one, "eager", "cold") for one in (ours, base))
         lines.append(
             f"{name:46}{size:>8}{1e3 * pair[1]['milliseconds']:>10.4g}{1e3 * pair[0]['milliseconds']:>10.4g}{ratio:>8.3f}"
             f"{interval:>16}{limits:>22}{warm:>18}{eager:>18}  {base['subject']['solution']}"
+            + (f" and {copies} copies" if copies else "")
         )
     lines.append("")
     for name, values in sorted(ratios.items()):
-        lines.append(f"{name:46} median {statistics.median(values):.3f}, least {min(values):.3f}")
-    medians = [statistics.median(values) for values in ratios.values()]
-    if medians:
-        won = sum(value >= 1 for value in medians)
-        lines.append(
-            f"{won} of {len(PLAN)} Definitions at least as fast; median over those measured {statistics.median(medians):.3f}"
-        )
+        lines.append(f"{name:46} median {statistics.median(values):.3f}, least {min(values):.3f}, {chosen[name]}")
+    for title, left in (("", set()), (" without those whose baseline copies what it works on in place", copying)):
+        medians = [statistics.median(values) for name, values in ratios.items() if name not in left]
+        if medians:
+            won = sum(value >= 1 for value in medians)
+            lines.append(
+                f"{won} of {len(medians)} Definitions at least as fast, median {statistics.median(medians):.3f}{title}"
+            )
     return lines
 
 

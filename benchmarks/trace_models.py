@@ -1,10 +1,10 @@
 """`fib trace model` on transformers models with random weights: operators seen, matched, created and missed.
 
-python benchmarks/trace_models.py --out DIR [--tiny llama mixtral ...] [--full llama-3.2-3b qwen3-30b-a3b] [--layers 2]
+python benchmarks/trace_models.py --out DIR [--tiny llama mixtral ...] [--full llama-3.2-3b qwen3-30b-a3b] [--layers 2] [--watched-layers 16]
 
 `--tiny` are architectures of a few thousand weights, run on the CPU; `--full` are known models with few of their layers, in
-their own sizes, run on the GPU. Those are also run with and without watching, in turn, and one of their blocks is traced
-with torch's profiler. Exit status 1 where a command fails or a call was seen that nothing accounts for.
+their own sizes, run on the GPU. Those are also run with and without watching, in turn, with more of their layers, and one of
+their blocks is traced with torch's profiler. Exit status 1 where a command fails or a call was seen that nothing accounts for.
 """
 
 from __future__ import annotations
@@ -104,7 +104,10 @@ def main() -> int:
     parser.add_argument("--tiny", nargs="*", choices=[*ARCHITECTURES, *OTHERS], default=[])
     parser.add_argument("--full", nargs="*", default=[])
     parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument(
+        "--watched-layers", type=int, default=16, help="where the time with and without watching is taken"
+    )
+    parser.add_argument("--repeats", type=int, default=15)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     head = f"{'model':16}{'calls':>8}{'matched':>9}{'without':>9}{'missed':>8}{'created':>9}{'Definitions':>13}{'Workloads':>11}"
@@ -119,11 +122,11 @@ def main() -> int:
         lines.append(line)
         if is_full:
             drawn, block = trace_block(folder)
-            lines += [measure_watching(model, options.repeats), block]
+            del model
+            lines += [measure_watching(make_full(name, options.watched_layers), options.repeats), block]
             went_well &= drawn
         good &= went_well
         print(lines[-1], file=sys.stderr, flush=True)
-        del model
     text = "\n".join(lines)
     (options.out / "trace_models.txt").write_text(text + "\n")
     print(text)

@@ -103,6 +103,8 @@ class _Runner:
     def _build(self, message: dict[str, Any]) -> dict[str, Any]:
         """Start the device, arm the guard, and build; compilers run in this process's own tree."""
         keep_caches_here(self._payload["caches"])
+        if self._payload["connections"] is not None:
+            os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] = str(self._payload["connections"])
         self._gpu, self._timer = self._start_device(message["timer"])
         folder = Path.cwd() / _FOLDER
         folder.mkdir()
@@ -166,6 +168,8 @@ class _Runner:
     def _list_libs(self) -> dict[str, str]:
         libs = {"torch": torch.__version__, "python": ".".join(map(str, sys.version_info[:3]))}
         libs |= {name: str(getattr(sys.modules[name], "__version__", "")) for name in _LIBS if name in sys.modules}
+        if self._payload["connections"] is not None:
+            libs["cuda_connections"] = str(self._payload["connections"])
         return libs if self._gpu is None else {**libs, "cuda": str(torch.version.cuda)}
 
     def _take_arena(self, message: dict[str, Any]) -> dict[str, Any]:

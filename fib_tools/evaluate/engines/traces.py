@@ -6,7 +6,9 @@ byte; all stand in the order of the Workloads, then of the Solutions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -35,6 +37,8 @@ __all__ = ["FindWorkload", "Merged", "make_trace", "merge_lines", "write_results
 FindWorkload = Callable[[str, str], Workload]
 """Gives a Workload by its Definition's name and its uuid."""
 
+_WRITERS = 8
+"""Files of evidence that are written at once: each waits for the disk twice."""
 _REJECTED = "REJECTED by {rule}: {detail}"
 
 
@@ -136,15 +140,27 @@ def write_results(dataset: Dataset, results: Iterable[Evidence], find_workload: 
     """
     groups: dict[str, tuple[Location, list[Trace]]] = {}
     count = 0
-    for evidence in results:
+    for evidence in _write_evidence(dataset, results):
         subject = evidence.subject
         trace = make_trace(evidence, find_workload(subject.definition, subject.workload))
-        dataset.write_evidence(evidence)
         at = Location(kind=Kind.TRACES, author=subject.author, op_type=evidence.op_type, definition=subject.definition)
         groups.setdefault(str(at), (at, []))[1].append(trace)
         count += 1
     changed = [path for path, (at, traces) in sorted(groups.items()) if _merge_file(dataset, at, traces)]
     return Merged(files=tuple(changed), results=count)
+
+
+def _write_evidence(dataset: Dataset, results: Iterable[Evidence]) -> Iterator[Evidence]:
+    """Write evidence, several files at once, and hand it on."""
+    with ThreadPoolExecutor(_WRITERS) as pool:
+        begun = deque[Future[Written]]()
+        for evidence in results:
+            begun.append(pool.submit(dataset.write_evidence, evidence))
+            if len(begun) > 2 * _WRITERS:
+                begun.popleft().result()
+            yield evidence
+        for each in begun:
+            each.result()
 
 
 def _merge_file(dataset: Dataset, at: Location, traces: Sequence[Trace]) -> bool:

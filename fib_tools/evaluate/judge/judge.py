@@ -57,10 +57,11 @@ class Judgement:
 class Judge:
     """Holds the memory for outputs: the reference's, which no Solution's runner ever sees, and the Solutions'."""
 
-    def __init__(self, device: Device, *, between: Callable[[], None]) -> None:
-        """Judge on a device; `between` is called after each turn of a Solution."""
+    def __init__(self, device: Device, *, between: Callable[[], None], settle: Callable[[], None]) -> None:
+        """Judge on a device; `between` is called after each turn of a Solution, `settle` before doubtful times are taken anew."""
         self._device = device
         self.between = between
+        self.settle = settle
         self._want: Arena | None = None
         self._got: Arena | None = None
 
@@ -152,7 +153,13 @@ class _Hearing:
         want, got = self._judge.arenas(self._contest, max(size, DRAW_BYTES) if self._samples else size)
         self._outputs = Outputs(self._device, self._tolerances, want=want, got=got, bytes_used=size)
         self._rounds = Rounds(
-            self._device, self._task, self._scene, self._outputs, master=self._seed, limits=self._contest.limits
+            self._device,
+            self._task,
+            self._scene,
+            self._outputs,
+            master=self._seed,
+            limits=self._contest.limits,
+            settle=self._judge.settle,
         )
         reference.take(want)
         self._held_out = self._hold_out(reference)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from fib_tools.evaluate.engines.items import Limits, Task
@@ -47,12 +47,20 @@ _LIBRARY_KERNELS = ("flashinfer", "deep_gemm", "sgl_kernel", "vllm")
 class Rounds:
     """Takes the times of a Solution in its turn, and compares the outputs of every call that it times."""
 
-    def __init__(
-        self, device: Device, task: Task, scene: Scene, outputs: Outputs, *, master: int, limits: Limits
+    def __init__(  # noqa: PLR0913  # all that a time rests on
+        self,
+        device: Device,
+        task: Task,
+        scene: Scene,
+        outputs: Outputs,
+        *,
+        master: int,
+        limits: Limits,
+        settle: Callable[[], None],
     ) -> None:
-        """`master` is the seed that all others come from."""
+        """`master` is the seed that all others come from; `settle` waits for what else begins on the device."""
         self._device, self._task, self._scene, self._outputs = device, task, scene, outputs
-        self._master, self._limits = master, limits
+        self._master, self._limits, self._settle = master, limits, settle
         self._seconds = limits.evaluation_seconds
         self._is_cpu = device.kind == "cpu"
         self._is_apart = False
@@ -192,6 +200,7 @@ class Rounds:
         if self._is_apart and self._has_groups(trial):
             trial.is_captured = None
         runner.stop()
+        self._settle()
         self._ask_reference(reference, batch)
         trial.forget_times()
         self._outputs.forget(trial)

@@ -68,7 +68,7 @@ class Worker:
         self._was_large = False
         """One of its Workloads was."""
         self._device = Device(self._kind)
-        self._judge = Judge(self._device, between=self._advance)
+        self._judge = Judge(self._device, between=self._advance, settle=self._settle)
         if self._device.gpu.name != plan.hardware:
             raise RequestError(
                 f"this worker has a {self._device.gpu.name}, the plan is for {plan.hardware}",
@@ -153,6 +153,14 @@ class Worker:
         for contest in self._contests.values():
             contest.advance()
         self._open_next(apart)
+
+    def _settle(self) -> None:
+        """Wait for runners that start or make their first calls: they hold up the one that is measured. Not for compilers."""
+        deadline = time.monotonic() + _SOON_SECONDS
+        for contest in self._contests.values():
+            while contest.is_building(_SOON_SECONDS) and time.monotonic() < deadline:
+                contest.wait_building(_LOOK_SECONDS)
+                contest.advance()
 
     def _close_last(self, task: Task) -> None:
         """End the runners of the group before: it is done. The next one may need the memory that it had."""

@@ -53,9 +53,13 @@ def test_a_reference_that_fails_while_times_are_taken_again_is_not_held_against_
     )
     scene: Any = SimpleNamespace(timed=anything)
     reference: Any = Reference(answers)
-    rounds = Rounds(anything, anything, scene, anything, master=1, limits=Limits())
+    settled: list[str] = []
+    rounds = Rounds(
+        anything, anything, scene, anything, master=1, limits=Limits(), settle=lambda: settled.append("once")
+    )
     with pytest.raises(wanted):
         rounds.finish(anything, anything, reference)
+    assert settled, "times were taken again beside others that begin"
 
 
 class Runner:
@@ -97,7 +101,7 @@ def test_calls_that_are_faster_behind_one_flush_get_one_each_and_so_do_those_of_
     first, second, reference = Runner(), Runner(), Reference(answers=100)
     entrant: Any = SimpleNamespace()
     trials = [Trial(entrant=entrant), Trial(entrant=entrant)]
-    rounds = Rounds(gpu, task, scene, outputs, master=1, limits=Limits())
+    rounds = Rounds(gpu, task, scene, outputs, master=1, limits=Limits(), settle=lambda: None)
     for trial, runner in zip(trials, (first, second), strict=True):
         rounds.time(trial, runner)  # type: ignore[arg-type]
     for trial, runner in zip(trials, (first, second), strict=True):

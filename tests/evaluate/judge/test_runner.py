@@ -13,8 +13,9 @@ from fib_tools.evaluate.inspection.sample import Setting
 from fib_tools.evaluate.judge import runner as runners
 from fib_tools.evaluate.judge.channel import Channel
 from fib_tools.evaluate.judge.refusal import RefusedError
-from fib_tools.evaluate.judge.runner import Runner
+from fib_tools.evaluate.judge.runner import Runner, choose_connections
 from fib_tools.host.sandbox import Limits
+from fib_tools.model.solution import BASELINE
 from fib_tools.model.trace import EvaluationStatus
 
 
@@ -107,6 +108,22 @@ def test_only_a_trusted_baseline_keeps_what_libraries_compile(
         os.close(made._tell)
     sandbox.process._socket.close()
     sandbox.channel.close()
+
+
+@pytest.mark.parametrize(
+    ("author", "source", "connections"),
+    [
+        ("someone", HONEST, 1),
+        ("someone", HONEST + "\nside = torch.cuda.Stream()\n", None),
+        ("someone", HONEST + "\n// cudaStreamCreate\n", None),
+        (BASELINE, HONEST, None),
+    ],
+)
+def test_a_solution_that_names_no_stream_has_one_queue_to_the_device(
+    author: str, source: str, connections: int | None
+) -> None:
+    assert choose_connections(solution("s", source, author=author)) == connections
+    assert choose_connections(None) == 1, "the reference"
 
 
 def test_a_first_call_that_ended_while_others_were_measured_is_in_time(

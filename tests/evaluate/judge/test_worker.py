@@ -43,7 +43,7 @@ class Contest:
 
 class Judge:
     def __init__(self, *_: Any, **more: Any) -> None:
-        self.between = more["between"]
+        self.between, self.settle = more["between"], more["settle"]
 
     def judge(self, contest: Contest, _task: Task, **_: Any) -> Judgement:
         said.append(f"judge {contest.name}")
@@ -153,6 +153,21 @@ def test_what_may_be_ready_soon_is_waited_for_and_what_compiles_comes_later(
         assert list(worker.evaluate(tasks["c"])) == []
         assert "close b" not in said, "what compiles goes on meanwhile"
         assert worker.is_ready(tasks["b"], 0.0)
+    finally:
+        worker.close()
+
+
+def test_doubtful_times_are_taken_again_when_no_other_group_begins_but_compilers_are_not_waited_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, tasks = make_worker(world), list_tasks(world)
+    try:
+        worker.prepare(tasks["a"])
+        monkeypatch.setattr(Contest, "builds", True)
+        worker._judge.settle()
+        monkeypatch.setattr(Contest, "compiles", True)
+        worker._judge.settle()
+        assert said == ["open a", "wait a"]
     finally:
         worker.close()
 
