@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 
 import bench_dataset
+import tiny_model
+from fib_tools.architecture.structure_schema import NotTraceable
 from fib_tools.capture.collection.candidates import Candidate
 from fib_tools.capture.collection.documents import make_draft, write_drafts
 from fib_tools.dataset.store import Dataset
@@ -20,17 +23,54 @@ from fib_tools.model.solution import BASELINE, Solution
 from fib_tools.model.workload import Origin, Workload
 from fib_tools.op_types.inputs import generate_inputs
 from fib_tools.op_types.sizes import SIZES, choose_test_axes
-from fib_tools.phases import reference_tests
+from fib_tools.operations import get_operation
+from fib_tools.phases import reference_tests, survey
 from fib_tools.phases.baselines import write_baselines
-from fib_tools.phases.context import Context
+from fib_tools.phases.context import Context, Workspace
+from fib_tools.phases.manifests import find_manifest, save_manifest
 from fib_tools.phases.reference_runs import TestRun
 from fib_tools.phases.reference_test_file import find_ground_truth
 from fib_tools.phases.reference_tests import write_or_run_tests
 
-__all__ = ["add_traces", "add_workloads", "make_submittable", "pass_tests"]
+__all__ = [
+    "EMBEDDING",
+    "MODEL",
+    "NORM",
+    "add_traces",
+    "add_workloads",
+    "make_submittable",
+    "make_workspace",
+    "pass_tests",
+]
+
+MODEL = "tiny"
+NORM, EMBEDDING = "rmsnorm_h64", "embedding_v128_d64"
+"""The Definitions of `make_workspace`: one of a kernel that FlashInfer has, one of one that it lacks."""
+
 
 _KERNEL_TEST = "test_the_kernel_agrees_with_the_reference"
 _BYTES = 1 << 12
+
+
+def make_workspace(folder: Path) -> None:
+    """Make a workspace with a small model, two of its kernels onboarded and ready to be submitted."""
+    context = Context(workspace=Workspace(root=folder / "work"), offline=True)
+    config = {name: value for name, value in tiny_model.CONFIG.items() if value is not None}
+    (folder / MODEL).mkdir()
+    (folder / MODEL / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(survey, "_trace", lambda _config: NotTraceable(model_type="llama", reason="left out by the test"))
+        options = {"model": str(folder / MODEL), "op_types": ("rmsnorm", "embedding")}
+        get_operation("onboard").run(context, options)
+    found = find_manifest(context.workspace, MODEL)
+    assert found is not None
+    kernels = tuple(kernel for kernel in found[1].kernels if kernel.name in {NORM, EMBEDDING})
+    chosen = found[1].model_copy(update={"repo_id": "maker/tiny", "kernels": kernels})
+    save_manifest(context.workspace, found[0], chosen)
+    for path in [*context.dataset.root.glob("definitions/*/*.json")]:
+        if path.stem not in {NORM, EMBEDDING}:
+            path.unlink()
+    make_submittable(context)
 
 
 def make_submittable(context: Context, *, origin: Origin = "real") -> None:

@@ -27,7 +27,10 @@ FLOORS: tuple[frozenset[str], ...] = (
 )
 TOP = frozenset({"__init__", "__main__"})
 MODULES = sorted([*ROOT.glob("fib_tools/**/*.py"), *ROOT.glob("mcp_server/**/*.py")])
-HEAVY = ("torch", "transformers", "flashinfer", "sglang", "numpy", "huggingface_hub", "triton", "perfetto")
+HEAVY = (
+    *("torch", "transformers", "flashinfer", "sglang", "numpy", "triton", "perfetto"),
+    *("huggingface_hub", "github", "requests"),
+)
 
 
 def _part(module: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 from fib_tools.model.base import Model
@@ -58,17 +59,15 @@ class SubmitResult(Result):
         """Show what is held back and why, each request if nothing was sent, then what came of all."""
         tables = []
         if self.failures:
-            rows = tuple(
-                (item.definition or item.group, item.check, item.found, item.todo) for item in self.failures[:_SHOWN]
-            )
+            rows = _join_failures(self.failures)
             columns = ("definition", "check", "found", "what to do")
-            tables.append(Table(title="held back", columns=columns, rows=rows))
+            tables.append(Table(title="held back", columns=columns, rows=rows[:_SHOWN]))
         if self.entries:
             entries = tuple((item.kind, item.subject, item.status, item.url or item.repo) for item in self.entries)
             columns = ("what", "about", "status", "where")
             tables.append(Table(title="pull requests and issues", columns=columns, rows=entries))
-        more = len(self.failures) - _SHOWN
-        lines = [f"... and {more} more that are held back; --json has all"] if more > 0 else []
+        more = len(_join_failures(self.failures)) - _SHOWN
+        lines = [f"... and {more} more that are missing; --json has all"] if more > 0 else []
         lines += [f"{item.kind} {item.subject}: {item.note}" for item in self.entries if item.note]
         lines += list(self.notes)
         if not self.sent:
@@ -82,6 +81,18 @@ class SubmitResult(Result):
         return (
             f"nothing was sent: {would} would be opened or updated, by {len(self.requests)} requests; --yes sends them"
         )
+
+
+def _join_failures(failures: Iterable[Failure]) -> tuple[tuple[str, ...], ...]:
+    """Name what is missing once for all Definitions that lack it, with what to do about the first."""
+    alike: dict[tuple[str, str], list[Failure]] = {}
+    for item in failures:
+        alike.setdefault((item.check, item.found), []).append(item)
+    rows = []
+    for (check, found), items in alike.items():
+        more = f" and {len(items) - 1} more" if len(items) > 1 else ""
+        rows.append((f"{items[0].definition or items[0].group}{more}", check, found, items[0].todo))
+    return tuple(rows)
 
 
 def _show(request: Request) -> list[str]:

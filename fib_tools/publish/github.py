@@ -236,7 +236,8 @@ class GitHub:
     def _find_issue(self, repo: Repository, plan: IssuePlan) -> Issue | None:
         """Find ours by its marker, not by a search, whose index lags behind what was just opened."""
         mine = repo.get_issues(state="all", creator=self._login)  # type: ignore[arg-type]  # a login is taken too
-        ours = [issue for issue in mine if issue.pull_request is None and plan.marker in (issue.body or "")]
+        # in this order: of an issue, PyGithub would ask GitHub again for the pull request that it is not
+        ours = [issue for issue in mine if plan.marker in (issue.body or "") and issue.pull_request is None]
         return next((issue for issue in ours if issue.state == "open"), ours[0] if ours else None)
 
     def _find_namesake(self, plan: IssuePlan) -> Issue | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import submittable
 import tiny_model
 from fib_tools.architecture.structure_schema import NotTraceable
 from fib_tools.capture.engine import EngineOptions, RunOutcome, make_runs
@@ -35,6 +36,16 @@ def environment(cache_home: Path) -> Iterator[None]:
         for name in ("FIB_WORKSPACE", "FIB_OFFLINE", "HF_HUB_OFFLINE", "NO_COLOR"):
             patch.delenv(name, raising=False)
         yield
+
+
+@pytest.fixture(scope="session")
+def submittable_workspace(cache_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace that is ready to be submitted; tests copy it."""
+    folder = tmp_path_factory.mktemp("submittable")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(cache_home))
+        submittable.make_workspace(folder)
+    return folder / "work"
 
 
 @pytest.fixture

@@ -106,6 +106,16 @@ def test_a_dry_run_counts_and_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "dataset" / "traces").exists()
 
 
+def test_baselines_that_are_missing_are_written_first(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "dataset", {"honest": HONEST})
+    (definition,) = dataset.load_definitions()[0].values()
+    for dry_run, authors in ((True, {"somebody"}), (False, {"baseline", "somebody"})):
+        with pytest.raises(RequestError, match="nope"):
+            benchmark_kernels(context(tmp_path), solutions=("nope",), device="cpu", baselines=True, dry_run=dry_run)
+        found = dataset.load_solutions(definition.op_type, definition.name)
+        assert {solution.author if solution.author == "baseline" else "somebody" for solution in found} == authors
+
+
 def test_solutions_for_other_gpus_are_left_out_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = write_dataset(tmp_path / "dataset", {"honest": HONEST, "other": HONEST + "\n"})
     for path in (tmp_path / "dataset").glob("solutions/**/other.json"):

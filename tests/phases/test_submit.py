@@ -12,33 +12,31 @@ from typing import Any
 
 import pytest
 
-import submittable
 from fake_hub import FakeHub
-from fib_tools.architecture.structure_schema import NotTraceable
-from fib_tools.errors import PublishError, RequestError
+from fib_tools.errors import RequestError
 from fib_tools.gate.execute import Execution
 from fib_tools.model.base import to_document
 from fib_tools.model.canonical import canonical_bytes
 from fib_tools.model.manifest import FiStatus, Manifest, SglStatus
 from fib_tools.operations import get_operation
-from fib_tools.phases import dossiers, submission_run, survey
+from fib_tools.phases import dossiers, submission_run
 from fib_tools.phases.context import Context, Workspace
 from fib_tools.phases.manifests import find_manifest, save_manifest
 from fib_tools.phases.submit_result import SubmitResult
 from fib_tools.publish import github, huggingface
 from fib_tools.publish.outward import Patience
+from fib_tools.tools.toolbox import Toolbox
 from loopback import Answer, Fault, serve
 from scripted_github import Repo, ScriptedGitHub
+from submittable import EMBEDDING, MODEL, NORM
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
 """Of the hub's own client, when it uploads to git-lfs."""
 
 HF_TOKEN = "hf_" + "s3cr3t" * 4
 GITHUB_TOKEN = "ghp_" + "s3cr3t" * 6
-MODEL = "tiny"
 BENCH, FLASHINFER, SGLANG = "flashinfer-ai/flashinfer-bench", "flashinfer-ai/flashinfer", "sgl-project/sglang"
 DOCUMENT = "docs/model_coverage.md"
-NORM, EMBEDDING = "rmsnorm_h64", "embedding_v128_d64"
 
 
 @dataclass(kw_only=True)
@@ -70,40 +68,10 @@ class World:
         save_manifest(self.context.workspace, found[0], change(found[1]))
 
 
-@pytest.fixture(scope="module")
-def onboarded(tmp_path_factory: pytest.TempPathFactory, write_tiny: Path) -> Path:
-    """A workspace with two Definitions that are ready; made once."""
-    context = Context(workspace=Workspace(root=tmp_path_factory.mktemp("onboarded")), offline=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(survey, "_trace", lambda _config: NotTraceable(model_type="llama", reason="left out by the test"))
-        get_operation("onboard").run(context, {"model": str(write_tiny), "op_types": ("rmsnorm", "embedding")})
-    found = find_manifest(context.workspace, MODEL)
-    assert found is not None
-    linked = found[1].model_copy(update={"repo_id": "maker/tiny"})
-    kernels = tuple(kernel for kernel in linked.kernels if kernel.name in {NORM, EMBEDDING})
-    save_manifest(context.workspace, found[0], linked.model_copy(update={"kernels": kernels}))
-    for path in [*context.dataset.root.glob("definitions/*/*.json")]:
-        if path.stem not in {NORM, EMBEDDING}:
-            path.unlink()
-    submittable.make_submittable(context)
-    return context.workspace.root
-
-
-@pytest.fixture(scope="module")
-def write_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import tiny_model
-
-    folder = tmp_path_factory.mktemp("models") / MODEL
-    folder.mkdir()
-    config = {name: value for name, value in tiny_model.CONFIG.items() if value is not None}
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    return folder
-
-
 @pytest.fixture
-def world(onboarded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+def world(submittable_workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     workspace = tmp_path / "work"
-    shutil.copytree(onboarded, workspace)
+    shutil.copytree(submittable_workspace, workspace)
     hub = FakeHub(tmp_path, token=HF_TOKEN)
     repos = [Repo(name=name) for name in (BENCH, FLASHINFER, SGLANG)]
     hosted = ScriptedGitHub(*repos, token=GITHUB_TOKEN)
@@ -113,6 +81,7 @@ def world(onboarded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     monkeypatch.setattr(dossiers, "execute_many", _execute)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     with serve(hub), serve(hosted):
+        monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")  # for children; this process has read it already
         monkeypatch.setenv("HF_TOKEN", HF_TOKEN)
         monkeypatch.setenv("GITHUB_TOKEN", GITHUB_TOKEN)
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
@@ -469,6 +438,22 @@ def _owner(world: World, token: str) -> FakeHub | ScriptedGitHub:
     return world.hub if token == HF_TOKEN else world.github
 
 
+def test_an_agent_sends_only_what_it_says_yes_to(world: World) -> None:
+    toolbox = Toolbox(world.context, allow_submit=True)
+    arguments: dict[str, Any] = {"model": MODEL, "wait_seconds": 50, "fields": ["entries.status", "requests.target"]}
+    shown = toolbox.call("fib_submit_prs", arguments)
+    assert world.writes == []
+    assert [entry["status"] for entry in shown.result["entries"]] == ["would open"] * 3
+    assert len(shown.result["requests"]) == 5
+    sent = toolbox.call("fib_submit_prs", {**arguments, "yes": True})
+    assert [entry["status"] for entry in sent.result["entries"]] == ["opened"] * 3
+    for other in ("hf_repo", "github_repo", "github_api"):
+        with pytest.raises(RequestError, match=f"there is no option '{other}'"):
+            toolbox.call("fib_submit_prs", {**arguments, other: "http://localhost/steal"})
+    for path in world.context.workspace.root.rglob("*"):
+        assert not path.is_file() or GITHUB_TOKEN.encode() not in path.read_bytes()
+
+
 def test_a_manifest_is_named_by_its_file(world: World, tmp_path: Path) -> None:
     name = next(world.context.workspace.root.glob("onboard_*.json"))
     operation = get_operation("submit")
@@ -490,4 +475,3 @@ def test_an_error_of_a_run_names_the_repository(world: World) -> None:
     result = world.submit()
     assert statuses(result)[2] == ("kernel request", "failed")
     assert "check the repository's name" in result.entries[2].note
-    assert isinstance(PublishError("x"), Exception)
