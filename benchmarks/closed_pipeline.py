@@ -2,12 +2,14 @@
 
 python benchmarks/closed_pipeline.py laptop-before --out WORKSPACE [--models llama-3.2-3b qwen3-30b-a3b] [--tp 1]
 python benchmarks/closed_pipeline.py gpu --workspace WORKSPACE --max-seconds 280 [--pack OUT/workspace.tar.xz]
-python benchmarks/closed_pipeline.py laptop-after --workspace WORKSPACE [--results benchmarks/results/closed_pipeline.txt]
+python benchmarks/closed_pipeline.py laptop-after --workspace WORKSPACE [--dummy-weights] [--results benchmarks/results/closed_pipeline.txt]
 
 The workspace is copied from hop to hop (`--pack` writes it as one archive; `--unpack ARCHIVE` takes one in), and is all
 that travels: its folder `hops` keeps what each hop began with, ended with, and took. The `gpu` hop needs SGLang, FlashInfer
 and no network; it begins nothing new after `--max-seconds`, and stops there what still runs, so that a second `gpu` hop goes
 on with the rest. `--device cpu` tries that hop without a GPU: references alone are tested, nothing is served or measured.
+`laptop-after` shows the requests of phase 4, sends them to a Hub and a GitHub that stand in on loopback (those of the
+tests), and does it once more, which must write nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +23,11 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from machine import describe_machine
@@ -48,14 +54,18 @@ SPARE_SECONDS = 15.0
 """For what a run writes when it is stopped, and for the archive."""
 
 
-def fib(*words: str, workspace: Path, seconds: float | None, log: Path) -> dict[str, Any]:
-    """Run one of our commands for so long; give what it prints as JSON, its exit status and the seconds it took."""
-    command = [sys.executable, "-m", "fib_tools", *words, "--workspace", str(workspace), "--offline", "--json"]
+def fib(*words: str, workspace: Path, seconds: float | None, log: Path, outside: dict[str, str]) -> dict[str, Any]:
+    """Run one of our commands for so long; give what it prints as JSON, its exit status and the seconds it took.
+
+    Without an outside, which is told by the environment, it runs offline.
+    """
+    command = [sys.executable, "-m", "fib_tools", *words, "--workspace", str(workspace), "--json"]
+    command += [] if outside else ["--offline"]
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     begun = time.perf_counter()
     with log.open("ab") as stream:
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=stream, env={**os.environ, "PYTHONPATH": paths}
+            command, stdout=subprocess.PIPE, stderr=stream, env={**os.environ, "PYTHONPATH": paths, **outside}
         )
         try:
             said, _ = process.communicate(timeout=seconds)
@@ -69,6 +79,45 @@ def fib(*words: str, workspace: Path, seconds: float | None, log: Path) -> dict[
         "seconds": round(time.perf_counter() - begun, 1),
         "answer": found,
     }
+
+
+@dataclass
+class Outside:
+    """A Hub and a GitHub that stand in, and how to reach them."""
+
+    hub: Any
+    github: Any
+    environment: dict[str, str]
+
+    def count(self) -> dict[str, int]:
+        return {"Hugging Face": len(self.hub.writes), "GitHub": len(self.github.writes)}
+
+
+@contextmanager
+def stand_in() -> Iterator[Outside]:
+    """Serve the tests' Hub (a git repository behind its API) and GitHub on loopback."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from fake_hub import FakeHub
+    from loopback import serve
+    from scripted_github import Repo, ScriptedGitHub
+
+    repos = ("flashinfer-ai/flashinfer-bench", "flashinfer-ai/flashinfer", "sgl-project/sglang")
+    tokens = {"HF_TOKEN": "hf_" + "standin0" * 4, "GITHUB_TOKEN": "ghp_" + "standin0" * 5}
+    with TemporaryDirectory(prefix="fib-outside-") as folder:
+        hub = FakeHub(Path(folder), token=tokens["HF_TOKEN"])
+        github = ScriptedGitHub(*(Repo(name=name) for name in repos), token=tokens["GITHUB_TOKEN"])
+        with serve(hub), serve(github):
+            yield Outside(
+                hub=hub,
+                github=github,
+                environment={
+                    **tokens,
+                    "HF_ENDPOINT": hub.url,
+                    "GITHUB_API_URL": github.url,
+                    "HF_HUB_DISABLE_XET": "1",
+                    "NO_PROXY": "127.0.0.1,localhost",
+                },
+            )
 
 
 def take_stock(workspace: Path) -> dict[str, Any]:
@@ -119,7 +168,9 @@ def count(workspace: Path) -> dict[str, Any]:
     }
 
 
-def run_hop(name: str, options: argparse.Namespace, commands: list[tuple[str, ...]]) -> list[dict[str, Any]]:
+def run_hop(
+    name: str, options: argparse.Namespace, commands: list[tuple[str, ...]], outside: Outside | None = None
+) -> list[dict[str, Any]]:
     """Run a hop's commands, and keep what it began with, what each of them took, and what it ended with."""
     workspace: Path = options.workspace
     folder = workspace / HOPS
@@ -132,10 +183,15 @@ def run_hop(name: str, options: argparse.Namespace, commands: list[tuple[str, ..
             seconds = max(1.0, options.max_seconds - SPARE_SECONDS - (time.perf_counter() - begun))
             share = FIRST_SHARE if place < len(commands) - 1 else 1.0
             limit = ("--max-minutes", f"{seconds * share / 60:.3f}")
-        one = fib(*words, *limit, workspace=workspace, seconds=seconds, log=folder / f"{name}.log")
+        reached = outside.environment if outside and "--yes" in words else {}
+        written = outside.count() if outside else {}
+        one = fib(*words, *limit, workspace=workspace, seconds=seconds, log=folder / f"{name}.log", outside=reached)
+        if reached and outside:
+            one["writes"] = {service: number - written[service] for service, number in outside.count().items()}
         done.append(one)
         print(f"$ {one['command']}\n  exit {one['status']} after {one['seconds']} s", flush=True)
-        print_answer(one["answer"])
+        one["said"] = list(describe_answer(one["answer"]))
+        print("\n".join(f"  {line}" for line in one["said"]), flush=True)
     after = take_stock(workspace)
     record = {
         "hop": name,
@@ -153,15 +209,23 @@ def run_hop(name: str, options: argparse.Namespace, commands: list[tuple[str, ..
     return done
 
 
-def print_answer(answer: dict[str, Any]) -> None:
+def describe_answer(answer: dict[str, Any]) -> Iterator[str]:
+    """Say what phases 3 and 4 did."""
     collected = answer.get("collected") or {}
     for line in collected.get("steps", ()):
-        outcomes = ", ".join(f"{number} {status}" for status, number in line["outcomes"].items())
-        print(
-            f"  {line['step']:10}{line['kernels']:>4} open  {line['seconds']:>7.1f} s  {outcomes}  {line['problem'][:300]}"
-        )
+        problem = f"  {line['problem'][:300]}" if line["problem"] else ""
+        yield f"{line['step']:10}{line['kernels']:>4} open {line['seconds']:>8.1f} s  {spell(line['outcomes'])}{problem}"
     if collected.get("stopped"):
-        print(f"  {collected['stopped']}")
+        yield str(collected["stopped"])
+    submitted = answer.get("submitted")
+    if submitted:
+        entries = collections.Counter(f"{entry['kind']} {entry['status']}" for entry in submitted.get("entries", ()))
+        checks = collections.Counter(failure["check"] for failure in submitted.get("failures", ()))
+        yield f"{spell(entries)}; {len(submitted.get('requests', ()))} requests {'sent' if submitted['sent'] else 'shown'}"
+        if checks:
+            yield f"held back by the checklist: {spell(checks)}"
+    if answer.get("problem"):
+        yield str(answer["problem"])[:600]
 
 
 def pack(workspace: Path, target: Path) -> None:
@@ -196,7 +260,10 @@ def write_results(workspace: Path, path: Path | None) -> None:
             f"== {record['hop']}: {record['seconds']} s",
             *(f"# {text}" for text in record["machine"].splitlines()),
         ]
-        lines += [f"{run['command']}: exit {run['status']}, {run['seconds']} s" for run in record["runs"]]
+        for run in record["runs"]:
+            writes = f", writes: {spell(run['writes'])}" if "writes" in run else ""
+            lines.append(f"{run['command']}: exit {run['status']}, {run['seconds']} s{writes}")
+            lines += [f"  {text}" for text in run.get("said", ())]
         for when in ("before", "after"):
             stock = record[when]
             for model, held in stock["models"].items():
@@ -237,6 +304,12 @@ def main() -> int:
     parser.add_argument("--num-samples", type=int, default=8, help="of gpu: Workloads of one Definition at most")
     parser.add_argument("--batch-sizes", default="1,16,64", help="of gpu")
     parser.add_argument("--osl", type=int, default=8, help="of gpu")
+    parser.add_argument(
+        "--group", default="definition", choices=("model", "op_type", "definition"), help="of laptop-after"
+    )
+    parser.add_argument(
+        "--dummy-weights", action="store_true", help="of laptop-after: take Workloads of made-up weights"
+    )
     parser.add_argument("--pack", type=Path, help="write the workspace there at the end")
     parser.add_argument("--unpack", type=Path, help="take this archive as the workspace")
     parser.add_argument("--results", type=Path, help="of laptop-after")
@@ -252,8 +325,12 @@ def main() -> int:
         skipped = ("--skip-steps", options.skip_steps) if options.skip_steps else ()
         words = [("onboard", model, "--phases", "3", *how, *skipped) for model in options.models]
     else:
-        words = [("onboard", model, "--phases", "4") for model in options.models]
-    done = run_hop(options.hop, options, words)
+        how = ("--group", options.group, *(("--dummy-weights",) if options.dummy_weights else ()))
+        shown = [("onboard", model, "--phases", "4", *how) for model in options.models]
+        # a second time, to see that it writes nothing
+        words = [*shown, *2 * [(*command, "--yes") for command in shown]]
+    with stand_in() if options.hop == "laptop-after" else nullcontext() as outside:
+        done = run_hop(options.hop, options, words, outside)
     if options.hop == "laptop-after":
         write_results(options.workspace, options.results)
     return 0 if all(one["status"] == 0 for one in done) else 1

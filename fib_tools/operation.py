@@ -16,7 +16,7 @@ from fib_tools.errors import RequestError, StorageError
 from fib_tools.model.base import Model
 from fib_tools.model.summary import Result
 from fib_tools.phases.context import Context
-from fib_tools.phases.request import COMMAND_LINE_ONLY
+from fib_tools.phases.request import COMMAND_LINE_ONLY, NEEDED_BY_AGENTS
 
 __all__ = ["Effect", "Operation", "Option", "build_arguments", "list_fields", "read_arguments"]
 
@@ -42,6 +42,8 @@ class Option:
     default: Any = inspect.Parameter.empty
     is_subject: bool = False
     """It may be given without its name: the model of `fib onboard MODEL`."""
+    is_needed_by_agents: bool = False
+    """People may leave it out, and agents may not."""
     is_for_agents: bool = True
     """Not so for a place outside the workspace, and for what runs with the rights of the user."""
 
@@ -75,6 +77,12 @@ class Operation:
     def list_options(self) -> tuple[Option, ...]:
         """List what a caller may say; a parameter that is a model gives one option for each of its fields."""
         return tuple(option for parameter in _list_parameters(self.function) for option in _list_options(parameter))
+
+    def list_options_for_agents(self) -> tuple[Option, ...]:
+        """List what an agent may say."""
+        offered = (option for option in self.list_options() if option.is_for_agents)
+        required = inspect.Parameter.empty
+        return tuple(replace(each, default=required) if each.is_needed_by_agents else each for each in offered)
 
     def run(self, context: Context, values: Mapping[str, Any]) -> Result:
         """Run it with options by name; those left out have their defaults.
@@ -167,6 +175,7 @@ def _list_options(parameter: inspect.Parameter) -> list[Option]:
             description=next((item.description or "" for item in metadata if isinstance(item, FieldInfo)), ""),
             is_subject=parameter.kind is not inspect.Parameter.KEYWORD_ONLY,
             is_for_agents=COMMAND_LINE_ONLY not in metadata,
+            is_needed_by_agents=NEEDED_BY_AGENTS in metadata,
         )
     ]
 

@@ -96,6 +96,12 @@ def test_a_group_of_options_can_be_for_people_only(tmp_path: Path) -> None:
     operation.run(Context(workspace=Workspace(root=tmp_path)), {"tp_list": (2,)})
 
 
+def test_an_agent_needs_what_stands_for_an_option_that_it_is_not_offered() -> None:
+    model = next(option for option in get_operation("onboard").list_options_for_agents() if option.name == "model")
+    assert model.default is inspect.Parameter.empty
+    assert next(option for option in get_operation("onboard").list_options() if option.name == "model").default is None
+
+
 @every_operation
 def test_a_tool_is_named_for_its_command(operation: Operation) -> None:
     verb = VERBS.get(operation.verb, operation.verb)

@@ -132,6 +132,13 @@ class ManualDefinition(Model):
     executed: bool
     compared: str = ""
     """What comparing it with SGLang's own forward showed, or why that could not be done."""
+    steps: dict[Step, StepRecord] = Field(default_factory=dict)
+    """What came of the steps of phase 3."""
+
+    @property
+    def staged(self) -> str:
+        """The name of its Definition in the dataset."""
+        return self.name
 
 
 SubmissionKind = Literal["dataset", "coverage", "kernel request", "template request", "integration"]
@@ -176,3 +183,8 @@ class Manifest(Model):
     notes: tuple[str, ...] = ()
     asked: Asked | None = None
     times: tuple[PhaseTime, ...] = ()
+
+    @property
+    def members(self) -> tuple[ManifestKernel | ManualDefinition, ...]:
+        """All that has a Definition, or is to get one."""
+        return (*self.kernels, *self.manual)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from fib_tools.errors import RequestError
 from fib_tools.host.locks import hold
-from fib_tools.model.manifest import Manifest, ManifestKernel
+from fib_tools.model.manifest import Manifest, ManifestKernel, ManualDefinition
 from fib_tools.model.progress import PhaseTime, Step, StepRecord, add_time
 from fib_tools.phases.context import Context
 from fib_tools.phases.inventory import workspace_lock
 from fib_tools.phases.manifests import find_manifest, save_manifest
 
-__all__ = ["Recorder", "load_manifest", "save_time"]
+__all__ = ["Recorder", "find_records", "load_manifest", "save_time"]
 
 _PHASE = 3
+_Staged = TypeVar("_Staged", ManifestKernel, ManualDefinition)
 _PATIENCE = 60.0
 """Seconds for another run that writes to the workspace, such as a Definition that is being admitted."""
 
@@ -43,6 +45,12 @@ def save_time(context: Context, model: str, spent: PhaseTime) -> None:
     save_manifest(context.workspace, name, manifest.model_copy(update={"times": add_time(manifest.times, spent)}))
 
 
+def find_records(manifest: Manifest, step: Step) -> dict[str, StepRecord]:
+    """Find what came of a step, by the names of the Definitions."""
+    found = ((item.staged, item.steps.get(step)) for item in manifest.members)
+    return {name: record for name, record in found if name is not None and record is not None}
+
+
 @dataclass
 class Recorder:
     """Writes what a step comes to, as often as there is something new; a step that did nothing takes no time."""
@@ -62,25 +70,31 @@ class Recorder:
         """Since the step began."""
         return round(time.monotonic() - self.begun, 3)
 
-    def write(self, records: Mapping[str, StepRecord]) -> None:
-        """Put records into the manifest, by the names of the Definitions; those that stand there are no news."""
+    def write(self, records: Mapping[str, StepRecord], *, is_late: bool = False) -> None:
+        """Put records into the manifest, by the names of the Definitions; those that stand there are no news.
+
+        A step that is late has done something, whether or not it came to records.
+        """
         spent = PhaseTime(phase=_PHASE, step=self.step, seconds=self.seconds, machine=self.machine)
         with hold(workspace_lock(self.context), purpose="writing the manifest", wait_seconds=_PATIENCE):
             name, manifest = load_manifest(self.context, self.model)
-            standing = {kernel.staged: kernel.steps.get(self.step) for kernel in manifest.kernels}
+            standing = find_records(manifest, self.step)
             news = {key: record for key, record in records.items() if not _says_the_same(standing.get(key), record)}
-            if news:
+            if news or is_late:
                 self.records.update(news)
-                kernels = tuple(self._with_record(kernel, news) for kernel in manifest.kernels)
-                changed = {"kernels": kernels, "times": add_time(self.before, spent)}
+                changed = {
+                    "kernels": tuple(self._with_record(kernel, news) for kernel in manifest.kernels),
+                    "manual": tuple(self._with_record(item, news) for item in manifest.manual),
+                    "times": add_time(self.before, spent),
+                }
                 save_manifest(self.context.workspace, name, manifest.model_copy(update=changed))
 
-    def _with_record(self, kernel: ManifestKernel, records: Mapping[str, StepRecord]) -> ManifestKernel:
-        record = records.get(kernel.staged or "")
+    def _with_record(self, item: _Staged, records: Mapping[str, StepRecord]) -> _Staged:
+        record = records.get(item.staged or "")
         if record is None:
-            return kernel
-        steps = {**kernel.steps, self.step: record}
-        return kernel.model_copy(update={"steps": {step: steps[step] for step in Step if step in steps}})
+            return item
+        steps = {**item.steps, self.step: record}
+        return item.model_copy(update={"steps": {step: steps[step] for step in Step if step in steps}})
 
 
 def _says_the_same(standing: StepRecord | None, record: StepRecord) -> bool:

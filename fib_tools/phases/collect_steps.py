@@ -19,6 +19,7 @@ from fib_tools.phases.bench import BenchRow, benchmark_kernels
 from fib_tools.phases.calibrate import calibrate_definitions
 from fib_tools.phases.collect import collect_workloads
 from fib_tools.phases.collect_options import CollectOptions
+from fib_tools.phases.collect_record import find_records, load_manifest
 from fib_tools.phases.collect_result import CollectResult
 from fib_tools.phases.context import Context
 from fib_tools.phases.reference_tests import write_or_run_tests
@@ -27,7 +28,7 @@ from fib_tools.phases.serving_options import ServingOptions
 from fib_tools.phases.size_workloads import write_size_workloads
 from fib_tools.phases.time_budget import TimeBudget
 
-__all__ = ["FAILED", "NO_ENGINE", "STEPS", "Outcomes", "Work", "describe_basis"]
+__all__ = ["FAILED", "NO_ENGINE", "STEPS", "Outcomes", "Work", "describe_basis", "shorten"]
 
 Outcomes = Mapping[str, tuple[str, str]]
 """By Definition: a status, and figures or a reason."""
@@ -75,7 +76,7 @@ def _test(work: Work, names: Sequence[str], write: Callable[[Outcomes], None]) -
         work.budget.check()
         part = tuple(left[start : start + _AT_ONCE])
         result = write_or_run_tests(work.context, "run", definitions=part, device=work.how.device)
-        write({entry.name: (entry.status, _shorten(entry.reason)) for entry in result.entries})
+        write({entry.name: (entry.status, shorten(entry.reason)) for entry in result.entries})
 
 
 def _write_baselines(work: Work, names: Sequence[str], write: Callable[[Outcomes], None]) -> None:
@@ -84,11 +85,11 @@ def _write_baselines(work: Work, names: Sequence[str], write: Callable[[Outcomes
     for entry in result.entries:
         status = "written" if entry.status == "unchanged" else entry.status
         before = found.get(entry.definition)
-        detail = _shorten(entry.solution or entry.reason)
+        detail = shorten(entry.solution or entry.reason)
         if before is None or status == "refused":
             found[entry.definition] = (status, detail)
         else:
-            found[entry.definition] = (before[0], _shorten(f"{before[1]}, {detail}"))
+            found[entry.definition] = (before[0], shorten(f"{before[1]}, {detail}"))
     write(found)
 
 
@@ -111,28 +112,31 @@ def _collect(work: Work, names: Sequence[str], write: Callable[[Outcomes], None]
             num_samples=work.how.num_samples,
         )
     except MissingDependencyError as error:
-        write(dict.fromkeys(names, (NO_ENGINE, _shorten(str(error)))))
+        write(dict.fromkeys(names, (NO_ENGINE, shorten(str(error)))))
         return
-    write({name: outcome for name, outcome in _read_collected(result) if name in names})
+    if any(run.status == "interrupted" for run in result.runs):
+        raise KeyboardInterrupt  # its Workloads are kept, and the model is served again by the next run
+    unknown = dict.fromkeys(names, ("no call", "of no known kernel type"))
+    write({**unknown, **{name: outcome for name, outcome in _read_collected(result) if name in names}})
 
 
 def _read_collected(result: CollectResult) -> Iterator[tuple[str, tuple[str, str]]]:
     for entry in result.entries:
         status = "written" if entry.status == "unchanged" else entry.status
         detail = f"{entry.workloads} Workloads of {entry.calls} calls ({result.origin})"
-        yield entry.definition, (status, _shorten("; ".join([detail, *entry.rejected])))
+        yield entry.definition, (status, shorten("; ".join([detail, *entry.rejected])))
     failed = [f"{run.name}: {run.status}: {run.error}" for run in result.runs if run.has_failed]
     for name in result.not_seen:
-        yield name, (FAILED, _shorten("; ".join(failed))) if failed else ("no call", "")
+        yield name, (FAILED, shorten("; ".join(failed))) if failed else ("no call", "")
 
 
 def _make_sizes(work: Work, names: Sequence[str], write: Callable[[Outcomes], None]) -> None:
     chosen = [work.definitions[name] for name in names]
     entries = write_size_workloads(work.context, work.dataset, chosen, SIZES)
-    known = {kernel.staged for kernel in work.manifest.kernels if Step.SIZES in kernel.steps}
+    known = find_records(load_manifest(work.context, work.manifest.model)[1], Step.SIZES)
     write(
         {
-            entry.definition: (entry.status, _shorten("; ".join((*entry.notes, *entry.rejected))))
+            entry.definition: (entry.status, shorten("; ".join((*entry.notes, *entry.rejected))))
             for entry in entries
             if entry.status != "kept" or entry.definition not in known
         }
@@ -146,7 +150,7 @@ def _calibrate(work: Work, names: Sequence[str], write: Callable[[Outcomes], Non
         {
             entry.name: (
                 "calibrated" if entry.status == "kept" else entry.status,
-                _shorten(entry.reason or entry.basis),
+                shorten(entry.reason or entry.basis),
             )
             for entry in result.entries
         }
@@ -176,7 +180,7 @@ def _bench(work: Work, names: Sequence[str], write: Callable[[Outcomes], None]) 
         rows[row.definition].append(row)
     why = "; ".join(result.failures[:1]) or f"no baseline is for {result.hardware}"
     lost = FAILED if result.failures else "nothing to measure"
-    write({name: _describe_rows(own) if own else (lost, _shorten(why)) for name, own in rows.items()})
+    write({name: _describe_rows(own) if own else (lost, shorten(why)) for name, own in rows.items()})
 
 
 def _find_idle(work: Work, name: str) -> str:
@@ -200,7 +204,7 @@ def _describe_rows(rows: Sequence[BenchRow]) -> tuple[str, str]:
     figures = f", {min(shares):.0f} to {max(shares):.0f}% of the limit" if shares else ""
     wrong = next((f"; {row.status}: {row.detail}" for row in rows if row.status != "PASSED"), "")
     said = f"{len(passed)} of {len(rows)} evaluations passed{figures}{wrong}"
-    return "passed" if len(passed) == len(rows) else "not passed", _shorten(said)
+    return "passed" if len(passed) == len(rows) else "not passed", shorten(said)
 
 
 def describe_basis(work: Work, step: Step, name: str) -> str:
@@ -215,7 +219,8 @@ def describe_basis(work: Work, step: Step, name: str) -> str:
     return content_hash(parts)[:16]
 
 
-def _shorten(text: str) -> str:
+def shorten(text: str) -> str:
+    """Keep a figure or a reason to one line that a manifest can hold for each kernel."""
     said = " ".join(text.split())
     return said if len(said) <= _LONGEST_DETAIL else f"{said[:_LONGEST_DETAIL]} ..."
 

@@ -152,8 +152,11 @@ def _find(context: Context, model: str, options: ModelOptions) -> _Part:
     """Take the manifest as it stands, with the op_types that were asked for."""
     name, manifest = load_manifest(context, model_slug(model))
     op_types = options.op_types or (manifest.asked.op_types if manifest.asked else None)
-    kernels = tuple(kernel for kernel in manifest.kernels if op_types is None or kernel.op_type in op_types)
-    return _Part(name=name, manifest=manifest.model_copy(update={"kernels": kernels}))
+    if op_types is None:
+        return _Part(name=name, manifest=manifest)
+    kernels = tuple(kernel for kernel in manifest.kernels if kernel.op_type in op_types)
+    manual = tuple(item for item in manifest.manual if item.op_type in op_types)
+    return _Part(name=name, manifest=manifest.model_copy(update={"kernels": kernels, "manual": manual}))
 
 
 def _define(

@@ -16,7 +16,7 @@ from fib_tools.phases.context import Context
 from fib_tools.phases.discover import discover_models
 from fib_tools.phases.onboard import DryRunArgument, OnboardResult, PhasesArgument, SkipArgument, onboard_model
 from fib_tools.phases.onboard_submit import SHOWN, SubmitOptions
-from fib_tools.phases.request import COMMAND_LINE_ONLY, DEFAULTS, ModelOptions
+from fib_tools.phases.request import COMMAND_LINE_ONLY, DEFAULTS, NEEDED_BY_AGENTS, ModelOptions
 
 __all__ = ["OnboardAllResult", "OnboardLine", "onboard"]
 
@@ -69,6 +69,7 @@ def onboard(
     model: Annotated[
         str | None,
         Field(description="A known name (kimi-k2), a Hugging Face repository (org/name) or a folder with config.json."),
+        NEEDED_BY_AGENTS,
     ] = None,
     options: ModelOptions = DEFAULTS,
     collecting: Annotated[CollectOptions, COMMAND_LINE_ONLY] = USUAL,

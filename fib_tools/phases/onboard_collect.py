@@ -21,11 +21,11 @@ from fib_tools.model.summary import Result, Summary, Table
 from fib_tools.phases.bench import find_hardware
 from fib_tools.phases.carrying import describe_carrying
 from fib_tools.phases.collect_options import CollectOptions
-from fib_tools.phases.collect_record import Recorder, load_manifest
-from fib_tools.phases.collect_steps import FAILED, NO_ENGINE, STEPS, Outcomes, Work, describe_basis
+from fib_tools.phases.collect_record import Recorder, find_records, load_manifest
+from fib_tools.phases.collect_steps import FAILED, NO_ENGINE, STEPS, Outcomes, Work, describe_basis, shorten
 from fib_tools.phases.context import Context
 from fib_tools.phases.request import ModelOptions
-from fib_tools.phases.time_budget import TimeBudget
+from fib_tools.phases.time_budget import TIME_IS_UP, TimeBudget
 
 __all__ = ["CollectedKernels", "StepLine", "collect_kernels"]
 
@@ -101,7 +101,8 @@ def collect_kernels(
         )
     dataset = Dataset.open(context.dataset.root)
     loaded, _ = dataset.load_definitions()
-    names = sorted({name for kernel in asked.kernels if (name := kernel.staged) is not None} & loaded.keys())
+    staged = {item.staged for item in asked.members}
+    names = sorted(name for name in loaded if name in staged)
     work = Work(
         context=context,
         dataset=dataset,
@@ -148,6 +149,9 @@ def _run(work: Work) -> CollectedKernels:
         todo = _list_todo(work, step)
         if not todo:
             continue
+        if work.budget.left == 0:
+            stopped = TIME_IS_UP
+            break
         line, stopped = _run_step(work, step, todo, machine)
         if line.outcomes or line.problem:
             lines.append(line)
@@ -194,9 +198,8 @@ def _list_open(work: Work, step: Step) -> list[str]:
 
 
 def _find_records(work: Work, step: Step) -> dict[str, StepRecord]:
-    manifest = load_manifest(work.context, work.manifest.model)[1]
-    staged = ((kernel.staged, kernel.steps.get(step)) for kernel in manifest.kernels)
-    return {name: record for name, record in staged if name is not None and record and name in work.definitions}
+    found = find_records(load_manifest(work.context, work.manifest.model)[1], step)
+    return {name: record for name, record in found.items() if name in work.definitions}
 
 
 def _run_step(work: Work, step: Step, todo: Sequence[str], machine: str) -> tuple[StepLine, str]:
@@ -204,23 +207,23 @@ def _run_step(work: Work, step: Step, todo: Sequence[str], machine: str) -> tupl
     before = load_manifest(work.context, work.manifest.model)[1].times
     recorder = Recorder(context=work.context, model=work.manifest.model, step=step, machine=machine, before=before)
 
-    def write(outcomes: Outcomes) -> None:
-        recorder.write(
-            {
-                name: StepRecord(status=status, detail=detail, basis=describe_basis(work, step, name), machine=machine)
-                for name, (status, detail) in outcomes.items()
-            }
-        )
+    def write(outcomes: Outcomes, *, is_late: bool = False) -> None:
+        records = {
+            name: StepRecord(status=status, detail=detail, basis=describe_basis(work, step, name), machine=machine)
+            for name, (status, detail) in outcomes.items()
+        }
+        recorder.write(records, is_late=is_late)
 
     work.context.progress(f"phase 3, {step.value}", 0, 0)
     problem = stopped = ""
     try:
-        work.budget.check()
         STEPS[step](work, todo, write)
     except TimeUpError as error:
         stopped = str(error)
+        write({}, is_late=True)
     except FibError as error:
         problem = str(error)
+        write({name: (FAILED, shorten(problem)) for name in todo if name not in recorder.records})
     counts = Counter(record.status for record in recorder.records.values())
     line = StepLine(step=step, kernels=len(todo), outcomes=dict(counts), seconds=recorder.seconds, problem=problem)
     return line, stopped

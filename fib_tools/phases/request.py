@@ -18,6 +18,7 @@ __all__ = [
     "ALLOW_SUBMIT",
     "COMMAND_LINE_ONLY",
     "DEFAULTS",
+    "NEEDED_BY_AGENTS",
     "ModelArgument",
     "ModelOptions",
     "check_hardware",
@@ -28,6 +29,9 @@ __all__ = [
 COMMAND_LINE_ONLY = "command line only"
 """Marks a parameter, or a group of them, that agents are not offered: it names a place outside the workspace, or says how
 to run what has the rights of the user."""
+
+NEEDED_BY_AGENTS = "needed by agents"
+"""Marks a parameter that people may leave out, for something else that agents are not offered."""
 
 ALLOW_SUBMIT = "Offer the tools that write outside the workspace: pull requests, issues."
 """What the option of that name is for, at every face that has it."""

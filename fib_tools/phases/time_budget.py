@@ -8,7 +8,11 @@ from dataclasses import dataclass, replace
 from fib_tools.errors import TimeUpError
 from fib_tools.phases.context import Context
 
-__all__ = ["TimeBudget"]
+__all__ = ["TIME_IS_UP", "TimeBudget"]
+
+TIME_IS_UP = (
+    "the time given to phase 3 is over (--max-minutes); what was finished is kept: run the same command again to go on"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,10 +39,7 @@ class TimeBudget:
             TimeUpError: the time is over.
         """
         if self.left == 0:
-            raise TimeUpError(
-                "the time given to phase 3 is over (--max-minutes); what was finished is kept",
-                todo="run the same command again to go on",
-            )
+            raise TimeUpError(TIME_IS_UP)
 
     def watch(self, context: Context) -> Context:
         """Give a context in which telling of progress ends an operation that is late."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fib_tools.evaluate.report.report_schema import DefinitionReport, Report
-from fib_tools.model.manifest import Manifest, ManifestKernel
+from fib_tools.model.manifest import Manifest, ManifestKernel, ManualDefinition
 from fib_tools.model.progress import PhaseTime, Step, sum_times
 from fib_tools.publish.markup import Html, breakable, tag
 from fib_tools.publish.report_cells import draw_bar, make_card
@@ -309,7 +309,7 @@ def _gaps(manifest: Manifest) -> Iterable[Html]:
     unmapped = [(f"{each.operation} in {each.module}", each.detail) for each in manifest.unexplained]
     failed = [
         (f"{kernel.staged or kernel.name}, {step.value}", f"{record.status} on {record.machine}: {record.detail}")
-        for kernel in manifest.kernels
+        for kernel in manifest.members
         for step, record in kernel.steps.items()
         if record.status in _BAD
     ]
@@ -318,13 +318,18 @@ def _gaps(manifest: Manifest) -> Iterable[Html]:
         ("Refused", refused),
         ("Unmapped", unmapped),
         ("Disagreements", [(each.subject, each.chosen) for each in manifest.disagreements]),
-        ("By hand", [(each.name, each.compared) for each in manifest.manual]),
+        ("By hand", [(each.name, _tell_manual(each)) for each in manifest.manual]),
         ("Notes", [("", text) for text in manifest.notes]),
     )
     for title, entries in lists:
         if entries:
             items = (tag("li", *([tag("code", breakable(head)), " "] if head else []), text) for head, text in entries)
             yield make_card(f"{title} ({len(entries)})", tag("ul", *items, class_="reasons"))
+
+
+def _tell_manual(item: ManualDefinition) -> str:
+    steps = (f"{step.value}: {record.status}" for step, record in item.steps.items())
+    return "; ".join(filter(None, (item.compared, *steps)))
 
 
 def _sources(manifest: Manifest) -> Html:

@@ -28,7 +28,7 @@ class _Wait(Model):
 
 def build_operation_tool(operation: Operation, desk: Desk) -> Tool:
     """Build the tool of an operation."""
-    own = tuple(option for option in operation.list_options() if option.is_for_agents)
+    own = operation.list_options_for_agents()
     options = (*own, *(list_fields(_Wait) if operation.is_long else ()), *list_fields(Page))
     arguments = build_arguments(operation.tool, options)
     output_schema = answer_schema(operation.result)

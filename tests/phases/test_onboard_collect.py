@@ -19,12 +19,13 @@ import pytest
 import bench_run
 from fib_tools.cli.app import main
 from fib_tools.errors import FormatError, RequestError
-from fib_tools.model.manifest import Manifest
+from fib_tools.model.manifest import Manifest, ManualDefinition
 from fib_tools.model.progress import Step
-from fib_tools.phases import collect_steps, onboard_collect
+from fib_tools.phases import collect_serving, collect_steps, onboard_collect
 from fib_tools.phases.bench import find_hardware
 from fib_tools.phases.collect_options import CollectOptions
 from fib_tools.phases.context import Context, Workspace
+from fib_tools.phases.manifests import find_manifest, save_manifest
 from fib_tools.phases.onboard import OnboardResult, onboard_model
 from fib_tools.phases.request import ModelOptions
 from fib_tools.phases.time_budget import TimeBudget
@@ -265,6 +266,28 @@ def test_a_model_is_served_as_its_manifest_says_and_what_no_call_showed_gets_siz
     assert not made, "a model that was served is not served again"
 
 
+@pytest.mark.usefixtures("with_gpu", "made")
+def test_an_interrupt_while_serving_ends_the_run_and_the_model_is_served_again(
+    context: Context, write_config: Callable[..., Path], quick_gate: None
+) -> None:
+    del quick_gate
+    shape = {"hidden_size": 8, "head_dim": 8, "num_attention_heads": 4, "rms_norm_eps": 1e-5}
+    onboard_model(context, "tiny", ModelOptions(config=write_config(**shape), op_types=("rmsnorm",), tp_list=(1,)))
+    how = CollectOptions(skip_steps=("test", "calibrate", "bench"), batch_sizes=(1,), isl=12, osl=2)
+
+    def step(_follower: Any) -> bool:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collect_serving.Follower, "step", step)
+        with pytest.raises(KeyboardInterrupt):
+            collect(context, how)
+    assert list_statuses(context, Step.COLLECT) == {}
+    assert list_statuses(context, Step.SIZES) == {}
+    collect(context, how)
+    assert set(list_statuses(context, Step.COLLECT).values()) == {"no call", "written"}
+
+
 @pytest.mark.usefixtures("with_gpu")
 def test_without_sglang_sizes_stand_in_and_the_engine_is_asked_for_again(defined: Context) -> None:
     how = CollectOptions(skip_steps=("test", "calibrate", "bench"))
@@ -288,6 +311,23 @@ def test_a_definition_that_was_verified_before_is_believed(defined: Context) -> 
     assert list_statuses(defined, Step.TEST) == dict.fromkeys(NORMS, "verified")
 
 
+def test_a_definition_that_was_written_by_hand_goes_through_the_steps_too(defined: Context) -> None:
+    own = bench_run.norm(96).model_copy(update={"name": "by_hand"})
+    defined.dataset.write_definition(own)
+    found = find_manifest(defined.workspace, "tiny")
+    assert found is not None
+    manual = (ManualDefinition(name="by_hand", op_type="rmsnorm", executed=True),)
+    save_manifest(defined.workspace, found[0], found[1].model_copy(update={"manual": manual}))
+    collect(defined, CollectOptions(device="cpu", skip_steps=("test", "calibrate", "bench")))
+    (item,) = read_manifest(defined).manual
+    assert [(step, record.status) for step, record in item.steps.items()] == [
+        (Step.BASELINE, "no kernel"),
+        (Step.COLLECT, "no engine"),
+        (Step.SIZES, "written"),
+    ]
+    assert set(list_statuses(defined, Step.SIZES)) == set(NORMS)
+
+
 def test_a_step_that_cannot_be_done_is_an_error_and_the_others_go_on(
     defined: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,7 +341,13 @@ def test_a_step_that_cannot_be_done_is_an_error_and_the_others_go_on(
     assert [(line.step, line.problem) for line in result.collected.steps if line.problem] == [
         (Step.CALIBRATE, "bounds that nobody can read")
     ]
+    assert list_statuses(defined, Step.CALIBRATE) == dict.fromkeys(NORMS, "failed")
     assert list_statuses(defined, Step.BENCH) == dict.fromkeys(NORMS, "nothing to measure")
+    monkeypatch.undo()
+    again = collect(defined)
+    assert again.collected is not None
+    assert [line.step for line in again.collected.steps] == [Step.CALIBRATE]
+    assert list_statuses(defined, Step.CALIBRATE) == dict.fromkeys(NORMS, "calibrated")
     assert any("calibrate: bounds that nobody can read" in line for line in result.summary().lines)
 
 

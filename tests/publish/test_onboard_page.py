@@ -70,7 +70,11 @@ def make_view(root: Path) -> OnboardView:
         refused=(Refusal(subject="tp3", reason=HOSTILE),),
         disagreements=(Disagreement(subject="head_dim", statements=(witness, witness), chosen="64, by the config"),),
         unexplained=(Unexplained(operation="aten.conv1d", module="model.conv", detail=HOSTILE),),
-        manual=(ManualDefinition(name="by_hand", op_type="conv", executed=True, compared="equal"),),
+        manual=(
+            ManualDefinition(
+                name="by_hand", op_type="conv", executed=True, compared="equal", steps={Step.TEST: record("passed")}
+            ),
+        ),
         notes=(HOSTILE,),
         times=(
             PhaseTime(phase=1, seconds=3.0, machine="a laptop"),
@@ -134,6 +138,7 @@ def test_every_part_is_on_the_page(text: str) -> None:
     assert "2 more are unmapped, with reasons below." in text
     assert "and 10 more: fib submit shows them" in text
     assert "aten.conv1d in model.conv" in text
+    assert "equal; test: passed" in text
 
 
 def test_times_are_summed_up_by_phase_with_the_machine(text: str) -> None:

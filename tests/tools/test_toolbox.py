@@ -119,7 +119,9 @@ def test_a_link_out_of_the_workspace_is_no_dataset_for_an_agent(context: Context
 def test_advice_speaks_of_tools_and_their_arguments(toolbox: Toolbox) -> None:
     with pytest.raises(FibError) as caught:
         toolbox.call("fib_onboard_model", {"model": "kimi-k2", "phases": [3], "wait_seconds": 50})
-    assert caught.value.todo == "use phases 0,1,2"
+    assert caught.value.todo == (
+        "run: fib_onboard_model kimi-k2 phases 0,1,2, or pass the workspace that was carried here"
+    )
     for tool in toolbox.tools:
         assert "--" not in tool.description
         assert "Exit status" not in tool.description
