@@ -21,8 +21,7 @@ __all__ = ["NeedBook", "Site"]
 class _Entry:
     kernel: str
     parameters: dict[str, ParameterValue]
-    modules: dict[str, None] = field(default_factory=dict)
-    layers: set[int] = field(default_factory=set)
+    places: dict[str, set[int]] = field(default_factory=dict)
     tp: set[int] = field(default_factory=set)
     ep: set[int] = field(default_factory=set)
     stages: set[str] | None = field(default_factory=set)
@@ -62,8 +61,7 @@ def _make_need(entry: _Entry) -> KernelNeed:
     return KernelNeed(
         kernel=entry.kernel,
         parameters=entry.parameters,
-        module=", ".join(entry.modules),
-        layers=len(entry.layers),
+        places={module: tuple(sorted(layers)) for module, layers in entry.places.items()},
         tp=tuple(sorted(entry.tp)),
         ep=tuple(sorted(entry.ep)),
         page_sizes=(page_size,) if isinstance(page_size, int) else (),
@@ -99,9 +97,7 @@ class Site:
         if key is None:
             return
         entry = self.book.entries.setdefault(key, _Entry(kernel=kernel, parameters=values))
-        if claim.module:
-            entry.modules[claim.module] = None
-        entry.layers.update(claim.layers)
+        entry.places.setdefault(claim.module, set()).update(claim.layers)
         entry.tp.add(claim.tp or self.point.tp)
         entry.ep.add(self.point.ep)
         if entry.stages is not None:
