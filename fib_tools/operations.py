@@ -19,6 +19,7 @@ from fib_tools.phases.kernel_drafts import get_evaluation, get_kernel_brief, sub
 from fib_tools.phases.onboard import onboard_model
 from fib_tools.phases.optimize import optimize_kernel
 from fib_tools.phases.optimize_model import optimize_model
+from fib_tools.phases.pages import write_model_pages
 from fib_tools.phases.reference_tests import write_or_run_tests
 from fib_tools.phases.refresh import clone_repositories
 from fib_tools.phases.status import show_status
@@ -96,6 +97,15 @@ OPERATIONS: tuple[Operation, ...] = (
         verb="coverage",
         tool="",
         function=track_coverage,
+        phase=None,
+        effect=Effect.WORKSPACE,
+        is_long=True,
+        is_open_world=True,
+    ),
+    Operation(
+        verb="pages",
+        tool="",
+        function=write_model_pages,
         phase=None,
         effect=Effect.WORKSPACE,
         is_long=True,

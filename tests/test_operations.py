@@ -34,6 +34,7 @@ NO_TOOL = {
     "coverage",
     "optimize",
     "optimize-model",
+    "pages",
     "targets",
     "trace block",
     "trace diff",
