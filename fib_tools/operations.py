@@ -50,7 +50,14 @@ OPERATIONS: tuple[Operation, ...] = (
         is_long=True,
         is_open_world=True,
     ),
-    Operation(verb="discover", tool="fib_discover_models", function=discover_models, phase=1, effect=Effect.READ),
+    Operation(
+        verb="discover",
+        tool="fib_discover_models",
+        function=discover_models,
+        phase=1,
+        effect=Effect.READ,
+        is_open_world=True,
+    ),
     Operation(
         verb="define",
         tool="fib_define_kernels",

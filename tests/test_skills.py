@@ -45,7 +45,7 @@ PARAMETERS = {
     "optimize-kernel": "--definition-name --op-type --model-name",
     "submit-onboarding-prs": "--manifest --model-name --dry-run",
     "trace-model": "--model-name --op-types",
-    "track-models": "--model-name --discover --refresh",
+    "track-models": "--model-name --discover --refresh --refresh-status",
     "validate-dataset": "--definition-name --op-type --op-types --all",
 }
 """What users know to type."""

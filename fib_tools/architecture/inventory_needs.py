@@ -24,6 +24,7 @@ class _Entry:
     places: dict[str, set[int]] = field(default_factory=dict)
     tp: set[int] = field(default_factory=set)
     ep: set[int] = field(default_factory=set)
+    points: set[ServingPoint] = field(default_factory=set)
     stages: set[str] | None = field(default_factory=set)
     """None once a use had no stage: then there is no difference."""
     quantization: str | None = None
@@ -46,8 +47,14 @@ class NeedBook:
 
     def get_needs(self) -> tuple[KernelNeed, ...]:
         """Return the needs in order of kernel and parameters."""
-        entries = sorted(self.entries.values(), key=lambda entry: (entry.kernel, _sort_key(entry.parameters)))
-        return tuple(_make_need(entry) for entry in entries)
+        return tuple(_make_need(entry) for entry in self._sort_entries())
+
+    def find_needs(self, point: ServingPoint) -> tuple[int, ...]:
+        """Find the needs of one point: their places in `get_needs`."""
+        return tuple(index for index, entry in enumerate(self._sort_entries()) if point in entry.points)
+
+    def _sort_entries(self) -> list[_Entry]:
+        return sorted(self.entries.values(), key=lambda entry: (entry.kernel, _sort_key(entry.parameters)))
 
 
 def _sort_key(parameters: Mapping[str, ParameterValue]) -> tuple[tuple[str, str], ...]:
@@ -100,6 +107,7 @@ class Site:
         entry.places.setdefault(claim.module, set()).update(claim.layers)
         entry.tp.add(claim.tp or self.point.tp)
         entry.ep.add(self.point.ep)
+        entry.points.add(self.point)
         if entry.stages is not None:
             entry.stages = {*entry.stages, *claim.stages} if claim.stages else None
         entry.quantization = entry.quantization or claim.quantization

@@ -11,9 +11,8 @@ from fib_tools.architecture.modules import ModelModule, build_modules
 from fib_tools.architecture.modules_traced import TracedModule, compare_layers, format_layers, place_traced_modules
 from fib_tools.architecture.structure_schema import Structure
 from fib_tools.model.definition import Definition
-from fib_tools.model.kernel import KernelNeed
 from fib_tools.model.manifest import DefineStatus, Manifest, ManifestKernel
-from fib_tools.phases.classify import build_manifest
+from fib_tools.phases.classify import build_manifest, find_kernel
 from fib_tools.phases.manifests import kernel_key
 from fib_tools.publish.model_pages import (
     AnalysedKernel,
@@ -178,7 +177,7 @@ def _describe_implementation(sources: _Sources) -> Implementation:
 
 def _analyse(sources: _Sources) -> Analysis:
     survey = sources.survey
-    kernels = [_find_kernel(need, sources.manifest) for need in survey.inventory.needs]
+    kernels = [find_kernel(sources.manifest, need) for need in survey.inventory.needs]
     modules = []
     for module in sources.modules:
         own = [_analyse_kernel(kernel, sources) for kernel in (kernels[index] for index in module.needs) if kernel]
@@ -199,12 +198,6 @@ def _analyse(sources: _Sources) -> Analysis:
         modules=tuple(modules),
         unmapped=tuple(_list_unmapped(sources)),
     )
-
-
-def _find_kernel(need: KernelNeed, manifest: Manifest) -> ManifestKernel | None:
-    """Find the manifest's line for a need; None for one that was refused."""
-    same = (k for k in manifest.kernels if (k.kernel, k.parameters) == (need.kernel, need.parameters))
-    return next(same, None)
 
 
 def _analyse_kernel(kernel: ManifestKernel, sources: _Sources) -> AnalysedKernel:
