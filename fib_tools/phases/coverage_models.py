@@ -23,6 +23,7 @@ from fib_tools.publish.coverage_document import (
     WrongName,
     find_stem,
     find_wrong_names,
+    list_names,
 )
 
 __all__ = ["cover_model"]
@@ -61,7 +62,7 @@ def cover_model(
     if keep and find_manifest(context.workspace, manifest.model):
         keep_survey(context, survey, DEFAULTS)
     model = _describe(context, manifest, standing, _list_ways(survey, manifest))
-    own = [(number, line) for number, heading, line in lines if _is_about(heading, survey)]
+    own = [(number, line) for number, heading, line in lines if list_names(line) and _is_about(heading, survey)]
     if not own:
         return model, []
     possible = {kernel.name for kernel in model.kernels} | set(_list_possible(context, name, standing))

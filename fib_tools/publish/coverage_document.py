@@ -31,6 +31,7 @@ __all__ = [
     "find_stem",
     "find_wrong_names",
     "list_hand_written",
+    "list_names",
     "list_parts",
     "update_document",
 ]
@@ -255,6 +256,11 @@ def list_hand_written(text: str) -> Iterator[tuple[int, str, str]]:
             yield number, heading, line
 
 
+def list_names(line: str) -> tuple[str, ...]:
+    """List what could be names of Definitions in a line, each once."""
+    return tuple(dict.fromkeys(_NAME.findall(line)))
+
+
 def find_stem(name: str) -> str:
     """Cut the sizes off a Definition's name: `gqa_paged_decode_h32_kv8_d128_ps64` is a `gqa_paged_decode`."""
     return _SIZE.sub("", name)
@@ -269,7 +275,7 @@ def find_wrong_names(
     """
     own = sorted({find_stem(name) for name in possible})
     for number, line in lines:
-        for name in dict.fromkeys(_NAME.findall(line)):
+        for name in list_names(line):
             stem = find_stem(name)
             if name in possible or stem == name or stem not in stems:
                 continue

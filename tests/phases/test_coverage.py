@@ -16,9 +16,12 @@ from fib_tools.model.trace import Trace
 from fib_tools.model.workload import RandomInput, Workload
 from fib_tools.op_types.registry import get_kernel_type
 from fib_tools.operations import get_operation
+from fib_tools.phases import coverage_models
 from fib_tools.phases.context import Context
 from fib_tools.phases.coverage import CoverageResult
 from fib_tools.phases.manifests import find_manifest, manifest_name, save_manifest
+from fib_tools.phases.request import ModelOptions
+from fib_tools.phases.survey import Survey, survey_model
 
 NORM = get_kernel_type("rmsnorm").build({"hidden_size": 64, "eps": 1e-6})
 
@@ -121,6 +124,21 @@ def test_hand_written_names_are_held_against_the_config(context: Context, model:
     ]
     assert result.has_errors
     assert path.read_text().startswith(before)
+
+
+def test_a_part_without_hand_written_names_costs_one_survey(
+    context: Context, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    track(context, model)
+    surveyed: list[str] = []
+
+    def survey(_context: Context, name: str, options: ModelOptions) -> Survey:
+        surveyed.append(name)
+        return survey_model(_context, name, options)
+
+    monkeypatch.setattr(coverage_models, "survey_model", survey)
+    assert not track(context, model).changed
+    assert surveyed == [model]
 
 
 def test_a_model_that_cannot_be_read_does_not_stop_the_others(context: Context, model: str) -> None:
