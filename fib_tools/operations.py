@@ -20,6 +20,7 @@ from fib_tools.phases.onboard import OnboardResult
 from fib_tools.phases.onboard_all import onboard
 from fib_tools.phases.optimize import optimize_kernel
 from fib_tools.phases.optimize_model import optimize_model
+from fib_tools.phases.pages import write_model_pages
 from fib_tools.phases.reference_tests import write_or_run_tests
 from fib_tools.phases.refresh import clone_repositories
 from fib_tools.phases.status import show_status
@@ -52,7 +53,14 @@ OPERATIONS: tuple[Operation, ...] = (
         is_long=True,
         is_open_world=True,
     ),
-    Operation(verb="discover", tool="fib_discover_models", function=discover_models, phase=1, effect=Effect.READ),
+    Operation(
+        verb="discover",
+        tool="fib_discover_models",
+        function=discover_models,
+        phase=1,
+        effect=Effect.READ,
+        is_open_world=True,
+    ),
     Operation(
         verb="define",
         tool="fib_define_kernels",
@@ -99,6 +107,15 @@ OPERATIONS: tuple[Operation, ...] = (
         verb="coverage",
         tool="",
         function=track_coverage,
+        phase=None,
+        effect=Effect.WORKSPACE,
+        is_long=True,
+        is_open_world=True,
+    ),
+    Operation(
+        verb="pages",
+        tool="",
+        function=write_model_pages,
         phase=None,
         effect=Effect.WORKSPACE,
         is_long=True,

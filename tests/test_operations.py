@@ -36,6 +36,7 @@ NO_TOOL = {
     "coverage",
     "optimize",
     "optimize-model",
+    "pages",
     "targets",
     "trace block",
     "trace diff",

@@ -20,10 +20,6 @@ TOOLS = {operation.tool for operation in OPERATIONS if operation.tool} | {name f
 RULES = {rule.id for family in FAMILIES for rule in family.rules}
 
 LATER = {
-    "add-new-model": ("fib_write_model_pages",),
-    "extract-model-from-hf": ("fib_write_model_pages",),
-    "find-sglang-baseline": ("fib_write_model_pages",),
-    "generate-model-definition": ("fib_write_model_pages",),
 }
 """Skills that wait for tools; the others are complete."""
 
@@ -37,9 +33,9 @@ PARAMETERS = {
     "extract-kernel-definitions": (
         "--model-name --hf-repo-id --tp-list --ep-list --manual --op-types --dry-run --skip-existing"
     ),
-    "extract-model-from-hf": "--model-name --hf-repo-id",
+    "extract-model-from-hf": "--model-name --hf-repo-id --output",
     "find-sglang-baseline": "--model-name --sglang-path",
-    "generate-model-definition": "--model-name --config",
+    "generate-model-definition": "--model-name --config --output --sglang-impl",
     "onboard-model": (
         "--model-name --hf-repo-id --phases --dry-run --discover --skip-workload --submit-prs --tp-list --ep-list "
         "--op-types --skip-existing --refresh"
@@ -47,7 +43,7 @@ PARAMETERS = {
     "optimize-kernel": "--definition-name --op-type --model-name",
     "submit-onboarding-prs": "--manifest --model-name --definition-name --dry-run",
     "trace-model": "--model-name --op-types",
-    "track-models": "--model-name --discover --refresh",
+    "track-models": "--model-name --discover --refresh --refresh-status",
     "validate-dataset": "--definition-name --op-type --op-types --all",
 }
 """What users know to type."""

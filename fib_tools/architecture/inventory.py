@@ -141,13 +141,15 @@ def _make_inventory(
         calls = find_unexplained_calls(book, evidence.structure) if book.entries else ()
         unexplained += list_unexplained(calls, evidence.structure, book)
         disagreements += compare_facts(facts, evidence.structure)
+    served = tuple(point for point in points if all(point != refusal.point for refusal in refused))
     return Inventory(
         model=entry.slug if entry else slugify(facts.name.rpartition("/")[2]),
         repo_id=entry.repo_id if entry else (facts.name if "/" in facts.name else None),
         architecture=facts.architecture,
         is_known=facts.is_known,
-        points=tuple(point for point in points if all(point != refusal.point for refusal in refused)),
+        points=served,
         needs=book.get_needs(),
+        needs_by_point=tuple(book.find_needs(point) for point in served),
         refused=refused,
         disagreements=tuple(dict.fromkeys(disagreements)),
         unexplained=tuple(dict.fromkeys(unexplained)),

@@ -21,10 +21,10 @@ __all__ = ["NeedBook", "Site"]
 class _Entry:
     kernel: str
     parameters: dict[str, ParameterValue]
-    modules: dict[str, None] = field(default_factory=dict)
-    layers: set[int] = field(default_factory=set)
+    places: dict[str, set[int]] = field(default_factory=dict)
     tp: set[int] = field(default_factory=set)
     ep: set[int] = field(default_factory=set)
+    points: set[ServingPoint] = field(default_factory=set)
     stages: set[str] | None = field(default_factory=set)
     """None once a use had no stage: then there is no difference."""
     quantization: str | None = None
@@ -47,8 +47,14 @@ class NeedBook:
 
     def get_needs(self) -> tuple[KernelNeed, ...]:
         """Return the needs in order of kernel and parameters."""
-        entries = sorted(self.entries.values(), key=lambda entry: (entry.kernel, _sort_key(entry.parameters)))
-        return tuple(_make_need(entry) for entry in entries)
+        return tuple(_make_need(entry) for entry in self._sort_entries())
+
+    def find_needs(self, point: ServingPoint) -> tuple[int, ...]:
+        """Find the needs of one point: their places in `get_needs`."""
+        return tuple(index for index, entry in enumerate(self._sort_entries()) if point in entry.points)
+
+    def _sort_entries(self) -> list[_Entry]:
+        return sorted(self.entries.values(), key=lambda entry: (entry.kernel, _sort_key(entry.parameters)))
 
 
 def _sort_key(parameters: Mapping[str, ParameterValue]) -> tuple[tuple[str, str], ...]:
@@ -62,8 +68,7 @@ def _make_need(entry: _Entry) -> KernelNeed:
     return KernelNeed(
         kernel=entry.kernel,
         parameters=entry.parameters,
-        module=", ".join(entry.modules),
-        layers=len(entry.layers),
+        places={module: tuple(sorted(layers)) for module, layers in entry.places.items()},
         tp=tuple(sorted(entry.tp)),
         ep=tuple(sorted(entry.ep)),
         page_sizes=(page_size,) if isinstance(page_size, int) else (),
@@ -99,11 +104,10 @@ class Site:
         if key is None:
             return
         entry = self.book.entries.setdefault(key, _Entry(kernel=kernel, parameters=values))
-        if claim.module:
-            entry.modules[claim.module] = None
-        entry.layers.update(claim.layers)
+        entry.places.setdefault(claim.module, set()).update(claim.layers)
         entry.tp.add(claim.tp or self.point.tp)
         entry.ep.add(self.point.ep)
+        entry.points.add(self.point)
         if entry.stages is not None:
             entry.stages = {*entry.stages, *claim.stages} if claim.stages else None
         entry.quantization = entry.quantization or claim.quantization

@@ -29,6 +29,8 @@ class Inventory(Model):
     """The serving points whose kernels are listed."""
     needs: tuple[KernelNeed, ...] = ()
     """In order of kernel and parameters; equal kernels of several points and modules are one."""
+    needs_by_point: tuple[tuple[int, ...], ...] = ()
+    """For each of the points, which needs it has: indices into `needs`."""
     refused: tuple[Refusal, ...] = ()
     disagreements: tuple[Disagreement, ...] = ()
     unexplained: tuple[Unexplained, ...] = ()

@@ -51,10 +51,8 @@ class KernelNeed(Model):
     """The id of a kernel type in `op_types`, such as `gqa_paged_decode`."""
     parameters: dict[str, ParameterValue]
     """The kernel type's parameters; those left out have its defaults."""
-    module: str = ""
-    """Where in the model it is called, with `*` for layer numbers, such as `model.layers.*.self_attn.o_proj`."""
-    layers: int = 0
-    """How many layers call it; 0 where it is not in a layer."""
+    places: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    """Where it is called, with `*` for layer numbers (`model.layers.*.self_attn.o_proj`), and in which layers."""
     tp: tuple[int, ...] = ()
     ep: tuple[int, ...] = ()
     page_sizes: tuple[int, ...] = ()
@@ -63,6 +61,16 @@ class KernelNeed(Model):
     quantization: str | None = None
     """The scheme of the checkpoint that leads to this kernel, such as `fp8_block`; None for unquantised."""
     witnesses: tuple[Witness, ...] = Field(min_length=1)
+
+    @property
+    def module(self) -> str:
+        """The modules that call it, in one line."""
+        return ", ".join(module for module in self.places if module)
+
+    @property
+    def layers(self) -> int:
+        """How many layers call it; 0 where it is not in a layer."""
+        return len({layer for layers in self.places.values() for layer in layers})
 
 
 class Disagreement(Model):

@@ -16,7 +16,7 @@ from fib_tools.phases.survey import Survey
 from fib_tools.sources.flashinfer import TracedApis
 from fib_tools.sources.sglang import SglangFacts
 
-__all__ = ["build_manifest"]
+__all__ = ["build_manifest", "find_kernel"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +57,12 @@ def build_manifest(
         unexplained=inventory.unexplained,
         notes=inventory.notes,
     )
+
+
+def find_kernel(manifest: Manifest, need: KernelNeed) -> ManifestKernel | None:
+    """Find the line of a manifest that a need has become; None for one that was refused."""
+    same = (kernel for kernel in manifest.kernels if kernel.kernel == need.kernel)
+    return next((kernel for kernel in same if kernel.parameters == need.parameters), None)
 
 
 def _describe_points(points: Iterable[ServingPoint]) -> tuple[str, ...]:

@@ -114,6 +114,7 @@ def collect_workloads(  # the options of the command
 
     Equal calls become one Workload with a count; of too many, those that differ most are kept and stand for the rest.
     Each is executed before it is written. The engine's calls are removed as they are read, so that the disk holds few.
+    Counts of calls that are removed add to those of earlier runs; of calls that stay where they are they replace them.
     """
     if dry_run and (consume or follow is not None):
         raise RequestError("a dry run removes nothing", todo="leave out --consume and --follow, or --dry-run")
@@ -135,7 +136,8 @@ def collect_workloads(  # the options of the command
         reading = _serve(context, source, options, serving, collector, dry_run=dry_run)
     else:
         reading = _read(context, collector, *source, follow=follow)
-    entries = settle_workloads(context, dataset, collector.tallies, origin=reading.origin, dry_run=dry_run)
+    adds = consume or follow is not None or isinstance(source, str)
+    entries = settle_workloads(context, dataset, collector.tallies, origin=reading.origin, dry_run=dry_run, adds=adds)
     for path in reading.read if consume else ():
         remove_call(path)
     return _report(dataset, reading, entries=entries)
@@ -237,9 +239,15 @@ def _read(context: Context, collector: Collector, folder: Path, origin: Origin, 
 
 
 def settle_workloads(
-    context: Context, dataset: Dataset, tallies: Mapping[str, Tally], *, origin: Origin, dry_run: bool
+    context: Context,
+    dataset: Dataset,
+    tallies: Mapping[str, Tally],
+    *,
+    origin: Origin,
+    dry_run: bool,
+    adds: bool = False,
 ) -> list[CollectEntry]:
-    """Choose, execute and write the Workloads of every Definition."""
+    """Choose, execute and write the Workloads of every Definition; `adds` says that nobody can read these calls again."""
     drafts = {
         name: [
             make_draft(tally.target.definition, item, "synthetic" if tally.is_made_up else origin)
@@ -250,7 +258,8 @@ def settle_workloads(
     reasons = _execute(context, tallies, drafts)
     with hold(workspace_lock(context), purpose="writing Workloads"):
         return [
-            _write(dataset, tallies[name], items, reasons=reasons, dry_run=dry_run) for name, items in drafts.items()
+            _write(dataset, tallies[name], _accept(items, reasons), dry_run=dry_run, adds=adds)
+            for name, items in drafts.items()
         ]
 
 
@@ -284,12 +293,18 @@ def _stage(context: Context, drafts: Sequence[Draft]) -> Iterator[Path]:
         shutil.rmtree(root, ignore_errors=True)
 
 
+def _accept(drafts: Sequence[Draft], reasons: Mapping[str, str]) -> tuple[list[Draft], tuple[str, ...]]:
+    """Part those that the reference ran with from those that it did not, which are told with the reason."""
+    accepted = [draft for draft in drafts if draft.workload.uuid not in reasons]
+    rejected = (uuid for uuid in (draft.workload.uuid for draft in drafts) if uuid in reasons)
+    return accepted, tuple(f"{uuid}: {reasons[uuid]}" for uuid in rejected)
+
+
 def _write(
-    dataset: Dataset, tally: Tally, drafts: Sequence[Draft], *, reasons: dict[str, str], dry_run: bool
+    dataset: Dataset, tally: Tally, judged: tuple[list[Draft], tuple[str, ...]], *, dry_run: bool, adds: bool
 ) -> CollectEntry:
     definition = tally.target.definition
-    accepted = [draft for draft in drafts if draft.workload.uuid not in reasons]
-    rejected = [f"{uuid}: {reasons[uuid]}" for uuid in (draft.workload.uuid for draft in drafts) if uuid in reasons]
+    accepted, rejected = judged
     entry = CollectEntry(
         definition=definition.name,
         op_type=definition.op_type,
@@ -303,11 +318,11 @@ def _write(
         ),
         load=measure_load(tally.experts, _count_experts(definition)) if tally.experts else None,
         notes=tuple(tally.notes),
-        rejected=tuple(rejected),
+        rejected=rejected,
     )
     if dry_run or not accepted:
         return entry
-    written, blobs = write_drafts(dataset, definition, accepted)
+    written, blobs = write_drafts(dataset, definition, accepted, adds=adds)
     status = "unchanged" if written is Written.UNCHANGED else "written"
     return entry.model_copy(update={"status": status, "blobs": len(blobs)})
 

@@ -2,42 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import Field
 
-from fib_tools.errors import FibError, ParallelismError, RequestError, UnknownModelError
+from fib_tools.errors import FibError, RequestError
 from fib_tools.host.files import read_limited, write_atomically
+from fib_tools.host.locks import hold
 from fib_tools.model.base import Model
-from fib_tools.model.definition import Definition
-from fib_tools.model.manifest import Manifest, Phase1Status
 from fib_tools.model.summary import Result, Summary, Table
 from fib_tools.phases.context import Context
-from fib_tools.phases.manifests import find_manifest, list_manifests, manifest_model
-from fib_tools.phases.request import ModelOptions
+from fib_tools.phases.discover import SINCE, DiscoverResult, discover_models
+from fib_tools.phases.inventory import workspace_lock
+from fib_tools.phases.manifests import list_manifests, manifest_model
 from fib_tools.publish.coverage_document import (
-    CoverageStatus,
-    CoveredKernel,
     CoveredModel,
+    Discovered,
+    DiscoveredModel,
     WrongName,
-    find_stem,
-    find_wrong_names,
     list_hand_written,
+    list_parts,
     update_document,
 )
 
-if TYPE_CHECKING:
-    from fib_tools.phases.survey import Survey
-
-__all__ = ["CoverageFailure", "CoverageResult", "describe_coverage", "track_coverage"]
+__all__ = ["CoverageFailure", "CoverageResult", "track_coverage"]
 
 _DOCUMENT = "model_coverage.md"
 _DOCUMENT_BYTES = 16 << 20
-_TP_SIZES = (1, 2, 4, 8, 16, 32)
-_PAGE_SIZES = (1, 16, 32, 64)
-"""With these and those of the cookbook together, a name that does not come up contradicts the config."""
 _SHOWN = 40
 
 
@@ -60,6 +54,8 @@ class CoverageResult(Result):
     wrong: tuple[WrongName, ...] = ()
     """Names that were written by hand and contradict the model's config."""
     failures: tuple[CoverageFailure, ...] = ()
+    discovered: Discovered | None = None
+    """New models, if they were asked for."""
 
     @property
     def has_errors(self) -> bool:
@@ -73,6 +69,11 @@ class CoverageResult(Result):
         tables = (Table(title="coverage", columns=columns, rows=rows),) if rows else ()
         more = len(self.models) - _SHOWN
         lines = [f"... and {more} more"] if more > 0 else []
+        if self.discovered is not None:
+            heads = ("model", "from", "evidence", "onboarded")
+            found = ((m.model, m.source, m.evidence, "yes" if m.onboarded else "no") for m in self.discovered.models)
+            tables = (*tables, Table(title="new models", columns=heads, rows=tuple(found)))
+            lines += self.discovered.basis
         lines += [f"wrong: {item.model}, line {item.line}: {item.name}: {item.reason}" for item in self.wrong]
         lines += [f"failed: {item.model}: {item.reason}" for item in self.failures]
         said = "written" if self.changed else "unchanged"
@@ -99,6 +100,22 @@ def track_coverage(
     hardware: Annotated[
         str | None, Field(description="Only the cookbook's configurations of this GPU, such as H200.")
     ] = None,
+    discover: Annotated[
+        bool,
+        Field(
+            description="List new models too: of SGLang's history, the cookbook, and online the Hub's trending list."
+        ),
+    ] = False,
+    since: Annotated[
+        str, Field(description="How far back --discover looks in the clones' history: 30d, 6w, 2m.", pattern=SINCE)
+    ] = "30d",
+    refresh_status: Annotated[
+        bool,
+        Field(
+            description="Also the models that the document has already; and onboarded models take the statuses of their "
+            "kernels by the FlashInfer, SGLang and dataset of today into their manifests."
+        ),
+    ] = False,
     dry_run: Annotated[bool, Field(description="Say what would be written; nothing is.")] = False,
 ) -> CoverageResult:
     """Track how far models are covered by the dataset, in a document whose hand-written parts stay as they are.
@@ -107,115 +124,66 @@ def track_coverage(
     and what no kernel type covers, with the reason. Names that were written by hand are held against the model's config.
     Exit status 1: a model could not be read, or a name is wrong.
     """
-    wanted = models or tuple(dict.fromkeys(manifest_model(name) for name in list_manifests(context.workspace)))
-    if not wanted:
-        raise RequestError("no model is onboarded here", todo="name models: fib coverage kimi-k2 llama-3.1-8b")
     path = context.check_readable(document) if document else context.workspace.root / _DOCUMENT
     text = read_limited(path, _DOCUMENT_BYTES).decode("utf-8", errors="replace") if path.exists() else ""
-    standing = context.dataset.load_definitions()[0] if context.dataset.root.is_dir() else {}
-    lines = list(list_hand_written(text))
+    onboarded = [manifest_model(name) for name in list_manifests(context.workspace)]
+    wanted = models or tuple(dict.fromkeys([*onboarded, *(list_parts(text) if refresh_status else ())]))
+    if not wanted and not discover:
+        raise RequestError("no model is onboarded here", todo="name models: fib coverage kimi-k2 llama-3.1-8b")
     covered: list[CoveredModel] = []
     wrong: list[WrongName] = []
     failures: list[CoverageFailure] = []
-    for done, name in enumerate(wanted):
-        context.progress(f"reading {name}", done, len(wanted))
-        try:
-            model, found = _cover(context, name, hardware, standing, lines)
-        except FibError as error:
-            failures.append(CoverageFailure(model=name, reason=str(error)))
-            continue
-        covered.append(model)
-        wrong += found
-    updated = update_document(text, covered)
+    with _hold(context, is_needed=refresh_status and not dry_run):
+        for model, found in _cover_all(context, wanted, hardware, text, keep=refresh_status and not dry_run):
+            if isinstance(model, CoverageFailure):
+                failures.append(model)
+            else:
+                covered.append(model)
+                wrong += found
+    news = _describe_news(discover_models(context, since=since, hardware=hardware, trending=True)) if discover else None
+    updated = update_document(text, covered, news)
     changed = updated != text
     if changed and not dry_run:
         context.workspace.create()
         write_atomically(path, updated.encode())
     return CoverageResult(
-        document=str(path), changed=changed, models=tuple(covered), wrong=tuple(wrong), failures=tuple(failures)
+        document=str(path),
+        changed=changed,
+        models=tuple(covered),
+        wrong=tuple(wrong),
+        failures=tuple(failures),
+        discovered=news,
     )
 
 
-def _cover(
-    context: Context,
-    name: str,
-    hardware: str | None,
-    standing: dict[str, Definition],
-    lines: Sequence[tuple[int, str, str]],
-) -> tuple[CoveredModel, list[WrongName]]:
-    from fib_tools.phases.classify import build_manifest
-    from fib_tools.phases.survey import survey_model
-
-    try:
-        survey = survey_model(context, name, ModelOptions(hardware=hardware))
-    except UnknownModelError:
-        found = find_manifest(context.workspace, name)
-        if found is None:
-            raise
-        return describe_coverage(context, found[1], standing), []  # it was onboarded from a config that is not here
-    model = describe_coverage(context, build_manifest(survey, standing), standing)
-    own = [(number, line) for number, heading, line in lines if _is_about(heading, survey)]
-    if not own:
-        return model, []
-    possible = {kernel.name for kernel in model.kernels} | set(_list_possible(context, name, standing))
-    return model, list(find_wrong_names(model.model, own, possible=possible, stems=_list_stems(standing, possible)))
+@contextmanager
+def _hold(context: Context, *, is_needed: bool) -> Iterator[None]:
+    """Hold the workspace while manifests are written."""
+    if not is_needed:
+        yield
+        return
+    context.workspace.create()
+    with hold(workspace_lock(context), purpose="an onboarding"):
+        yield
 
 
-def describe_coverage(context: Context, manifest: Manifest, standing: Collection[str]) -> CoveredModel:
-    """Describe how far the kernels of a manifest are covered by the dataset, whose Definitions are `standing`."""
-    kernels = []
-    for kernel in manifest.kernels:
-        name = kernel.definition or kernel.name
-        has_definition = kernel.phase1_status is Phase1Status.EXISTING or name in standing
-        workloads = len(context.dataset.load_workloads(kernel.op_type, name)) if has_definition else 0
-        status: CoverageStatus = "workloads" if workloads else "definition" if has_definition else "missing"
-        kernels.append(
-            CoveredKernel(
-                name=name,
-                op_type=kernel.op_type,
-                tp=kernel.tp,
-                ep=kernel.ep,
-                page_sizes=kernel.page_sizes,
-                status=status,
-                workloads=workloads,
-            )
-        )
-    unmapped = [(item.subject, item.reason) for item in manifest.refused]
-    unmapped += [(f"{item.operation} in {item.module}", item.detail) for item in manifest.unexplained]
-    return CoveredModel(
-        model=manifest.model,
-        title=manifest.repo_id or manifest.model,
-        serving=manifest.serving,
-        kernels=tuple(sorted(kernels, key=lambda kernel: (kernel.op_type, kernel.name))),
-        unmapped=tuple(unmapped),
-    )
+def _cover_all(
+    context: Context, models: tuple[str, ...], hardware: str | None, text: str, *, keep: bool
+) -> Iterator[tuple[CoveredModel | CoverageFailure, list[WrongName]]]:
+    # it loads a hundred classes, which `fib --help` can do without
+    from fib_tools.phases.coverage_models import cover_model
 
-
-def _is_about(heading: str, survey: Survey) -> bool:
-    """Tell whether a heading names a model: its repository, its name in it, or its slug, whatever stands between words."""
-    names = {survey.config.slug, survey.config.repo_id or "", (survey.config.repo_id or "").rpartition("/")[2]}
-    return _plain(heading) in {_plain(name) for name in names if name}
-
-
-def _plain(text: str) -> str:
-    return "".join(letter for letter in text.casefold() if letter.isalnum())
-
-
-def _list_possible(context: Context, name: str, standing: dict[str, Definition]) -> Iterable[str]:
-    """List the names of a model's kernels for every TP and page size that can be."""
-    from fib_tools.phases.classify import build_manifest
-    from fib_tools.phases.survey import survey_model
-
-    for tp in _TP_SIZES:
+    standing = context.dataset.load_definitions()[0] if context.dataset.root.is_dir() else {}
+    lines = list(list_hand_written(text))
+    for done, name in enumerate(models):
+        context.progress(f"reading {name}", done, len(models))
         try:
-            survey = survey_model(context, name, ModelOptions(tp_list=(tp,), page_sizes=_PAGE_SIZES))
-        except ParallelismError:
-            continue
-        yield from (kernel.name for kernel in build_manifest(survey, standing).kernels)
+            yield cover_model(context, name, hardware, standing, lines, keep=keep)
+        except FibError as error:
+            yield CoverageFailure(model=name, reason=str(error)), []
 
 
-def _list_stems(standing: Iterable[str], possible: Iterable[str]) -> set[str]:
-    """List the stems of all names that there are: of the dataset, of the model, and of every kernel type."""
-    from fib_tools.op_types.registry import list_kernel_types
-
-    return {find_stem(name) for name in (*standing, *possible)} | {kernel.id for kernel in list_kernel_types()}
+def _describe_news(found: DiscoverResult) -> Discovered:
+    fields = ("model", "source", "evidence", "config_bundled", "onboarded")
+    models = (DiscoveredModel(**{name: getattr(entry, name) for name in fields}) for entry in found.discoveries)
+    return Discovered(models=tuple(models), basis=found.basis)

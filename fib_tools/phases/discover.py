@@ -1,4 +1,4 @@
-"""Phase 1, discover: which models are new in SGLang and in the cookbook, and which of them are onboarded."""
+"""Phase 1, discover: which models are new in SGLang, the cookbook and on the Hub, and which of them are onboarded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fib_tools.errors import RequestError
+from fib_tools.errors import OfflineError, RequestError, SourceError
+from fib_tools.host.env import cache_dir
 from fib_tools.host.git import list_added_files
 from fib_tools.model.summary import Result, Summary, Table
 from fib_tools.phases.context import Context
@@ -15,13 +16,19 @@ from fib_tools.phases.manifests import list_manifests, manifest_model
 from fib_tools.phases.request import check_hardware
 from fib_tools.sources.cookbook import ServingConfig, load_bundled_cookbook, load_cookbook
 from fib_tools.sources.registry import find_model
+from fib_tools.sources.sglang import load_sglang
+from fib_tools.sources.trending import list_trending
 
-__all__ = ["DiscoverResult", "Discovery", "discover_models"]
+__all__ = ["SINCE", "DiscoverResult", "Discovery", "discover_models"]
 
+SINCE = r"^\d{1,5}[dwm]$"
+"""A span of time: `30d`, `6w`, `2m`."""
 _SINCE = re.compile(r"(\d{1,5})([dwm])")
 _DAYS = {"d": 1, "w": 7, "m": 30}
 _MODELS = "python/sglang/srt/models"
 _COOKBOOK_DATA = "data/models"
+_POPULAR = 50
+"""How many of the Hub's list are looked at."""
 
 
 class Discovery(Result):
@@ -29,7 +36,7 @@ class Discovery(Result):
 
     model: str
     """A name that `fib onboard` takes; for a file of SGLang, the file."""
-    source: Literal["cookbook", "sglang"]
+    source: Literal["cookbook", "sglang", "hub"]
     evidence: str
     """Version, commit date or file."""
     config_bundled: bool
@@ -66,9 +73,12 @@ def discover_models(
     context: Context,
     *,
     since: Annotated[
-        str, Field(description="How far back to look in the clones' history: 30d, 6w, 2m.", pattern=r"^\d{1,5}[dwm]$")
+        str, Field(description="How far back to look in the clones' history: 30d, 6w, 2m.", pattern=SINCE)
     ] = "30d",
     hardware: Annotated[str | None, Field(description="Only cookbook entries for this GPU, such as H200.")] = None,
+    trending: Annotated[
+        bool, Field(description="Ask the Hugging Face Hub for its trending list too; models that SGLang serves.")
+    ] = False,
 ) -> DiscoverResult:
     """List models that are new in SGLang's history and in the sgl-cookbook.
 
@@ -80,7 +90,12 @@ def discover_models(
     added, remark = _from_sglang(context, days)
     discoveries = [*(_discovery(name, "cookbook", evidence, onboarded) for name, evidence in entries)]
     discoveries += [_discovery(name, "sglang", evidence, onboarded) for name, evidence in added]
-    return DiscoverResult(discoveries=tuple(discoveries), basis=(basis, remark))
+    notes = [basis, remark]
+    if trending:
+        popular, said = _from_hub(context)
+        discoveries += [_discovery(name, "hub", evidence, onboarded) for name, evidence in popular]
+        notes.append(said)
+    return DiscoverResult(discoveries=tuple(discoveries), basis=tuple(notes))
 
 
 def _parse_since(text: str) -> int:
@@ -90,7 +105,9 @@ def _parse_since(text: str) -> int:
     return int(match[1]) * _DAYS[match[2]]
 
 
-def _discovery(name: str, source: Literal["cookbook", "sglang"], evidence: str, onboarded: set[str]) -> Discovery:
+def _discovery(
+    name: str, source: Literal["cookbook", "sglang", "hub"], evidence: str, onboarded: set[str]
+) -> Discovery:
     entry = find_model(name)
     return Discovery(
         model=name,
@@ -139,3 +156,19 @@ def _from_sglang(context: Context, days: int) -> tuple[list[tuple[str, str]], st
         return [], "sglang: no clone, so no history; run: fib clone --only sglang"
     files = list_added_files(clone, _MODELS, since_days=days)
     return [(file.path, file.date) for file in files], f"sglang: model files added in the last {days} days of the clone"
+
+
+def _from_hub(context: Context) -> tuple[list[tuple[str, str]], str]:
+    """List what is popular on the Hub and SGLang serves; a Hub that cannot be asked is said."""
+    if context.offline:
+        return [], "hub: offline, so no trending list"
+    try:
+        popular = list_trending(_POPULAR)
+    except (OfflineError, SourceError) as error:
+        return [], f"hub: no trending list: {error}"
+    sglang = load_sglang(context.workspace.find_clone("sglang"), cache_dir=cache_dir())
+    served = [model for model in popular if sglang.find_model_implementation(model.architectures)]
+    said = f"hub: {len(popular)} trending text models, of which SGLang {sglang.version} serves {len(served)}"
+    return [
+        (model.repo_id, f"{model.architectures[0]}, {model.likes} likes, of {model.created}") for model in served
+    ], said

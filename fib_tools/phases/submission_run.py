@@ -18,7 +18,7 @@ from fib_tools.model.manifest import (
     SubmissionKind,
 )
 from fib_tools.phases.context import Context
-from fib_tools.phases.coverage import describe_coverage
+from fib_tools.phases.coverage_models import describe_coverage
 from fib_tools.phases.dossiers import gather_dossiers
 from fib_tools.phases.manifests import save_manifest
 from fib_tools.phases.submit_result import SubmitEntry, SubmitResult

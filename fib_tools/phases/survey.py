@@ -35,6 +35,7 @@ class Survey:
 
     config: ConfigSource
     facts: ModelFacts
+    structure: Structure | NotTraceable
     traced: TracedApis
     sglang: SglangFacts
     inventory: Inventory
@@ -80,6 +81,7 @@ def survey_model(context: Context, model: str, options: ModelOptions) -> Survey:
     return Survey(
         config=config,
         facts=facts,
+        structure=structure,
         traced=traced,
         sglang=sglang,
         inventory=inventory,

@@ -77,7 +77,7 @@ def trace_block(
     target = _find_target(context, model, layer, out, whole=whole)
     begun = time.perf_counter()
     context.progress(f"loading {model}", 0, 3)
-    checkpoint, loaded = load_weights(context, model, layers=None if whole else layer + 1, dtype=dtype, device=device)
+    checkpoint, loaded = load_weights(context, model, layer=None if whole else layer, dtype=dtype, device=device)
     inputs, described = _make_inputs(loaded, model, prompt, tokens)
     loading = time.perf_counter() - begun
     context.progress("running it", 1, 3)

@@ -15,19 +15,39 @@ __all__ = ["load_tokenizer", "load_weights"]
 
 
 def load_weights(
-    context: Context, model: str, *, layers: int | None, dtype: str, device: str = "cpu", attention: str = "eager"
+    context: Context,
+    model: str,
+    *,
+    layers: int | None = None,
+    layer: int | None = None,
+    dtype: str,
+    device: str = "cpu",
+    attention: str = "eager",
 ) -> tuple[Checkpoint, Any]:
     """Open a folder or file of weights, or a model in the Hugging Face cache, and load its first layers.
+
+    `layers` is how many; `layer` is the last one's number, from 0.
 
     Raises:
         FibError: they are not there, or not what they say.
     """
     # torch and transformers are heavy, and `fib --help` can do without them
+    from fib_tools.capture.checkpoints.configs import count_layers
     from fib_tools.capture.checkpoints.loading import load_model
     from fib_tools.capture.checkpoints.opening import open_checkpoint
 
     checkpoint = open_checkpoint(context.check_readable(Path(model)) if Path(model).exists() else model)
+    if layer is not None:
+        _check_layer(layer, count_layers(checkpoint.config))
+        layers = layer + 1
     return checkpoint, load_model(checkpoint, layers=layers, dtype=dtype, device=device, attention=attention)
+
+
+def _check_layer(layer: int, total: int) -> None:
+    if layer >= total:
+        raise RequestError(
+            f"the model has no layer {layer}", todo=f"take --layer 0 to {total - 1}: it has {total} layers"
+        )
 
 
 def load_tokenizer(model: str, *, todo: str) -> Any:

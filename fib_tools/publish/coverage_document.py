@@ -18,16 +18,21 @@ from difflib import get_close_matches
 from typing import Literal
 
 from fib_tools.errors import FormatError
-from fib_tools.model.base import Model
+from fib_tools.model.base import Model, NonEmpty
 
 __all__ = [
     "CoverageStatus",
     "CoveredKernel",
     "CoveredModel",
+    "CoveredWay",
+    "Discovered",
+    "DiscoveredModel",
     "WrongName",
     "find_stem",
     "find_wrong_names",
     "list_hand_written",
+    "list_names",
+    "list_parts",
     "update_document",
 ]
 
@@ -45,6 +50,7 @@ _WORDS: Mapping[CoverageStatus, str] = {
     "missing": "missing",
 }
 _OVERVIEW = "overview"
+_DISCOVERED = "discovered"
 _INTRODUCTION = "# Model coverage\n\nWhat lies between the marks is written by `fib coverage`; the rest is yours.\n"
 
 
@@ -59,6 +65,19 @@ class CoveredKernel(Model):
     page_sizes: tuple[int, ...]
     status: CoverageStatus
     workloads: int = 0
+    flashinfer: str = ""
+    """`template`: it has the kernel and a trace template; `fi_supported`: the kernel only; `fi_missing`: neither."""
+    sglang: str = ""
+    """Whether SGLang calls FlashInfer's kernel."""
+
+
+class CoveredWay(Model):
+    """One way of serving a model."""
+
+    title: NonEmpty
+    """Such as `tp8 ep4 on H200, B200`."""
+    kernels: tuple[str, ...]
+    """Their names."""
 
 
 class CoveredModel(Model):
@@ -70,17 +89,32 @@ class CoveredModel(Model):
     """Its repository, or the slug."""
     serving: tuple[str, ...]
     kernels: tuple[CoveredKernel, ...]
+    ways: tuple[CoveredWay, ...] = ()
+    sources: tuple[str, ...] = ()
+    """By which versions its kernels and statuses are: `flashinfer 0.7.2`."""
     unmapped: tuple[tuple[str, str], ...]
     """What no kernel type covers or could not be drawn up, and why."""
 
-    def count(self, tp: int | None = None) -> Counter[CoverageStatus]:
-        """Count kernels by status, those of one TP size if one is given."""
-        return Counter(kernel.status for kernel in self.kernels if tp is None or tp in kernel.tp)
+    def count(self, way: CoveredWay | None = None) -> Counter[CoverageStatus]:
+        """Count kernels by status, those of one way of serving if one is given."""
+        return Counter(kernel.status for kernel in self.kernels if way is None or kernel.name in way.kernels)
 
-    @property
-    def tp_sizes(self) -> tuple[int, ...]:
-        """The TP sizes that it is served with."""
-        return tuple(sorted({tp for kernel in self.kernels for tp in kernel.tp}))
+
+class DiscoveredModel(Model):
+    """A model that could be onboarded."""
+
+    model: NonEmpty
+    source: NonEmpty
+    evidence: str
+    config_bundled: bool
+    onboarded: bool
+
+
+class Discovered(Model):
+    """What is new, and what was looked at for it."""
+
+    models: tuple[DiscoveredModel, ...]
+    basis: tuple[str, ...]
 
 
 class WrongName(Model):
@@ -92,8 +126,19 @@ class WrongName(Model):
     reason: str
 
 
-def update_document(text: str, models: Sequence[CoveredModel]) -> str:
+def list_parts(text: str) -> tuple[str, ...]:
+    """List the models that have a part in the document, by slug.
+
+    Raises:
+        FormatError: a mark has no end, or comes twice.
+    """
+    return tuple(name for name in _find_parts(text) if name not in (_OVERVIEW, _DISCOVERED))
+
+
+def update_document(text: str, models: Sequence[CoveredModel], discovered: Discovered | None = None) -> str:
     """Write the parts of these models and the overview anew; those of other models stay, and new ones come last.
+
+    So does the list of new models; None leaves it as it is.
 
     Raises:
         FormatError: a mark has no end, or comes twice.
@@ -101,13 +146,15 @@ def update_document(text: str, models: Sequence[CoveredModel]) -> str:
     spans = _find_parts(text)
     rows = {**_read_overview(text, spans), **{model.model: _overview_row(model) for model in models}}
     bodies = {_OVERVIEW: _render_overview(rows), **{model.model: _render(model) for model in models}}
+    if discovered is not None:
+        bodies[_DISCOVERED] = _render_discovered(discovered)
     pieces, at = [], 0
     for name, (start, end) in sorted(spans.items(), key=lambda item: item[1]):
         if name in bodies:
             pieces += [text[at:start], "\n", bodies.pop(name), "\n"]
             at = end
     updated = "".join([*pieces, text[at:]]) or _INTRODUCTION
-    titles = {model.model: model.title for model in models}
+    titles = {_DISCOVERED: "New models", **{model.model: model.title for model in models}}
     for name, body in bodies.items():
         heading = f"## {titles[name]}\n\n" if name in titles else ""
         updated = f"{updated.rstrip()}\n\n{heading}<!-- coverage:{name} -->\n{body}\n<!-- /coverage:{name} -->\n"
@@ -157,16 +204,26 @@ def _render_overview(rows: Mapping[str, str]) -> str:
 def _render(model: CoveredModel) -> str:
     lines = [f'<a id="{model.model}"></a>', "", "| served with | kernels | " + " | ".join(_WORDS.values()) + " |"]
     lines.append("| --- " * (2 + len(_WORDS)) + "|")
-    for tp in model.tp_sizes:
-        counts = model.count(tp)
+    for way in model.ways:
+        counts = model.count(way)
         numbers = (sum(counts.values()), *(counts[status] for status in _WORDS))
-        lines.append(f"| TP {tp} | {' | '.join(map(str, numbers))} |")
-    lines += ["", *(f"- {_cell(way)}" for way in model.serving), ""]
-    lines += _table_head(("Definition", "op_type", "TP", "EP", "page size", "status"))
+        lines.append(f"| {_cell(way.title)} | {' | '.join(map(str, numbers))} |")
+    lines += ["", *(f"- {_cell(source)}" for source in model.serving), ""]
+    lines += [f"By {_cell(', '.join(model.sources))}.", ""] if model.sources else []
+    lines += _table_head(("Definition", "op_type", "TP", "EP", "page size", "status", "FlashInfer", "SGLang"))
     lines += [_row(kernel) for kernel in model.kernels]
     if model.unmapped:
         lines += ["", *_table_head(("Unmapped", "why"))]
         lines += [f"| {_cell(subject)} | {_cell(reason)} |" for subject, reason in model.unmapped]
+    return "\n".join(lines)
+
+
+def _render_discovered(discovered: Discovered) -> str:
+    lines = [*(f"- {_cell(line)}" for line in discovered.basis), ""]
+    lines += _table_head(("Model", "from", "evidence", "config", "onboarded"))
+    for item in discovered.models:
+        known = ("bundled" if item.config_bundled else "on the Hub", "yes" if item.onboarded else "no")
+        lines.append(f"| {' | '.join(map(_cell, (item.model, item.source, item.evidence, *known)))} |")
     return "\n".join(lines)
 
 
@@ -177,7 +234,7 @@ def _table_head(columns: Sequence[str]) -> list[str]:
 def _row(kernel: CoveredKernel) -> str:
     sizes = (", ".join(map(str, numbers)) for numbers in (kernel.tp, kernel.ep, kernel.page_sizes))
     status = _WORDS[kernel.status] + (f" ({kernel.workloads})" if kernel.workloads else "")
-    return f"| `{kernel.name}` | {kernel.op_type} | {' | '.join(sizes)} | {status} |"
+    return f"| `{kernel.name}` | {kernel.op_type} | {' | '.join(sizes)} | {status} | {kernel.flashinfer} | {kernel.sglang} |"
 
 
 def _cell(text: str) -> str:
@@ -199,6 +256,11 @@ def list_hand_written(text: str) -> Iterator[tuple[int, str, str]]:
             yield number, heading, line
 
 
+def list_names(line: str) -> tuple[str, ...]:
+    """List what could be names of Definitions in a line, each once."""
+    return tuple(dict.fromkeys(_NAME.findall(line)))
+
+
 def find_stem(name: str) -> str:
     """Cut the sizes off a Definition's name: `gqa_paged_decode_h32_kv8_d128_ps64` is a `gqa_paged_decode`."""
     return _SIZE.sub("", name)
@@ -213,7 +275,7 @@ def find_wrong_names(
     """
     own = sorted({find_stem(name) for name in possible})
     for number, line in lines:
-        for name in dict.fromkeys(_NAME.findall(line)):
+        for name in list_names(line):
             stem = find_stem(name)
             if name in possible or stem == name or stem not in stems:
                 continue

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,13 @@ def test_collecting_again_changes_nothing(ready: Context, folder: Path) -> None:
     before = {path: path.read_bytes() for path in ready.dataset.root.rglob("*") if path.is_file()}
     assert {item.status for item in collect(ready, folder).entries} == {"unchanged"}
     assert {path: path.read_bytes() for path in ready.dataset.root.rglob("*") if path.is_file()} == before
+
+
+def test_counts_of_calls_that_are_gone_add_up(ready: Context, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "again")
+    collect(ready, folder, consume=True)
+    collect(ready, tmp_path / "again", consume=True)
+    assert sorted((item["axes"]["batch_size"], item["count"]) for item in lines(ready, NORM)) == [(2, 6), (9, 4)]
 
 
 def test_a_dry_run_writes_and_removes_nothing(ready: Context, folder: Path) -> None:

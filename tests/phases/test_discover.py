@@ -9,11 +9,13 @@ import pytest
 from fib_tools.cli.app import main
 from fib_tools.errors import GitError, OfflineError, RequestError
 from fib_tools.model.manifest import Manifest
+from fib_tools.phases import discover
 from fib_tools.phases.context import Context, Workspace
 from fib_tools.phases.discover import discover_models
 from fib_tools.phases.manifests import save_manifest
 from fib_tools.phases.refresh import clone_repositories
 from fib_tools.phases.status import show_status
+from fib_tools.sources.trending import TrendingModel
 
 COOKBOOK = """vendor: acme
 families:
@@ -125,6 +127,28 @@ def test_clones_tell_what_is_new_in_their_history(online: Context, upstream: tup
     assert {"acme/Rocket-0", "acme/Rocket-1"} <= {entry.model for entry in longer.discoveries}
     assert "python/sglang/srt/models/llama.py" in {entry.model for entry in longer.discoveries}
     assert show_status(online).clones == ("sglang", "sgl-cookbook")
+
+
+def test_the_hubs_trending_list_is_told_as_far_as_sglang_serves_it(
+    online: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = TrendingModel(repo_id="acme/Rocket", architectures=("LlamaForCausalLM",), likes=3, created="2026-11-20")
+    listed = (known, known.model_copy(update={"repo_id": "acme/Other", "architectures": ("NobodyForCausalLM",)}))
+    monkeypatch.setattr(discover, "list_trending", lambda _limit: listed)
+    result = discover_models(online, trending=True)
+    assert [(entry.model, entry.evidence) for entry in result.discoveries if entry.source == "hub"] == [
+        ("acme/Rocket", "LlamaForCausalLM, 3 likes, of 2026-11-20")
+    ]
+    assert result.basis[2].startswith("hub: 2 trending text models, of which SGLang")
+
+
+def test_a_hub_that_cannot_be_asked_is_said(context: Context, online: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_limit: int) -> None:
+        raise OfflineError("the hub cannot be reached")
+
+    monkeypatch.setattr(discover, "list_trending", refuse)
+    assert discover_models(online, trending=True).basis[2] == "hub: no trending list: the hub cannot be reached"
+    assert discover_models(context, trending=True).basis[2] == "hub: offline, so no trending list"
 
 
 def test_a_clone_that_git_does_not_take_for_one_is_an_error(online: Context) -> None:

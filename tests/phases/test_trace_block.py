@@ -143,7 +143,7 @@ def test_a_prompt_needs_a_tokenizer_and_a_layer_must_be_there(context: Context, 
         trace_block(context, str(weights["safetensors"]), prompt="hello")
     with pytest.raises(RequestError, match="torch sees no GPU"):
         trace_block(context, str(weights["safetensors"]), device="cuda")
-    with pytest.raises(RequestError, match="layers"):
+    with pytest.raises(RequestError, match="the model has no layer 9; take --layer 0 to 2: it has 3 layers"):
         trace_block(context, str(weights["safetensors"]), layer=9)
     with pytest.raises((RequestError, FormatError)):
         trace_block(context, str(weights["safetensors"] / "config.json"))

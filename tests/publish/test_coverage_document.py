@@ -9,9 +9,13 @@ from fib_tools.publish.coverage_document import (
     CoverageStatus,
     CoveredKernel,
     CoveredModel,
+    CoveredWay,
+    Discovered,
+    DiscoveredModel,
     find_stem,
     find_wrong_names,
     list_hand_written,
+    list_parts,
     update_document,
 )
 
@@ -59,12 +63,36 @@ def test_models_that_are_not_asked_for_keep_their_parts_and_their_rows() -> None
     assert second.index("coverage:c") > second.index("/coverage:b")
 
 
-def test_each_tp_size_is_counted_for_itself() -> None:
-    text = update_document(
-        "", [cover("a", kernel("gemm_n1_k2", tp=(1, 8)), kernel("gemm_n3_k4", "definition", tp=(8,)))]
+def test_each_way_of_serving_is_counted_for_itself() -> None:
+    both = cover("a", kernel("gemm_n1_k2", tp=(1, 8)), kernel("gemm_n3_k4", "definition", tp=(8,)))
+    ways = (
+        CoveredWay(title="tp1 on H200", kernels=("gemm_n1_k2",)),
+        CoveredWay(title="tp8 ep4 on B|00", kernels=("gemm_n1_k2", "gemm_n3_k4")),
     )
-    assert "| TP 1 | 1 | 0 | 0 | 1 |" in text
-    assert "| TP 8 | 2 | 0 | 1 | 1 |" in text
+    text = update_document("", [both.model_copy(update={"ways": ways})])
+    assert "| tp1 on H200 | 1 | 0 | 0 | 1 |" in text
+    assert "| tp8 ep4 on B\\|00 | 2 | 0 | 1 | 1 |" in text
+
+
+def test_a_kernel_has_its_statuses_and_the_versions_they_are_by() -> None:
+    one = kernel("gemm_n1_k2").model_copy(update={"flashinfer": "template", "sglang": "sgl_missing"})
+    text = update_document("", [cover("a", one).model_copy(update={"sources": ("flashinfer 1", "sglang 2")})])
+    assert "| `gemm_n1_k2` | gemm | 1 | 1 |  | missing | template | sgl_missing |" in text
+    assert "\nBy flashinfer 1, sglang 2.\n" in text
+
+
+def test_new_models_have_a_part_of_their_own_that_stays_until_it_is_asked_for_again() -> None:
+    found = DiscoveredModel(model="org/n|w", source="hub", evidence="<b>", config_bundled=False, onboarded=False)
+    news = Discovered(models=(found,), basis=("hub: 50 looked at",))
+    text = update_document("", [cover("a")], news)
+    assert "| org/n\\|w | hub | \\<b\\> | on the Hub | no |" in text
+    assert "- hub: 50 looked at" in text
+    assert list_parts(text) == ("a",)
+    assert update_document(text, [cover("a")]) == text
+    changed = update_document(text, [], Discovered(models=(), basis=("hub: offline",)))
+    assert "- hub: offline" in changed
+    assert "org/n" not in changed
+    assert "## org/a" in changed
 
 
 def test_text_of_others_is_no_markup() -> None:

@@ -46,6 +46,12 @@ def _find_class(config: Any, where: str) -> Any:
     for mapping in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING):
         if type(config) in mapping:
             return mapping[type(config)]
+    if getattr(config, "is_encoder_decoder", False):
+        raise ConfigError(
+            f"{config.model_type!r} is an encoder with a decoder, and only models of a decoder alone are run here",
+            where=where,
+            todo="take the checkpoint of a decoder-only language model",
+        )
     raise ConfigError(
         f"transformers has no language model class for {config.model_type!r}",
         where=where,

@@ -78,8 +78,7 @@ def cut_config(config: Any, layers: int | None) -> Any:
     if layers is None or layers == total:
         return cut
     if not 1 <= layers <= total:
-        todo = f"take --layers 1 to {total}, or of them --layer 0 to {total - 1}, which counts from 0"
-        raise RequestError(f"{layers} layers are asked for, and the model has {total}", todo=todo)
+        raise RequestError(f"the model has {total} layers, not {layers}", todo=f"take --layers 1 to {total}")
     for name, value in list(vars(text).items()):
         if isinstance(value, list) and len(value) == total and ("layer" in name or "block" in name):
             setattr(text, name, value[:layers])

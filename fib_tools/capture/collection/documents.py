@@ -80,8 +80,13 @@ def _pack(tensors: Mapping[str, torch.Tensor]) -> bytes:
     return data
 
 
-def write_drafts(dataset: Dataset, definition: Definition, drafts: Sequence[Draft]) -> tuple[Written, list[Path]]:
-    """Write Workloads beside those that stand; one that stands is counted and described as it is now.
+def write_drafts(
+    dataset: Dataset, definition: Definition, drafts: Sequence[Draft], *, adds: bool = False
+) -> tuple[Written, list[Path]]:
+    """Write Workloads beside those that stand; one that stands is described as it is now.
+
+    Its count is the new one, or with `adds` the sum: then these are other calls than those that it was counted by.
+    Calls of another origin are not added, since they are no more of the same traffic.
 
     Blobs come first, so that no Workload names one that is not there; those of a write that fails are taken back.
     Returns what became of the file, and the blobs that are new.
@@ -91,7 +96,8 @@ def write_drafts(dataset: Dataset, definition: Definition, drafts: Sequence[Draf
         StorageError: the disk refuses.
     """
     standing = {item.uuid: item for item in dataset.load_workloads(definition.op_type, definition.name)}
-    merged = {**standing, **{draft.workload.uuid: draft.workload for draft in drafts}}
+    fresh = (_add(draft.workload, standing.get(draft.workload.uuid)) if adds else draft.workload for draft in drafts)
+    merged = {**standing, **{workload.uuid: workload for workload in fresh}}
     made: list[Path] = []
     try:
         made.extend(path for path in (_write_blob(dataset, draft) for draft in drafts) if path is not None)
@@ -101,6 +107,12 @@ def write_drafts(dataset: Dataset, definition: Definition, drafts: Sequence[Draf
         for path in made:
             path.unlink(missing_ok=True)
         raise
+
+
+def _add(workload: Workload, standing: Workload | None) -> Workload:
+    if standing is None or standing.origin != workload.origin:
+        return workload
+    return workload.model_copy(update={"count": (workload.count or 0) + (standing.count or 0) or None})
 
 
 def _write_blob(dataset: Dataset, draft: Draft) -> Path | None:

@@ -14,6 +14,7 @@ from fib_tools.capture.forward.patches import Patches
 from fib_tools.capture.forward.products import patch_products
 from fib_tools.capture.forward.recurrent import patch_recurrent
 from fib_tools.capture.forward.rotary import patch_rotary
+from fib_tools.capture.forward.routing import patch_routers
 from fib_tools.capture.forward.sampling import patch_sampling
 from fib_tools.capture.forward.watch import Watch
 
@@ -59,6 +60,7 @@ def _patch_modules(patches: Patches, watch: Watch, model: torch.nn.Module) -> No
     patch_norms(patches, watch, modules)
     patch_rotary(patches, watch, modules)
     patch_experts(patches, watch, modules)
+    patch_routers(patches, watch, modules)
     patch_recurrent(patches, watch, modules)
 
 

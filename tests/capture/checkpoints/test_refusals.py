@@ -219,6 +219,7 @@ def test_a_config_of_larger_sizes_is_refused_without_memory(tmp_path: Path) -> N
         ({"model_type": "no_such_model"}, "transformers has no model_type 'no_such_model'"),
         ({"hidden_size": "many"}, "transformers refuses the config"),
         ({"model_type": "vit"}, "transformers has no language model class for 'vit'"),
+        ({"model_type": "t5"}, "'t5' is an encoder with a decoder, and only models of a decoder alone are run here"),
         ({"num_attention_heads": 0}, "transformers "),
     ],
 )

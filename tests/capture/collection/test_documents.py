@@ -9,7 +9,7 @@ from fib_tools.capture.collection.candidates import Candidate
 from fib_tools.capture.collection.documents import make_draft, write_drafts
 from fib_tools.dataset.store import Dataset, Written
 from fib_tools.errors import StorageError
-from fib_tools.model.workload import RandomInput, SafetensorsInput, ScalarInput
+from fib_tools.model.workload import Origin, RandomInput, SafetensorsInput, ScalarInput
 from fib_tools.op_types.registry import get_kernel_type
 
 DEFINITION = get_kernel_type("gqa_paged_decode").build(
@@ -71,6 +71,17 @@ def test_workloads_are_written_beside_those_that_stand_and_counted_anew(tmp_path
     assert write_drafts(dataset, DEFINITION, second) == (Written.UNCHANGED, [])
     standing = dataset.load_workloads("gqa_paged", DEFINITION.name)
     assert sorted(item.count or 0 for item in standing) == [1, 5]
+
+
+def test_counts_of_other_calls_of_the_same_origin_add_up(tmp_path: Path) -> None:
+    dataset = Dataset(tmp_path)
+
+    def count(calls: int, origin: Origin) -> int | None:
+        write_drafts(dataset, DEFINITION, [make_draft(DEFINITION, candidate(1, 2, count=calls), origin)], adds=True)
+        (standing,) = dataset.load_workloads("gqa_paged", DEFINITION.name)
+        return standing.count
+
+    assert [count(3, "dummy"), count(5, "dummy"), count(2, "real"), count(4, "real")] == [3, 8, 2, 6]
 
 
 def test_a_write_that_fails_leaves_no_blob(tmp_path: Path) -> None:

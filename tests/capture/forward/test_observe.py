@@ -64,7 +64,55 @@ def test_an_architecture_is_seen_and_computes_the_same(kind: str) -> None:
     prefill, decode = ATTENTION.get(kind, ("gqa_ragged_prefill", "gqa_paged_decode"))
     assert (seen[prefill], seen[decode], seen["rope"]) == (2, 4, 6)
     assert seen["moe_bf16"] == (6 if kind in WITH_EXPERTS - {"deepseek_v3"} else 3 if kind == "deepseek_v3" else 0)
+    assert seen["moe_routing"] == seen["moe_bf16"]
     assert [tally.call for tally in watch.tallies if isinstance(tally.call, Unmapped)] == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "routing"),
+    [
+        ("qwen3_moe", {"num_experts": 8, "routing": "default", "norm_topk_prob": False}),
+        ("mixtral", {"num_experts": 4, "routing": "renormalize", "norm_topk_prob": True}),
+        ("gpt_oss", {"num_experts": 4, "routing": "renormalize", "norm_topk_prob": True}),
+        ("deepseek_v3", {"num_experts": 8, "routing": "ds", "norm_topk_prob": True, "n_group": 2, "topk_group": 1}),
+    ],
+)
+def test_how_experts_are_chosen_is_told_by_their_weights(kind: str, routing: dict[str, Any]) -> None:
+    model = make_model(kind)
+    with observe(model) as watch, torch.no_grad():
+        model(**make_prompt((5, 3)))
+    (call,) = calls(watch, "moe_routing")
+    assert call.parameters == {"top_k": 2, **routing}
+    assert (call.axes, call.scalars) == (
+        {"num_tokens": 8},
+        {"routed_scaling_factor": 2.5 if kind == "deepseek_v3" else 1.0},
+    )
+
+
+class Router(torch.nn.Module):
+    """Experts that a token gets, weighted in a way of its own."""
+
+    num_experts, top_k = 4, 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.eye(4))
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        logits = torch.nn.functional.linear(hidden_states, self.weight)
+        weights, chosen = torch.topk(logits.softmax(dim=-1).square(), self.top_k)
+        return logits, weights, chosen
+
+
+def test_weights_that_come_about_in_another_way_are_no_kernel() -> None:
+    router = Router()
+    with observe(router) as watch, torch.no_grad():
+        router(torch.randn(3, 4, generator=torch.Generator().manual_seed(0)))
+    found = [tally.call for tally in watch.tallies if isinstance(tally.call, Unmapped)]
+    assert [(call.kernel, call.reason) for call in found] == [
+        ("moe_routing", "its weights are those of no routing that is known")
+    ]
+    assert calls(watch, "gemm") != []
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
