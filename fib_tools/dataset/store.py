@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
+from glob import escape
+from pathlib import Path, PurePosixPath
 
 from fib_tools.dataset.layout import Kind, Location, find_location
 from fib_tools.errors import FormatError, PathError, RequestError, StorageError
@@ -75,14 +76,23 @@ class Dataset:
             )
         return cls(root)
 
-    def files(self) -> Iterator[StoredFile]:
-        """Yield every file under the dataset's own folders, in order of path; links are not followed.
+    def files(self, *folders: str) -> Iterator[StoredFile]:
+        """Yield every file under the dataset's own folders, or some of them, in order of path; links are not followed.
 
         Raises:
             StorageError: when a folder cannot be read: a dataset half seen would look whole.
         """
-        for folder in (*_FOLDERS, *_OURS):
+        for folder in folders or (*_FOLDERS, *_OURS):
             for path in sorted(_walk(self.root / folder)):
+                yield self._found(path)
+
+    def files_of(self, definition: str) -> Iterator[StoredFile]:
+        """Yield the Solutions and Traces under a Definition's name, in order of path, without a look at the others."""
+        if PurePosixPath(definition).name != definition:
+            return  # no file has such a name
+        name = escape(definition)
+        for pattern in (f"solutions/*/*/{name}/*.json", f"traces/*/{name}.jsonl", f"traces/*/*/{name}.jsonl"):
+            for path in sorted(self.root.glob(pattern)):
                 yield self._found(path)
 
     def _found(self, path: Path) -> StoredFile:

@@ -12,7 +12,7 @@ from fib_tools.publish.report_marks import Marks
 from fib_tools.publish.report_plots import draw_speedups
 from fib_tools.publish.report_scales import NOTHING, format_factor, format_ms, format_percent
 
-__all__ = ["Rows", "find_best", "show_definitions"]
+__all__ = ["Rows", "find_best", "show_definitions", "show_solutions", "show_times"]
 
 _OPEN_DEFINITIONS = 3
 """So many definitions are shown at once; of more, each is opened by its reader."""
@@ -38,8 +38,13 @@ def show_definitions(
             said.append(tag("span", f"best {format_factor(best.speedup)}", class_="chip"))
         summary = tag("summary", tag("div", tag("h3", breakable(report.definition)), *said))
         content = [
-            tag("div", _solutions(report, marks), draw_speedups(report, rows[report.definition], marks), class_="pair"),
-            _workloads(report, rows[report.definition], marks),
+            tag(
+                "div",
+                show_solutions(report, marks),
+                draw_speedups(report, rows[report.definition], marks),
+                class_="pair",
+            ),
+            show_times(report, rows[report.definition], marks),
         ]
         yield tag(
             "details",
@@ -52,7 +57,8 @@ def show_definitions(
         )
 
 
-def _solutions(report: DefinitionReport, marks: Marks) -> Html:
+def show_solutions(report: DefinitionReport, marks: Marks) -> Html:
+    """Show how far the Solutions of a definition have come, the best first."""
     columns = (
         ("Solution", ""),
         ("passed", "n"),
@@ -81,7 +87,8 @@ def _solutions(report: DefinitionReport, marks: Marks) -> Html:
     return make_table(columns, rows, label=f"Solutions of {report.definition}")
 
 
-def _workloads(report: DefinitionReport, rows: Rows, marks: Marks) -> Html:
+def show_times(report: DefinitionReport, rows: Rows, marks: Marks) -> Html:
+    """Show the time of every Solution on every workload."""
     columns = [("workload", ""), *((f"{s.author or 'unknown'}/{s.solution}", "n") for s in report.solutions)]
     body: list[Sequence[Cell]] = []
     for number, workload in enumerate(report.workloads):

@@ -22,8 +22,8 @@ from fib_tools.publish.report_marks import define_shapes
 
 __all__ = ["format_page"]
 
-_STYLE = Path(__file__).with_name("report_page.css")
-_SCRIPT = Path(__file__).with_name("report_page.js")
+_STYLE = Path(__file__).with_name("page.css")
+_SCRIPT = Path(__file__).with_name("page.js")
 _MOST_PROBLEMS = 50
 _TERMS = (
     (
