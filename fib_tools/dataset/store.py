@@ -83,8 +83,7 @@ class Dataset:
             StorageError: when a folder cannot be read: a dataset half seen would look whole.
         """
         for folder in folders or (*_FOLDERS, *_OURS):
-            for path in sorted(_walk(self.root / folder)):
-                yield self._found(path)
+            yield from map(self._found, _walk(self.root / folder))
 
     def files_of(self, definition: str) -> Iterator[StoredFile]:
         """Yield the Solutions and Traces under a Definition's name, in order of path, without a look at the others."""
@@ -104,7 +103,7 @@ class Dataset:
 
     def definition_files(self) -> Iterator[StoredFile]:
         """Yield the files that hold Definitions."""
-        found = (self._found(path) for path in sorted(_walk(self.root / "definitions")))
+        found = map(self._found, _walk(self.root / "definitions"))
         yield from (file for file in found if file.location is not None and file.location.kind is Kind.DEFINITION)
 
     def read(self, relative: str) -> bytes:
@@ -155,6 +154,14 @@ class Dataset:
             traces.append(read_lenient(Trace, document, where=f"{at}:{number}"))
         return tuple(trace.workload for trace in traces)
 
+    def load_solution(self, relative: str) -> Solution:
+        """Load a Solution, ours or another tool's.
+
+        Raises:
+            FormatError: when the file does not hold one.
+        """
+        return read_lenient(Solution, load_json(self.read(relative), where=relative), where=relative)
+
     def load_solutions(self, op_type: str, definition: str) -> tuple[Solution, ...]:
         """Load a Definition's Solutions in the order of their paths: by author, then by name.
 
@@ -177,7 +184,7 @@ class Dataset:
         ):
             relative = path.relative_to(self.root).as_posix()
             try:
-                solution = read_lenient(Solution, load_json(self.read(relative), where=relative), where=relative)
+                solution = self.load_solution(relative)
             except (FormatError, PathError) as error:
                 broken[relative] = error
                 continue
@@ -272,7 +279,7 @@ class Dataset:
         place = {"op_type": op_type, "definition": solution.definition, "author": solution.author}
         at = Location(kind=Kind.SOLUTION, file=solution.name, **place)
         if confine(self.root, *str(at).split("/")).exists():
-            standing = read_lenient(Solution, load_json(self.read(str(at)), where=str(at)), where=str(at))
+            standing = self.load_solution(str(at))
             if (standing.author, standing.name, standing.hash) != (solution.author, solution.name, solution.hash):
                 raise RequestError(
                     f"another Solution named {solution.name!r} stands there",
@@ -316,6 +323,8 @@ class Dataset:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
+    """Yield files and links in order of path."""
+
     def refuse(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):
             raise StorageError(
@@ -324,9 +333,12 @@ def _walk(folder: Path) -> Iterator[Path]:
                 todo="give yourself permission to it",
             ) from error
 
+    found: list[str] = []
     for parent, folders, files in os.walk(folder, onerror=refuse):
-        links = [name for name in folders if (Path(parent) / name).is_symlink()]
-        yield from (Path(parent) / name for name in (*files, *links))
+        found += (f"{parent}/{name}" for name in files)
+        found += (path for name in folders if Path(path := f"{parent}/{name}").is_symlink())
+    # as paths are ordered, and in a fraction of the time that comparing them takes
+    yield from map(Path, sorted(found, key=lambda path: path.split("/")))
 
 
 def _make_folder(folder: Path) -> None:

@@ -5,7 +5,13 @@
   const inline = document.getElementById("data");
   // A page carries its data, or names the file that has it; that is fetched when the first figure is looked at.
   let known = inline && Promise.resolve(JSON.parse(inline.textContent));
-  const load = () => (known ??= fetch(dialog.dataset.source).then((answer) => (answer.ok ? answer.json() : Promise.reject(`status ${answer.status}`))));
+  const load = () => (known ??= fetch(dialog.dataset.source).then(read));
+  const read = async (answer) => {
+    if (!answer.ok) throw new Error(`The server said ${answer.status}`);
+    const data = await answer.json();
+    if (data.stamp !== dialog.dataset.stamp) throw new Error("More was measured since this page was loaded: load it again");
+    return data;
+  };
   const SVG = "http://www.w3.org/2000/svg";
 
   const make = (name, className, ...children) => {
@@ -175,7 +181,7 @@
     known = null;
     const title = make("h2", "", "The evidence cannot be read");
     title.id = "evidence-title";
-    open(make("div", "top", title, closer()), make("p", "dim", `${error}. It is read from the server of this page: is it still running?`));
+    open(make("div", "top", title, closer()), make("p", "dim", `${error.message}.`));
   };
   const show = (data, row) => {
     const evidence = row.evidence && data.evidence[row.evidence];

@@ -112,10 +112,10 @@ def _time_cell(found: tuple[int, Measurement] | None, marks: Marks) -> Cell:
     if m.percent is not None:
         width = tag("span", style=f"width:{min(m.percent, 100):.1f}%")
         bar = [tag("span", width, class_=f"bar {marks.colour(m.author)}", aria_hidden="true")]
-    said = (
-        [tag("span", format_factor(m.speedup), class_="dim")] if m.speedup is not None and m.author != BASELINE else []
-    )
-    label = f"{format_ms(m.milliseconds)}, {format_percent(m.percent)} of the limit: show the evidence"
+    factor = format_factor(m.speedup) if m.speedup is not None and m.author != BASELINE else ""
+    said = [tag("span", factor, class_="dim")] if factor else []
+    label = f"{format_ms(m.milliseconds)} {factor}".strip()
+    label += f", {format_percent(m.percent)} of the limit: show the evidence"
     return (
         tag(
             "button",
