@@ -38,6 +38,7 @@ NO_TOOL = {
     "trace block",
     "trace diff",
     "trace model",
+    "view",
 }
 """Commands that agents are not offered: sixteen tools are what a model can choose from."""
 
@@ -198,4 +199,5 @@ def test_places_outside_the_workspace_are_for_people_only() -> None:
         ("clone", "urls"),
         ("report", "html"),
         ("validate", "report"),
+        ("view", "out"),
     }

@@ -6,6 +6,7 @@ A page of another site cannot read it by a name of its own that points here: the
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
@@ -100,6 +101,7 @@ class LoopbackServer(ThreadingMixIn, TCPServer):
             RequestError: the port is taken, or not ours to take.
         """
         self.find = find
+        self._serves = False
         try:
             super().__init__((_ADDRESS, port), _Handler)
         except OSError as error:
@@ -111,9 +113,18 @@ class LoopbackServer(ThreadingMixIn, TCPServer):
         """Where its first page is."""
         return f"http://{_ADDRESS}:{self.server_address[1]}/"
 
+    def serve_forever(self, poll_interval: float = 0.5) -> None:
+        """Answer until stopped or interrupted."""
+        self._serves = True
+        super().serve_forever(poll_interval)
+
+    def stop(self) -> None:
+        """End it, from another thread if it serves, and give the port back."""
+        if self._serves:
+            self.shutdown()
+        self.server_close()
+
     def handle_error(self, request: object, client_address: object) -> None:
         """Leave a browser alone that went away; anything else is a crash, and is told."""
-        import sys
-
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)  # type: ignore[arg-type]

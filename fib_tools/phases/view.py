@@ -54,6 +54,7 @@ class ViewResult(Result):
     problems: tuple[str, ...] = ()
     """Pages that could not be made."""
 
+    _server: LoopbackServer | None = PrivateAttr(None)
     _serve: Callable[[], None] | None = PrivateAttr(None)
 
     @property
@@ -74,9 +75,14 @@ class ViewResult(Result):
         if self._serve is not None:
             self._serve()
 
-    def served_by(self, serve: Callable[[], None]) -> ViewResult:
-        """Take the server whose address this is."""
-        self._serve = serve
+    def stop(self) -> None:
+        """End the server, from another thread if it answers already."""
+        if self._server is not None:
+            self._server.stop()
+
+    def served_by(self, server: LoopbackServer, serve: Callable[[], None]) -> ViewResult:
+        """Take the server whose address this is, and what makes it answer."""
+        self._server, self._serve = server, serve
         return self
 
 
@@ -115,7 +121,7 @@ def view_dataset(
         return _write(context, site, paths, out)
     server = _bind(site, port)
     result = ViewResult(dataset=str(dataset.root), url=server.url, files=len(paths))
-    return result.served_by(lambda: _serve(server, site, opens=open))
+    return result.served_by(server, lambda: _serve(server, site, opens=open))
 
 
 class _Manifests:

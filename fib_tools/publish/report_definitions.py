@@ -84,7 +84,7 @@ def show_solutions(report: DefinitionReport, marks: Marks) -> Html:
                 (format_percent(100 * s.fast["1"]) if s.fast else NOTHING, s.fast.get("1")),
             )
         )
-    return make_table(columns, rows, label=f"Solutions of {report.definition}")
+    return make_table(columns, rows, label=f"Solutions of {report.definition}", is_stack=True)
 
 
 def show_times(report: DefinitionReport, rows: Rows, marks: Marks) -> Html:

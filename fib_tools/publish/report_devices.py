@@ -45,7 +45,7 @@ def summarise_device(
     marks: Marks,
     points: Sequence[Point],
     *,
-    link: Callable[[DefinitionReport], str],
+    link: Callable[[DefinitionReport], str | None],
 ) -> Iterable[Html]:
     """Show a device's standings, curves, limits and rejections; its definitions in a table that leads to each."""
     yield tag("h2", name_device(device), *([tag("span", "CPU", class_="chip")] if device.is_cpu else []))
@@ -123,11 +123,11 @@ def _leaderboard(device: DeviceReport, marks: Marks) -> Html:
         for s in device.leaderboard
         for factor in (s.speedup if device.has_baseline else s.reference_speedup,)
     ]
-    return make_table(columns, rows, label=f"Leaderboard on {device.device}", sorted_by=4)
+    return make_table(columns, rows, label=f"Leaderboard on {device.device}", sorted_by=4, is_stack=True)
 
 
 def _index_table(
-    definitions: Sequence[DefinitionReport], marks: Marks, link: Callable[[DefinitionReport], str]
+    definitions: Sequence[DefinitionReport], marks: Marks, link: Callable[[DefinitionReport], str | None]
 ) -> Html:
     has_baseline = any(report.has_baseline for report in definitions)
     columns = (
@@ -164,7 +164,7 @@ def _index_table(
     box = tag(
         "input", type="search", class_="filter", placeholder="Filter definitions", aria_label="Filter definitions"
     )
-    return make_card("Definitions", box, make_table(columns, rows, label="Definitions"))
+    return make_card("Definitions", box, make_table(columns, rows, label="Definitions", is_stack=True))
 
 
 def show_rejections(device: DeviceReport, marks: Marks) -> list[Html]:

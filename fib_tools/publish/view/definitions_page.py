@@ -40,7 +40,7 @@ def build_definitions_page(contents: Contents) -> Page:
         tag("h1", "Definitions"),
         _filters(entries),
         tag("p", f"{len(entries):,} Definitions", class_="found", role="status", data_all=str(len(entries))),
-        make_table(_COLUMNS, map(_row, entries), label="Definitions")
+        make_table(_COLUMNS, map(_row, entries), label="Definitions", is_stack=True)
         if entries
         else tag("p", "None yet: fib onboard MODEL writes those of a model.", class_="card dim"),
         *show_problems("These cannot be read", contents.problems),

@@ -10,6 +10,7 @@ from fib_tools.publish.markup import Html, tag
 from fib_tools.publish.report_devices import name_device, summarise_device
 from fib_tools.publish.report_marks import Marks
 from fib_tools.publish.report_plots import list_points
+from fib_tools.publish.view.catalogue import Entry
 from fib_tools.publish.view.frame import Page, show_problems
 from fib_tools.publish.view.paths import LEADERBOARD, definition_path, link
 
@@ -29,8 +30,14 @@ def choose_points(report: Report) -> list[Measurement]:
     return chosen
 
 
-def build_leaderboard_page(report: Report, evidence: Mapping[str, Evidence], problems: Sequence[str] = ()) -> Page:
-    """Build the page of standings; `evidence` is that of the chosen measurements."""
+def build_leaderboard_page(
+    report: Report, evidence: Mapping[str, Evidence], problems: Sequence[str], entries: Sequence[Entry]
+) -> Page:
+    """Build the page of standings; `evidence` is that of the chosen measurements, `entries` have pages."""
+    pages = {
+        (entry.at.op_type, entry.definition.name): definition_path(entry.at.op_type, entry.at.definition)
+        for entry in entries
+    }
     devices = report.devices
     links = (tag("a", name_device(device), href=f"#device-{place}") for place, device in enumerate(devices))
     body = [
@@ -42,21 +49,27 @@ def build_leaderboard_page(report: Report, evidence: Mapping[str, Evidence], pro
         ),
         *([tag("nav", *links, class_="jumps", aria_label="Devices")] if len(devices) > 1 else []),
         *show_problems("These cannot be read", tuple(problems)),
-        *(_device(place, device, report, evidence) for place, device in enumerate(devices)),
+        *(_device(place, device, report, evidence, pages) for place, device in enumerate(devices)),
         *([] if devices else [tag("p", "Nothing was measured yet: fib bench writes Traces.", class_="card dim")]),
     ]
     return Page(path=LEADERBOARD, title="Leaderboard", body=tuple(body), section=LEADERBOARD)
 
 
-def _device(place: int, device: DeviceReport, report: Report, evidence: Mapping[str, Evidence]) -> Html:
+def _device(
+    place: int,
+    device: DeviceReport,
+    report: Report,
+    evidence: Mapping[str, Evidence],
+    pages: Mapping[tuple[str, str], str],
+) -> Html:
+    def find(definition: DefinitionReport) -> str | None:
+        path = pages.get((definition.op_type, definition.definition))
+        return link(path, of=LEADERBOARD) if path else None
+
     definitions = [d for d in report.definitions if (d.device, d.measured_by) == (device.device, device.measured_by)]
     points = list_points(((None, m) for m in report.measurements if _is_on(m, device)), evidence)
-    parts = summarise_device(device, definitions, Marks(device, definitions), points, link=_to)
+    parts = summarise_device(device, definitions, Marks(device, definitions), points, link=find)
     return tag("section", *parts, id=f"device-{place}", class_="device")
-
-
-def _to(report: DefinitionReport) -> str:
-    return link(definition_path(report.op_type, report.definition), of=LEADERBOARD)
 
 
 def _is_on(m: Measurement, device: DeviceReport) -> bool:

@@ -53,7 +53,7 @@ def build_models_page(models: Sequence[ModelView]) -> Page:
 
 def show_model_cards(models: Sequence[ModelView], *, of: str, heading: str = "h2") -> Html:
     """Show each model with what the dataset has of its kernels; `heading` is the level of their names."""
-    return tag("div", *(_card(model, of, heading) for model in models), class_="models")
+    return tag("div", *(_card(model, of, heading) for model in models), class_="model-cards")
 
 
 def _card(model: ModelView, of: str, heading: str) -> Html:

@@ -178,7 +178,7 @@ class Site:
         if path == DEFINITIONS:
             return build_definitions_page(found.contents)
         if path == LEADERBOARD:
-            return build_leaderboard_page(*self._read_standings(found.contents))
+            return build_leaderboard_page(*self._read_standings(found.contents), found.contents.entries)
         if path == TIMELINES:
             return build_timelines_page(self._list_timelines())
         if top == "definitions" and path in found.definitions:
