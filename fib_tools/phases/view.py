@@ -32,6 +32,8 @@ __all__ = ["ViewResult", "view_dataset"]
 
 _PORT = 8642
 """Taken when it is free, so that a page can be loaded again after a new start."""
+_FRESH_SECONDS = 1.0
+"""How long a look at the dataset serves: a page and what it fetches at once are of one moment."""
 _TIMELINES = "traces"
 _LIST = "fib-view.json"
 """Names what was written into a folder, so that a later run removes its own files and no others."""
@@ -114,7 +116,7 @@ def view_dataset(
     timelines = context.workspace.root / _TIMELINES
     manifests = _Manifests(context.workspace)
     # files are written from one look, a server looks anew
-    seconds = 1.0 if out is None else math.inf
+    seconds = _FRESH_SECONDS if out is None else math.inf
     site = Site(dataset, manifests=manifests.load, timelines=timelines, fresh_seconds=seconds)
     paths = site.list_paths(lambda done, total: context.progress("reading the dataset", done, total))
     if out is not None:

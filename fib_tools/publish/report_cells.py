@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from fib_tools.evaluate.report.report_reading import OWN_TOOL
+from fib_tools.evaluate.report.report_schema import DefinitionReport, DeviceReport
 from fib_tools.publish.markup import Html, tag
 from fib_tools.publish.report_scales import NOTHING, format_factor, format_percent
 
-__all__ = ["Cell", "draw_bar", "factor_cell", "make_card", "make_table"]
+__all__ = ["Cell", "draw_bar", "factor_cell", "make_card", "make_table", "name_device"]
 
 Cell = tuple[str, str | float | None]
 """What a cell shows, and what it is sorted by."""
+
+
+def name_device(report: DeviceReport | DefinitionReport) -> str:
+    """Name the device of a report, and who measured where it was not us."""
+    return report.device if report.measured_by == OWN_TOOL else f"{report.device} ({report.measured_by})"
 
 
 def make_card(title: str, *content: str, note: str = "") -> Html:

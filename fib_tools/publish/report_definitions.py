@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fib_tools.evaluate.report.report_schema import DefinitionReport, Measurement, SolutionReport
 from fib_tools.model.solution import BASELINE
 from fib_tools.publish.markup import Html, breakable, join, tag
-from fib_tools.publish.report_cells import Cell, draw_bar, factor_cell, make_table
+from fib_tools.publish.report_cells import Cell, draw_bar, factor_cell, make_table, name_device
 from fib_tools.publish.report_marks import Marks
 from fib_tools.publish.report_plots import draw_speedups
 from fib_tools.publish.report_scales import NOTHING, format_factor, format_ms, format_percent
@@ -84,7 +84,7 @@ def show_solutions(report: DefinitionReport, marks: Marks) -> Html:
                 (format_percent(100 * s.fast["1"]) if s.fast else NOTHING, s.fast.get("1")),
             )
         )
-    return make_table(columns, rows, label=f"Solutions of {report.definition}", is_stack=True)
+    return make_table(columns, rows, label=f"Solutions of {report.definition} on {name_device(report)}", is_stack=True)
 
 
 def show_times(report: DefinitionReport, rows: Rows, marks: Marks) -> Html:
@@ -97,7 +97,10 @@ def show_times(report: DefinitionReport, rows: Rows, marks: Marks) -> Html:
         body.append(cells)
     caption = tag("p", "Time by workload; a figure opens its evidence.", class_="cap")
     return tag(
-        "div", caption, make_table(columns, body, label=f"Times of {report.definition} by workload"), class_="times"
+        "div",
+        caption,
+        make_table(columns, body, label=f"Times of {report.definition} by workload on {name_device(report)}"),
+        class_="times",
     )
 
 

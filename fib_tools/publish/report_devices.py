@@ -4,23 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from fib_tools.evaluate.report.report_reading import OWN_TOOL
 from fib_tools.evaluate.report.report_schema import DefinitionReport, DeviceReport, Measurement, Report
 from fib_tools.model.evidence import Evidence
 from fib_tools.model.solution import BASELINE
 from fib_tools.publish.markup import Html, breakable, tag
-from fib_tools.publish.report_cells import draw_bar, factor_cell, make_card, make_table
+from fib_tools.publish.report_cells import draw_bar, factor_cell, make_card, make_table, name_device
 from fib_tools.publish.report_definitions import Rows, find_best, show_definitions
 from fib_tools.publish.report_marks import Marks
 from fib_tools.publish.report_plots import Point, draw_bandwidth, draw_curves, draw_roofline, list_points
 from fib_tools.publish.report_scales import NOTHING, format_factor, format_percent
 
-__all__ = ["index_rows", "name_device", "show_device", "show_rejections", "summarise_device"]
-
-
-def name_device(device: DeviceReport) -> str:
-    """Name a device, and who measured where it was not us."""
-    return device.device if device.measured_by == OWN_TOOL else f"{device.device} ({device.measured_by})"
+__all__ = ["index_rows", "show_device", "show_rejections", "summarise_device"]
 
 
 def show_device(place: int, device: DeviceReport, report: Report, evidence: Mapping[str, Evidence]) -> Html:
@@ -53,7 +47,7 @@ def summarise_device(
         yield tag("p", "Measured on a CPU, to learn the loop: these are no figures of a GPU.", class_="alarm card")
     yield _tiles(device, definitions)
     yield tag("div", *_overview(device, marks, points), class_="cols")
-    yield _index_table(definitions, marks, link)
+    yield _index_table(device, definitions, marks, link)
     yield from show_rejections(device, marks)
 
 
@@ -123,11 +117,14 @@ def _leaderboard(device: DeviceReport, marks: Marks) -> Html:
         for s in device.leaderboard
         for factor in (s.speedup if device.has_baseline else s.reference_speedup,)
     ]
-    return make_table(columns, rows, label=f"Leaderboard on {device.device}", sorted_by=4, is_stack=True)
+    return make_table(columns, rows, label=f"Leaderboard on {name_device(device)}", sorted_by=4, is_stack=True)
 
 
 def _index_table(
-    definitions: Sequence[DefinitionReport], marks: Marks, link: Callable[[DefinitionReport], str | None]
+    device: DeviceReport,
+    definitions: Sequence[DefinitionReport],
+    marks: Marks,
+    link: Callable[[DefinitionReport], str | None],
 ) -> Html:
     has_baseline = any(report.has_baseline for report in definitions)
     columns = (
@@ -162,9 +159,15 @@ def _index_table(
             )
         )
     box = tag(
-        "input", type="search", class_="filter", placeholder="Filter definitions", aria_label="Filter definitions"
+        "input",
+        type="search",
+        class_="filter",
+        placeholder="Filter definitions",
+        aria_label=f"Filter definitions on {name_device(device)}",
     )
-    return make_card("Definitions", box, make_table(columns, rows, label="Definitions", is_stack=True))
+    return make_card(
+        "Definitions", box, make_table(columns, rows, label=f"Definitions on {name_device(device)}", is_stack=True)
+    )
 
 
 def show_rejections(device: DeviceReport, marks: Marks) -> list[Html]:
@@ -183,4 +186,10 @@ def show_rejections(device: DeviceReport, marks: Marks) -> list[Html]:
         for r in device.rejections
     ]
     note = "Each broke a rule that keeps the figures true; none of its figures counts."
-    return [make_card("Rejected for integrity", make_table(columns, rows, label="Rejected Solutions"), note=note)]
+    return [
+        make_card(
+            "Rejected for integrity",
+            make_table(columns, rows, label=f"Rejected Solutions on {name_device(device)}"),
+            note=note,
+        )
+    ]

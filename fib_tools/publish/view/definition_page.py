@@ -18,9 +18,10 @@ from fib_tools.model.solution import Solution
 from fib_tools.model.tags import Tag, parse_tag
 from fib_tools.model.workload import Workload
 from fib_tools.publish.markup import Html, breakable, join, tag
+from fib_tools.publish.report_cells import name_device
 from fib_tools.publish.report_data import build_data
 from fib_tools.publish.report_definitions import Rows, show_solutions, show_times
-from fib_tools.publish.report_devices import index_rows, name_device, show_rejections
+from fib_tools.publish.report_devices import index_rows, show_rejections
 from fib_tools.publish.report_marks import Marks
 from fib_tools.publish.report_plots import draw_bandwidth, draw_curves, draw_roofline, draw_speedups, list_points
 from fib_tools.publish.view.catalogue import Entry

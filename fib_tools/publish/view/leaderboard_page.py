@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from fib_tools.evaluate.report.report_schema import DefinitionReport, DeviceReport, Measurement, Report
 from fib_tools.model.evidence import Evidence
 from fib_tools.publish.markup import Html, tag
-from fib_tools.publish.report_devices import name_device, summarise_device
+from fib_tools.publish.report_cells import name_device
+from fib_tools.publish.report_devices import summarise_device
 from fib_tools.publish.report_marks import Marks
 from fib_tools.publish.report_plots import list_points
 from fib_tools.publish.view.catalogue import Entry
