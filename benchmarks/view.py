@@ -52,11 +52,14 @@ PAGES = {
     "leaderboard": "leaderboard.html",
     "timelines": "timelines.html",
 }
-TIMES = """(() => {
+TIMES = """(async () => {
+  const paint = await new Promise((done) => new PerformanceObserver((list) => {
+    const [found] = list.getEntriesByName("first-contentful-paint");
+    if (found) done(found);
+  }).observe({ type: "paint", buffered: true }));
   const entry = performance.getEntriesByType("navigation")[0];
-  const paint = performance.getEntriesByName("first-contentful-paint")[0];
   const all = [entry, ...performance.getEntriesByType("resource")];
-  return [entry.responseStart, paint ? paint.startTime : NaN, entry.loadEventEnd, entry.decodedBodySize,
+  return [entry.responseStart, paint.startTime, entry.loadEventEnd, entry.decodedBodySize,
     all.reduce((sum, each) => sum + each.decodedBodySize, 0), document.getElementsByTagName("*").length];
 })()"""
 WRONG = (
@@ -83,11 +86,13 @@ def serve(folder: Path) -> Iterator[tuple[str, float]]:
     command = [sys.executable, "-m", "fib_tools", "view", "--workspace", str(folder)]
     began = time.perf_counter()
     with subprocess.Popen([*command, "--port", "0", "--no-open", "--json", "--quiet"], stdout=subprocess.PIPE) as child:
-        said = b""
-        while not said.endswith(b"}\n"):
-            said += child.stdout.readline() if child.stdout else b""
-        yield json.loads(said)["url"], time.perf_counter() - began
-        child.send_signal(signal.SIGINT)
+        try:
+            said = b""
+            while child.stdout and not said.endswith(b"}\n") and child.poll() is None:
+                said += child.stdout.readline()
+            yield json.loads(said)["url"], time.perf_counter() - began
+        finally:
+            child.send_signal(signal.SIGINT)
     if child.returncode:
         sys.exit(f"fib view ended with {child.returncode}")
 

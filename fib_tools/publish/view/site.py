@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -113,7 +113,7 @@ class Site:
         self._fresh_seconds = fresh_seconds
         self._seen: tuple[float, _Map] | None = None
         self._turn = threading.Lock()
-        self._standings: tuple[object, Report, Mapping[str, Evidence], tuple[str, ...]] | None = None
+        self._leaderboard: tuple[object, Page] | None = None
 
     def find(self, path: str) -> Content | None:
         """Find what is at a path; None where the site has nothing.
@@ -145,7 +145,7 @@ class Site:
 
     def warm_up(self) -> None:
         """Read what the leaderboard needs before somebody asks for it."""
-        self._read_standings(self._look().contents)
+        self._build_leaderboard(self._look())
 
     def _format(self, page: Page) -> Content:
         return Content.at(page.path, format_site_page(page, subject=self.subject).encode("utf-8", "backslashreplace"))
@@ -178,7 +178,7 @@ class Site:
         if path == DEFINITIONS:
             return build_definitions_page(found.contents)
         if path == LEADERBOARD:
-            return build_leaderboard_page(*self._read_standings(found.contents), found.contents.entries)
+            return self._build_leaderboard(found)
         if path == TIMELINES:
             return build_timelines_page(self._list_timelines())
         if top == "definitions" and path in found.definitions:
@@ -232,15 +232,18 @@ class Site:
             problems=(*problems, *reading.problems),
         )
 
-    def _read_standings(self, contents: Contents) -> tuple[Report, Mapping[str, Evidence], Sequence[str]]:
-        """Sum up all Traces, once for each state of their files."""
+    def _build_leaderboard(self, found: _Map) -> Page:
+        """Sum up all Traces, once for each state of their files and of the pages that there are."""
+        state = (found.contents.traces, tuple(found.definitions))
         with self._turn:
-            if self._standings is None or self._standings[0] != contents.traces:
+            if self._leaderboard is None or self._leaderboard[0] != state:
                 reading = read_measurements(self._dataset, with_evidence=False)
                 report = build_report(reading)
                 evidence, problems = self._sample(report)
-                self._standings = (contents.traces, report, evidence, (*reading.problems, *problems))
-            return self._standings[1:]
+                entries = found.contents.entries
+                page = build_leaderboard_page(report, evidence, [*reading.problems, *problems], entries)
+                self._leaderboard = (state, page)
+            return self._leaderboard[1]
 
     def _sample(self, report: Report) -> tuple[dict[str, Evidence], list[str]]:
         evidence: dict[str, Evidence] = {}
