@@ -32,7 +32,7 @@ coverage: $(VENV)/.installed-dev clients
 
 clients:
 	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(CLIENTS)/.installed; \
-	else echo "npm is not installed: the tests with MCP Inspector, the conformance suite, Perfetto and TypeScript will be skipped" >&2; fi
+	else echo "npm is not installed: the tests with MCP Inspector, the conformance suite, Perfetto, TypeScript and axe will be skipped" >&2; fi
 
 $(CLIENTS)/.installed: tests/clients/package.json tests/clients/package-lock.json
 	npm ci --prefix tests/clients --ignore-scripts --no-audit --no-fund

@@ -30,6 +30,7 @@ from fib_tools.phases.trace_block import trace_block
 from fib_tools.phases.trace_diff import compare_traces
 from fib_tools.phases.trace_model import trace_model
 from fib_tools.phases.validate import validate_dataset
+from fib_tools.phases.view import view_dataset
 
 __all__ = ["JOB_TOOLS", "OPERATIONS", "get_operation"]
 
@@ -195,6 +196,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(verb="trace model", tool="", function=trace_model, phase=None, effect=Effect.WORKSPACE, is_long=True),
     Operation(verb="trace block", tool="", function=trace_block, phase=None, effect=Effect.WORKSPACE, is_long=True),
     Operation(verb="trace diff", tool="", function=compare_traces, phase=None, effect=Effect.READ),
+    Operation(verb="view", tool="", function=view_dataset, phase=None, effect=Effect.READ, is_long=True),
     Operation(verb="status", tool="fib_show_status", function=show_status, phase=None, effect=Effect.READ),
 )
 

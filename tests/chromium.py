@@ -90,6 +90,9 @@ class Browser:
         self._call("Page.navigate", url=url)
         self._await("Page.loadEventFired")
 
+    def clear_cache(self) -> None:
+        self._call("Network.clearBrowserCache")
+
     def wait_for(self, condition: str) -> None:
         """Look at each frame whether an expression has become true."""
         self.evaluate(

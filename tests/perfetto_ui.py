@@ -38,16 +38,22 @@ class _Handler(SimpleHTTPRequestHandler):
 @contextmanager
 def serve_ui(folder: Path, package: Path, trace: bytes) -> Iterator[str]:
     """Serve the UI with the trace; the address is that of its page."""
+    with serve_files(folder) as url:
+        (folder / "ui").symlink_to(package, target_is_directory=True)
+        (folder / "trace.pftrace").write_bytes(trace)
+        (folder / "view").mkdir()
+        (folder / "view" / "index.html").write_text(PAGE.format(url=url), encoding="utf-8")
+        yield f"{url}/view/"
+
+
+@contextmanager
+def serve_files(folder: Path) -> Iterator[str]:
+    """Serve a folder as any web server does."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, directory=str(folder)))
-    url = f"http://127.0.0.1:{server.server_port}"
-    (folder / "ui").symlink_to(package, target_is_directory=True)
-    (folder / "trace.pftrace").write_bytes(trace)
-    (folder / "view").mkdir()
-    (folder / "view" / "index.html").write_text(PAGE.format(url=url), encoding="utf-8")
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-        yield f"{url}/view/"
+        yield f"http://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         thread.join()

@@ -41,6 +41,7 @@ NO_TOOL = {
     "trace block",
     "trace diff",
     "trace model",
+    "view",
 }
 """Commands that agents are not offered: sixteen tools are what a model can choose from."""
 
@@ -227,4 +228,5 @@ def test_places_outside_the_workspace_and_what_has_the_rights_of_the_user_are_fo
         ("submit", "hf_repo"),
         ("submit", "sglang_repo"),
         ("validate", "report"),
+        ("view", "out"),
     }

@@ -19,10 +19,6 @@ SKILLS = list_skills(ROOT / "skills")
 TOOLS = {operation.tool for operation in OPERATIONS if operation.tool} | {name for name, _, _ in JOB_TOOLS}
 RULES = {rule.id for family in FAMILIES for rule in family.rules}
 
-LATER = {
-}
-"""Skills that wait for tools; the others are complete."""
-
 PARAMETERS = {
     "add-new-model": "--model-name --hf-repo-id --sglang-path",
     "add-reference-tests": "--definition-name --op-type --all --tolerance",
@@ -186,11 +182,8 @@ def test_every_tool_is_in_a_skill() -> None:
 
 @each_skill
 def test_a_skill_says_which_tools_it_waits_for(skill: Skill) -> None:
-    missing = find_missing_tools(skill.body)
-    assert missing == LATER.get(skill.name, ())
-    assert not set(missing) & TOOLS, "the tool has come: let the skill use it"
-    loose = set(re.findall(r"\bfib_\w+", skill.body)) - TOOLS - set(missing)
-    assert not loose, "a tool that there is not, and that is not said to be missing"
+    assert not find_missing_tools(skill.body)
+    assert not set(re.findall(r"\bfib_\w+", skill.body)) - TOOLS, "a tool that there is not"
 
 
 @each_skill

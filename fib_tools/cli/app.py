@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -130,4 +130,7 @@ def _run(operation: Operation, options: dict[str, Any], shared: dict[str, Any]) 
     except FibError as error:
         report_error(error, errors, as_json=bool(shared["json"]))
         return 2
-    return print_result(result, errors, as_json=bool(shared["json"]))
+    status = print_result(result, errors, as_json=bool(shared["json"]))
+    with _ending_like_an_interrupt(), suppress(KeyboardInterrupt):
+        result.serve()
+    return status

@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
+from glob import escape
+from pathlib import Path, PurePosixPath
 
 from fib_tools.dataset.layout import Kind, Location, find_location
 from fib_tools.errors import FormatError, PathError, RequestError, StorageError
@@ -79,14 +80,22 @@ class Dataset:
             )
         return cls(root)
 
-    def files(self) -> Iterator[StoredFile]:
-        """Yield every file under the dataset's own folders, in order of path; links are not followed.
+    def files(self, *folders: str) -> Iterator[StoredFile]:
+        """Yield every file under the dataset's own folders, or some of them, in order of path; links are not followed.
 
         Raises:
             StorageError: when a folder cannot be read: a dataset half seen would look whole.
         """
-        for folder in (*_FOLDERS, *_OURS):
-            for path in sorted(_walk(self.root / folder)):
+        for folder in folders or (*_FOLDERS, *_OURS):
+            yield from map(self._found, _walk(self.root / folder))
+
+    def files_of(self, definition: str) -> Iterator[StoredFile]:
+        """Yield the Solutions and Traces under a Definition's name, in order of path, without a look at the others."""
+        if PurePosixPath(definition).name != definition:
+            return  # no file has such a name
+        name = escape(definition)
+        for pattern in (f"solutions/*/*/{name}/*.json", f"traces/*/{name}.jsonl", f"traces/*/*/{name}.jsonl"):
+            for path in sorted(self.root.glob(pattern)):
                 yield self._found(path)
 
     def _found(self, path: Path) -> StoredFile:
@@ -98,7 +107,7 @@ class Dataset:
 
     def definition_files(self) -> Iterator[StoredFile]:
         """Yield the files that hold Definitions."""
-        found = (self._found(path) for path in sorted(_walk(self.root / "definitions")))
+        found = map(self._found, _walk(self.root / "definitions"))
         yield from (file for file in found if file.location is not None and file.location.kind is Kind.DEFINITION)
 
     def read(self, relative: str) -> bytes:
@@ -149,6 +158,14 @@ class Dataset:
             traces.append(read_lenient(Trace, document, where=f"{at}:{number}"))
         return tuple(trace.workload for trace in traces)
 
+    def load_solution(self, relative: str) -> Solution:
+        """Load a Solution, ours or another tool's.
+
+        Raises:
+            FormatError: when the file does not hold one.
+        """
+        return read_lenient(Solution, load_json(self.read(relative), where=relative), where=relative)
+
     def load_solutions(self, op_type: str, definition: str) -> tuple[Solution, ...]:
         """Load a Definition's Solutions in the order of their paths: by author, then by name.
 
@@ -171,7 +188,7 @@ class Dataset:
         ):
             relative = path.relative_to(self.root).as_posix()
             try:
-                solution = read_lenient(Solution, load_json(self.read(relative), where=relative), where=relative)
+                solution = self.load_solution(relative)
             except (FormatError, PathError) as error:
                 broken[relative] = error
                 continue
@@ -281,7 +298,7 @@ class Dataset:
         place = {"op_type": op_type, "definition": solution.definition, "author": solution.author}
         at = Location(kind=Kind.SOLUTION, file=solution.name, **place)
         if confine(self.root, *str(at).split("/")).exists():
-            standing = read_lenient(Solution, load_json(self.read(str(at)), where=str(at)), where=str(at))
+            standing = self.load_solution(str(at))
             if (standing.author, standing.name, standing.hash) != (solution.author, solution.name, solution.hash):
                 raise RequestError(
                     f"another Solution named {solution.name!r} stands there",
@@ -329,6 +346,8 @@ def _place_log(op_type: str, definition: str) -> Location:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
+    """Yield files and links in order of path."""
+
     def refuse(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):
             raise StorageError(
@@ -337,9 +356,12 @@ def _walk(folder: Path) -> Iterator[Path]:
                 todo="give yourself permission to it",
             ) from error
 
+    found: list[str] = []
     for parent, folders, files in os.walk(folder, onerror=refuse):
-        links = [name for name in folders if (Path(parent) / name).is_symlink()]
-        yield from (Path(parent) / name for name in (*files, *links))
+        found += (f"{parent}/{name}" for name in files)
+        found += (path for name in folders if Path(path := f"{parent}/{name}").is_symlink())
+    # as paths are ordered, and in a fraction of the time that comparing them takes
+    yield from map(Path, sorted(found, key=lambda path: path.split("/")))
 
 
 def _make_folder(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ __all__ = [
     "child_environment",
     "engine_environment",
     "find_nvcc",
+    "has_display",
     "inherited_environment",
     "kernel_caches",
     "proxy_environment",
@@ -77,6 +79,11 @@ class Settings:
     workspace: Path | None
     cache_home: Path
     no_color: bool
+
+
+def has_display() -> bool:
+    """Tell whether whoever started this process can be shown a window."""
+    return sys.platform in {"darwin", "win32"} or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 
 def read_settings() -> Settings:

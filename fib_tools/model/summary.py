@@ -45,3 +45,6 @@ class Result(Model):
     def summary(self) -> Summary:
         """Say what a person wants to know of it."""
         return Summary()
+
+    def serve(self) -> None:
+        """Serve what the result tells of until interrupted; most results have nothing to serve."""

@@ -14,7 +14,7 @@ from typing import Any
 
 __all__ = ["Html", "breakable", "embed_json", "join", "tag"]
 
-_VOID = frozenset({"br", "circle", "input", "line", "meta", "path", "polyline", "rect", "use", "wbr"})
+_VOID = frozenset({"br", "circle", "input", "line", "link", "meta", "path", "polyline", "rect", "use", "wbr"})
 
 
 class Html(str):
@@ -31,7 +31,9 @@ def tag(name: str, /, *children: str, **attributes: str | bool | None) -> Html:
         if value is not None and value is not False
     )
     if name in _VOID:
-        return Html(f"<{name}{written}/>" if name not in {"br", "input", "meta", "wbr"} else f"<{name}{written}>")
+        return Html(
+            f"<{name}{written}/>" if name not in {"br", "input", "link", "meta", "wbr"} else f"<{name}{written}>"
+        )
     return Html(f"<{name}{written}>{join(children)}</{name}>")
 
 

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from fib_tools.evaluate.report.report_reading import OWN_TOOL
+from fib_tools.evaluate.report.report_schema import DefinitionReport, DeviceReport
 from fib_tools.publish.markup import Html, tag
 from fib_tools.publish.report_scales import NOTHING, format_factor, format_percent
 
-__all__ = ["Cell", "draw_bar", "factor_cell", "make_card", "make_table"]
+__all__ = ["Cell", "draw_bar", "factor_cell", "make_card", "make_table", "name_device"]
 
 Cell = tuple[str, str | float | None]
 """What a cell shows, and what it is sorted by."""
+
+
+def name_device(report: DeviceReport | DefinitionReport) -> str:
+    """Name the device of a report, and who measured where it was not us."""
+    return report.device if report.measured_by == OWN_TOOL else f"{report.device} ({report.measured_by})"
 
 
 def make_card(title: str, *content: str, note: str = "") -> Html:
@@ -25,8 +32,12 @@ def make_table(
     label: str,
     sorted_by: int = -1,
     is_tall: bool = False,
+    is_stack: bool = False,
 ) -> Html:
-    """Write a table that can be sorted: columns by name and class, cells with the value that they are sorted by."""
+    """Write a table that can be sorted: columns by name and class, cells with the value that they are sorted by.
+
+    A stack is shown as a block for each row where there is little room, and its numbers say what they are.
+    """
     head = (
         tag(
             "th",
@@ -38,20 +49,23 @@ def make_table(
         for place, (name, classes) in enumerate(columns)
     )
     body = (
-        tag("tr", *(_cell(cell, columns[place][1], is_head=place == 0) for place, cell in enumerate(row)))
+        tag(
+            "tr",
+            *(_cell(cell, *columns[place], is_head=place == 0, is_named=is_stack) for place, cell in enumerate(row)),
+        )
         for row in rows
     )
     table = tag("table", tag("thead", tag("tr", *head)), tag("tbody", *body), aria_label=label)
-    return tag(
-        "div", table, class_="scroll tall" if is_tall else "scroll", tabindex="0", role="region", aria_label=label
-    )
+    classes = " ".join(["scroll", *(["tall"] if is_tall else []), *(["stack"] if is_stack else [])])
+    return tag("div", table, class_=classes, tabindex="0", role="region", aria_label=label)
 
 
-def _cell(cell: Cell, classes: str, *, is_head: bool) -> Html:
+def _cell(cell: Cell, column: str, classes: str, *, is_head: bool, is_named: bool) -> Html:
     shown, value = cell
     key = "" if value is None else f"{value:.9g}" if isinstance(value, float) else str(value)
     name = "th" if is_head else "td"
-    return tag(name, shown, data_v=key, class_=classes or None, scope="row" if is_head else None)
+    said = column if is_named and classes == "n" else None
+    return tag(name, shown, data_v=key, class_=classes or None, scope="row" if is_head else None, data_of=said)
 
 
 def factor_cell(value: float | None) -> Cell:

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from fib_tools.evaluate.report.report_schema import DefinitionReport, Measurement, SolutionReport
 from fib_tools.model.solution import BASELINE
 from fib_tools.publish.markup import Html, breakable, join, tag
-from fib_tools.publish.report_cells import Cell, draw_bar, factor_cell, make_table
+from fib_tools.publish.report_cells import Cell, draw_bar, factor_cell, make_table, name_device
 from fib_tools.publish.report_marks import Marks
 from fib_tools.publish.report_plots import draw_speedups
 from fib_tools.publish.report_scales import NOTHING, format_factor, format_ms, format_percent
 
-__all__ = ["Rows", "find_best", "show_definitions"]
+__all__ = ["Rows", "find_best", "show_definitions", "show_solutions", "show_times"]
 
 _OPEN_DEFINITIONS = 3
 """So many definitions are shown at once; of more, each is opened by its reader."""
@@ -38,8 +38,13 @@ def show_definitions(
             said.append(tag("span", f"best {format_factor(best.speedup)}", class_="chip"))
         summary = tag("summary", tag("div", tag("h3", breakable(report.definition)), *said))
         content = [
-            tag("div", _solutions(report, marks), draw_speedups(report, rows[report.definition], marks), class_="pair"),
-            _workloads(report, rows[report.definition], marks),
+            tag(
+                "div",
+                show_solutions(report, marks),
+                draw_speedups(report, rows[report.definition], marks),
+                class_="pair",
+            ),
+            show_times(report, rows[report.definition], marks),
         ]
         yield tag(
             "details",
@@ -52,7 +57,8 @@ def show_definitions(
         )
 
 
-def _solutions(report: DefinitionReport, marks: Marks) -> Html:
+def show_solutions(report: DefinitionReport, marks: Marks) -> Html:
+    """Show how far the Solutions of a definition have come, the best first."""
     columns = (
         ("Solution", ""),
         ("passed", "n"),
@@ -78,10 +84,11 @@ def _solutions(report: DefinitionReport, marks: Marks) -> Html:
                 (format_percent(100 * s.fast["1"]) if s.fast else NOTHING, s.fast.get("1")),
             )
         )
-    return make_table(columns, rows, label=f"Solutions of {report.definition}")
+    return make_table(columns, rows, label=f"Solutions of {report.definition} on {name_device(report)}", is_stack=True)
 
 
-def _workloads(report: DefinitionReport, rows: Rows, marks: Marks) -> Html:
+def show_times(report: DefinitionReport, rows: Rows, marks: Marks) -> Html:
+    """Show the time of every Solution on every workload."""
     columns = [("workload", ""), *((f"{s.author or 'unknown'}/{s.solution}", "n") for s in report.solutions)]
     body: list[Sequence[Cell]] = []
     for number, workload in enumerate(report.workloads):
@@ -90,7 +97,10 @@ def _workloads(report: DefinitionReport, rows: Rows, marks: Marks) -> Html:
         body.append(cells)
     caption = tag("p", "Time by workload; a figure opens its evidence.", class_="cap")
     return tag(
-        "div", caption, make_table(columns, body, label=f"Times of {report.definition} by workload"), class_="times"
+        "div",
+        caption,
+        make_table(columns, body, label=f"Times of {report.definition} by workload on {name_device(report)}"),
+        class_="times",
     )
 
 
@@ -105,10 +115,10 @@ def _time_cell(found: tuple[int, Measurement] | None, marks: Marks) -> Cell:
     if m.percent is not None:
         width = tag("span", style=f"width:{min(m.percent, 100):.1f}%")
         bar = [tag("span", width, class_=f"bar {marks.colour(m.author)}", aria_hidden="true")]
-    said = (
-        [tag("span", format_factor(m.speedup), class_="dim")] if m.speedup is not None and m.author != BASELINE else []
-    )
-    label = f"{format_ms(m.milliseconds)}, {format_percent(m.percent)} of the limit: show the evidence"
+    factor = format_factor(m.speedup) if m.speedup is not None and m.author != BASELINE else ""
+    said = [tag("span", factor, class_="dim")] if factor else []
+    label = f"{format_ms(m.milliseconds)} {factor}".strip()
+    label += f", {format_percent(m.percent)} of the limit: show the evidence"
     return (
         tag(
             "button",

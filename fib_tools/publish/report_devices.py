@@ -2,49 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from fib_tools.evaluate.report.report_reading import OWN_TOOL
 from fib_tools.evaluate.report.report_schema import DefinitionReport, DeviceReport, Measurement, Report
 from fib_tools.model.evidence import Evidence
 from fib_tools.model.solution import BASELINE
 from fib_tools.publish.markup import Html, breakable, tag
-from fib_tools.publish.report_cells import draw_bar, factor_cell, make_card, make_table
+from fib_tools.publish.report_cells import draw_bar, factor_cell, make_card, make_table, name_device
 from fib_tools.publish.report_definitions import Rows, find_best, show_definitions
 from fib_tools.publish.report_marks import Marks
-from fib_tools.publish.report_plots import draw_bandwidth, draw_curves, draw_roofline, list_points
+from fib_tools.publish.report_plots import Point, draw_bandwidth, draw_curves, draw_roofline, list_points
 from fib_tools.publish.report_scales import NOTHING, format_factor, format_percent
 
-__all__ = ["name_device", "show_device"]
-
-
-def name_device(device: DeviceReport) -> str:
-    """Name a device, and who measured where it was not us."""
-    return device.device if device.measured_by == OWN_TOOL else f"{device.device} ({device.measured_by})"
+__all__ = ["index_rows", "show_device", "show_rejections", "summarise_device"]
 
 
 def show_device(place: int, device: DeviceReport, report: Report, evidence: Mapping[str, Evidence]) -> Html:
     """Show everything that was measured on one device."""
     definitions = [d for d in report.definitions if (d.device, d.measured_by) == (device.device, device.measured_by)]
-    rows = _index(device, report.measurements)
+    rows = index_rows(device, report.measurements)
     marks = Marks(device, definitions)
+    places = {d.definition: number for number, d in enumerate(definitions)}
+    points = list_points((found for of_name in rows.values() for found in of_name.values()), evidence)
     parts = [
-        tag("h2", name_device(device), *([tag("span", "CPU", class_="chip")] if device.is_cpu else [])),
-        *(
-            [tag("p", "Measured on a CPU, to learn the loop: these are no figures of a GPU.", class_="alarm card")]
-            if device.is_cpu
-            else []
+        *summarise_device(
+            device, definitions, marks, points, link=lambda d: f"#definition-{place}-{places[d.definition]}"
         ),
-        _tiles(device, definitions),
-        tag("div", *_overview(device, rows, marks, evidence), class_="cols"),
-        _index_table(place, definitions, marks),
-        *_rejections(device, marks),
         *show_definitions(place, definitions, rows, marks),
     ]
     return tag("section", *parts, id=f"device-{place}", class_="device")
 
 
-def _index(device: DeviceReport, measurements: Sequence[Measurement]) -> dict[str, Rows]:
+def summarise_device(
+    device: DeviceReport,
+    definitions: Sequence[DefinitionReport],
+    marks: Marks,
+    points: Sequence[Point],
+    *,
+    link: Callable[[DefinitionReport], str | None],
+) -> Iterable[Html]:
+    """Show a device's standings, curves, limits and rejections; its definitions in a table that leads to each."""
+    yield tag("h2", name_device(device), *([tag("span", "CPU", class_="chip")] if device.is_cpu else []))
+    if device.is_cpu:
+        yield tag("p", "Measured on a CPU, to learn the loop: these are no figures of a GPU.", class_="alarm card")
+    yield _tiles(device, definitions)
+    yield tag("div", *_overview(device, marks, points), class_="cols")
+    yield _index_table(device, definitions, marks, link)
+    yield from show_rejections(device, marks)
+
+
+def index_rows(device: DeviceReport, measurements: Sequence[Measurement]) -> dict[str, Rows]:
+    """Find a device's measurements by definition, with their places among all."""
     found: dict[str, dict[tuple[str, str, str], tuple[int, Measurement]]] = {}
     for row, m in enumerate(measurements):
         if (m.device, m.measured_by) == (device.device, device.measured_by):
@@ -72,14 +80,11 @@ def _tiles(device: DeviceReport, definitions: Sequence[DefinitionReport]) -> Htm
     )
 
 
-def _overview(
-    device: DeviceReport, rows: Mapping[str, Rows], marks: Marks, evidence: Mapping[str, Evidence]
-) -> Iterable[Html]:
+def _overview(device: DeviceReport, marks: Marks, points: Sequence[Point]) -> Iterable[Html]:
     yield make_card("Leaderboard", _leaderboard(device, marks))
     if device.curves:
         note = f"Share of {device.curves[0].workloads} workloads that passed and run at least p times as fast."
         yield make_card("fast_p", draw_curves(device.curves, marks), note=note)
-    points = list_points((found for of_name in rows.values() for found in of_name.values()), evidence)
     bandwidth, roofline = draw_bandwidth(points, marks), draw_roofline(points, marks)
     if bandwidth:
         yield make_card(
@@ -112,10 +117,15 @@ def _leaderboard(device: DeviceReport, marks: Marks) -> Html:
         for s in device.leaderboard
         for factor in (s.speedup if device.has_baseline else s.reference_speedup,)
     ]
-    return make_table(columns, rows, label=f"Leaderboard on {device.device}", sorted_by=4)
+    return make_table(columns, rows, label=f"Leaderboard on {name_device(device)}", sorted_by=4, is_stack=True)
 
 
-def _index_table(place: int, definitions: Sequence[DefinitionReport], marks: Marks) -> Html:
+def _index_table(
+    device: DeviceReport,
+    definitions: Sequence[DefinitionReport],
+    marks: Marks,
+    link: Callable[[DefinitionReport], str | None],
+) -> Html:
     has_baseline = any(report.has_baseline for report in definitions)
     columns = (
         ("definition", ""),
@@ -128,12 +138,12 @@ def _index_table(place: int, definitions: Sequence[DefinitionReport], marks: Mar
         ("baseline's %", "n"),
     )
     rows = []
-    for number, report in enumerate(definitions):
+    for report in definitions:
         best = find_best(report)
         yard = next((s for s in report.solutions if s.author == BASELINE and s.passed), None)
         rows.append(
             (
-                (tag("a", breakable(report.definition), href=f"#definition-{place}-{number}"), report.definition),
+                (tag("a", breakable(report.definition), href=link(report)), report.definition),
                 (report.op_type, report.op_type),
                 (str(len(report.workloads)), len(report.workloads)),
                 (marks.label(best.author, best.solution, report.definition), f"{best.author}/{best.solution}")
@@ -149,12 +159,19 @@ def _index_table(place: int, definitions: Sequence[DefinitionReport], marks: Mar
             )
         )
     box = tag(
-        "input", type="search", class_="filter", placeholder="Filter definitions", aria_label="Filter definitions"
+        "input",
+        type="search",
+        class_="filter",
+        placeholder="Filter definitions",
+        aria_label=f"Filter definitions on {name_device(device)}",
     )
-    return make_card("Definitions", box, make_table(columns, rows, label="Definitions"))
+    return make_card(
+        "Definitions", box, make_table(columns, rows, label=f"Definitions on {name_device(device)}", is_stack=True)
+    )
 
 
-def _rejections(device: DeviceReport, marks: Marks) -> list[Html]:
+def show_rejections(device: DeviceReport, marks: Marks) -> list[Html]:
+    """Show what broke a rule that keeps the figures true; nothing where nothing did."""
     if not device.rejections:
         return []
     columns = (("rule", ""), ("Solution", ""), ("definition", ""), ("workloads", "n"), ("what was seen", "wide"))
@@ -169,4 +186,10 @@ def _rejections(device: DeviceReport, marks: Marks) -> list[Html]:
         for r in device.rejections
     ]
     note = "Each broke a rule that keeps the figures true; none of its figures counts."
-    return [make_card("Rejected for integrity", make_table(columns, rows, label="Rejected Solutions"), note=note)]
+    return [
+        make_card(
+            "Rejected for integrity",
+            make_table(columns, rows, label=f"Rejected Solutions on {name_device(device)}"),
+            note=note,
+        )
+    ]

@@ -15,15 +15,16 @@ from pathlib import Path
 from fib_tools.evaluate.report.report_schema import Comparison, Report
 from fib_tools.model.evidence import Evidence
 from fib_tools.publish.markup import Html, embed_json, tag
+from fib_tools.publish.report_cells import name_device
 from fib_tools.publish.report_comparison import show_comparison
 from fib_tools.publish.report_data import build_data
-from fib_tools.publish.report_devices import name_device, show_device
+from fib_tools.publish.report_devices import show_device
 from fib_tools.publish.report_marks import define_shapes
 
 __all__ = ["format_page"]
 
-_STYLE = Path(__file__).with_name("report_page.css")
-_SCRIPT = Path(__file__).with_name("report_page.js")
+_STYLE = Path(__file__).with_name("page.css")
+_SCRIPT = Path(__file__).with_name("page.js")
 _MOST_PROBLEMS = 50
 _TERMS = (
     (

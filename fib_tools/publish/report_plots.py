@@ -5,6 +5,7 @@ So a plot fills 400 pixels as well as 1600, and its words stay readable.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
@@ -30,6 +31,8 @@ _MOST_CURVES = 9
 _MOST_POINTS = 2500
 """A browser draws them without delay; the fastest of each workload are kept first."""
 
+_MOST_STEPS = 400
+"""Of a curve; more are finer than a pixel."""
 
 _LARGEST = 1e24
 """Beyond all bytes and operations of any machine."""
@@ -41,8 +44,8 @@ class Point:
 
     measurement: Measurement
     roofline: Roofline
-    row: int
-    """Its place in the page's data."""
+    row: int | None
+    """Its place in the page's data; None where the page has none."""
 
     @property
     def bytes_per_second(self) -> float:
@@ -55,7 +58,9 @@ class Point:
         return self.roofline.flops / (self.measurement.milliseconds or 1.0) * 1e3
 
 
-def list_points(measurements: Iterable[tuple[int, Measurement]], evidence: Mapping[str, Evidence]) -> list[Point]:
+def list_points(
+    measurements: Iterable[tuple[int | None, Measurement]], evidence: Mapping[str, Evidence]
+) -> list[Point]:
     """List the passed measurements whose work is known, the fastest of each workload first if there are too many."""
     points = [
         Point(measurement=m, roofline=seen.roofline, row=row)
@@ -156,13 +161,15 @@ def draw_curves(curves: Sequence[FastCurve], marks: Marks) -> Html:
 
 
 def _steps(curve: FastCurve, x: Scale) -> list[tuple[float, float]]:
-    """Walk down from the share that passed: each workload's speed-up is where the curve falls."""
+    """Walk down from the share that passed: each workload's speed-up is where the curve falls; many fall together."""
     left = len(curve.speedups)
     points = [(x.low, left / curve.workloads)]
-    for speedup in curve.speedups:
-        points.append((speedup, left / curve.workloads))
-        left -= 1
-        points.append((speedup, left / curve.workloads))
+    stride = math.ceil(left / _MOST_STEPS) or 1
+    for place in range(0, left, stride):
+        part = curve.speedups[place : place + stride]
+        points.append((part[0], left / curve.workloads))
+        left -= len(part)
+        points.append((part[0], left / curve.workloads))
     points.append((x.high, left / curve.workloads))
     return points
 
@@ -241,7 +248,8 @@ def _roofs(roofs: Mapping[str, float], bandwidth: float, x: Scale, y: Scale) -> 
 
 def _mark(point: Point, marks: Marks, at: Sequence[float]) -> Html:
     m = point.measurement
-    return marks.mark(m.author, m.solution, m.definition, at=at, data_m=str(point.row))
+    more = {} if point.row is None else {"data_m": str(point.row)}
+    return marks.mark(m.author, m.solution, m.definition, at=at, **more)
 
 
 def _authors(points: Iterable[Point], marks: Marks) -> Html:

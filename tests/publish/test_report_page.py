@@ -159,11 +159,11 @@ def test_a_script_in_a_name_does_not_run(opened: chromium.Browser) -> None:
 
 def test_a_table_is_sorted_by_the_keyboard(opened: chromium.Browser) -> None:
     column = (
-        "[...document.querySelectorAll('[aria-label=\"Definitions\"] tbody tr')].map((row) => row.cells[5].dataset.v)"
+        "[...document.querySelectorAll('[aria-label^=\"Definitions\"] tbody tr')].map((row) => row.cells[5].dataset.v)"
     )
-    head = "document.querySelectorAll('table[aria-label=\"Definitions\"] thead th')[5]"
+    head = "document.querySelectorAll('table[aria-label^=\"Definitions\"] thead th')[5]"
     opened.evaluate(f"{head}.querySelector('button').focus()")
-    column = column.replace('[aria-label="Definitions"] tbody', 'table[aria-label="Definitions"] tbody')
+    column = column.replace('[aria-label^="Definitions"] tbody', 'table[aria-label^="Definitions"] tbody')
     for order, is_reversed in (("descending", True), ("ascending", False)):
         opened.press("Enter", 13)
         values = [float(value) for value in opened.evaluate(column)[:6]]
@@ -223,7 +223,7 @@ def test_definitions_are_filtered_and_a_link_opens_one(opened: chromium.Browser)
     seen = "[...document.querySelectorAll('#device-0 details')].filter((fold) => fold.offsetParent).length"
     assert opened.evaluate(seen) == 1
     opened.evaluate(
-        "document.querySelector('#device-0 table[aria-label=\"Definitions\"] tbody tr:not(.hidden) a').click()"
+        "document.querySelector('#device-0 table[aria-label^=\"Definitions\"] tbody tr:not(.hidden) a').click()"
     )
     opened.list_trouble()
     assert opened.evaluate("[...document.querySelectorAll('#device-0 details')].find((fold) => fold.offsetParent).open")

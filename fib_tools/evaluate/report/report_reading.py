@@ -55,22 +55,28 @@ class _Gathered:
 
 
 def read_measurements(
-    dataset: Dataset, *, definitions: Collection[str] | None = None, op_types: Collection[str] | None = None
+    dataset: Dataset,
+    *,
+    definitions: Collection[str] | None = None,
+    op_types: Collection[str] | None = None,
+    with_evidence: bool = True,
 ) -> Reading:
     """Read every Trace of a dataset, old layout and new, with the Evidence beside it where there is some.
+
+    Without evidence, which is most of the work, each Trace is taken at its word and only names the address of its own.
 
     Raises:
         StorageError: a folder cannot be read.
     """
     gathered = _Gathered()
-    files = [file for file in dataset.files() if file.location is not None]
+    files = [file for file in _list_files(dataset, definitions) if file.location is not None]
     authors = _find_authors(files)
     for file in files:
         at = file.location
         if at is None or at.kind is not Kind.TRACES:
             continue
         if (definitions is None or at.definition in definitions) and (op_types is None or at.op_type in op_types):
-            _read_file(dataset, file.relative, at, authors, gathered)
+            _read_file(dataset, file.relative, at, authors, gathered, with_evidence=with_evidence)
     return Reading(
         measurements=tuple(measurement for _, measurement in gathered.newest.values()),
         axes=gathered.axes,
@@ -78,6 +84,12 @@ def read_measurements(
         problems=tuple(gathered.problems),
         superseded=gathered.superseded,
     )
+
+
+def _list_files(dataset: Dataset, definitions: Collection[str] | None) -> Iterator[StoredFile]:
+    if definitions is None:
+        return dataset.files("solutions", "traces")
+    return (file for name in dict.fromkeys(definitions) for file in dataset.files_of(name))
 
 
 def _find_authors(files: Iterable[StoredFile]) -> dict[tuple[str, str], str]:
@@ -92,7 +104,13 @@ def _find_authors(files: Iterable[StoredFile]) -> dict[tuple[str, str], str]:
 
 
 def _read_file(
-    dataset: Dataset, relative: str, at: Location, authors: Mapping[tuple[str, str], str], gathered: _Gathered
+    dataset: Dataset,
+    relative: str,
+    at: Location,
+    authors: Mapping[tuple[str, str], str],
+    gathered: _Gathered,
+    *,
+    with_evidence: bool,
 ) -> None:
     for where, line in _lines(dataset, relative, gathered):
         try:
@@ -103,11 +121,13 @@ def _read_file(
         evaluation = trace.evaluation
         if evaluation is None or trace.solution is None:
             continue
-        evidence = _find_evidence(dataset, evaluation, where, gathered)
+        evidence = _find_evidence(dataset, evaluation, where, gathered) if with_evidence else None
         author = at.author or authors.get((trace.definition, trace.solution), "")
         if not author and evidence is not None:
             author = evidence.subject.author
         measurement = _measure(trace, evaluation, evidence, author=author, op_type=at.op_type)
+        if not with_evidence:
+            measurement = measurement.model_copy(update={"evidence": _find_key(evaluation)})
         gathered.axes[trace.workload.uuid] = trace.workload.axes
         _keep_newest(measurement, gathered)
 

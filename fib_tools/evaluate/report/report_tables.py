@@ -186,7 +186,7 @@ def _report_device(
     comparable = {(m.definition, m.workload) for m in group if m.author == BASELINE and m.passed}
     by_author = _group(group, lambda m: m.author)
     standings = [_stand(author, own, len(comparable)) for author, own in by_author.items()]
-    seen = [evidence[m.evidence] for m in group if m.evidence is not None]
+    seen = [found for m in group if m.evidence is not None and (found := evidence.get(m.evidence)) is not None]
     return DeviceReport(
         device=device,
         measured_by=measured_by,

@@ -163,3 +163,21 @@ def test_the_device_is_part_of_what_a_measurement_is(tmp_path: Path) -> None:
     reading = read(write_cases(tmp_path, [CASE, replace(CASE, gpu=CPU)]))
     assert [m.device for m in reading.measurements] == ["NVIDIA H200", "Epyc 9654"]
     assert all(m.status is PASSED for m in reading.measurements)
+
+
+def test_one_definition_is_read_without_a_look_at_the_others(tmp_path: Path) -> None:
+    write_cases(tmp_path, [CASE, replace(CASE, definition="other"), replace(CASE, definition="copy_n[4]")])
+    whole = read(tmp_path).measurements
+    for name in ("copy_n4", "copy_n[4]"):
+        assert read(tmp_path, definitions=[name, name]).measurements == tuple(m for m in whole if m.definition == name)
+    assert read(tmp_path, definitions=["../copy/copy_n4", "*", ""]).measurements == ()
+
+
+def test_without_evidence_a_trace_is_taken_at_its_word(tmp_path: Path) -> None:
+    write_cases(tmp_path, [CASE])
+    (checked,) = read(tmp_path).measurements
+    told = read(tmp_path, with_evidence=False)
+    assert told.measurements == (checked,)
+    assert told.evidence == {}
+    (tmp_path / "evidence").rename(tmp_path / "away")
+    assert read(tmp_path, with_evidence=False).measurements == (checked,)

@@ -1,7 +1,17 @@
 "use strict";
 // Everything below is written as text (textContent), never as markup: names and logs come from strangers.
 (() => {
-  const data = JSON.parse(document.getElementById("data").textContent);
+  const dialog = document.getElementById("evidence");
+  const inline = document.getElementById("data");
+  // A page carries its data, or names the file that has it; that is fetched when the first figure is looked at.
+  let known = inline && Promise.resolve(JSON.parse(inline.textContent));
+  const load = () => (known ??= fetch(dialog.dataset.source).then(read));
+  const read = async (answer) => {
+    if (!answer.ok) throw new Error(`The server said ${answer.status}`);
+    const data = await answer.json();
+    if (data.stamp !== dialog.dataset.stamp) throw new Error("More was measured since this page was loaded: load it again");
+    return data;
+  };
   const SVG = "http://www.w3.org/2000/svg";
 
   const make = (name, className, ...children) => {
@@ -34,7 +44,7 @@
 
   const filter = (box) => {
     const wanted = box.value.trim().toLowerCase();
-    const device = box.closest(".device");
+    const device = box.closest(".device") || document;
     for (const row of box.closest(".card").querySelectorAll("tbody tr")) {
       row.classList.toggle("hidden", !row.textContent.toLowerCase().includes(wanted));
     }
@@ -155,16 +165,30 @@
     ];
   };
 
-  const dialog = document.getElementById("evidence");
-  const show = (row) => {
-    const evidence = row.evidence && data.evidence[row.evidence];
-    const title = make("h2", "", `${row.author || "unknown"}/${row.solution}`);
-    title.id = "evidence-title";
+  const open = (...content) => {
+    dialog.replaceChildren(make("div", "inner", ...content));
+    dialog.showModal();
+    dialog.querySelector(".close").focus();
+    dialog.scrollTop = 0;
+  };
+  const closer = () => {
     const close = make("button", "close", "Close");
     close.type = "button";
     close.addEventListener("click", () => dialog.close());
-    const inner = make("div", "inner",
-      make("div", "top", make("div", "", title, make("div", "dim", `${row.definition} \u00b7 ${row.label} \u00b7 ${row.device}`)), close),
+    return close;
+  };
+  const fail = (error) => {
+    known = null;
+    const title = make("h2", "", "The evidence cannot be read");
+    title.id = "evidence-title";
+    open(make("div", "top", title, closer()), make("p", "dim", `${error.message}.`));
+  };
+  const show = (data, row) => {
+    const evidence = row.evidence && data.evidence[row.evidence];
+    const title = make("h2", "", `${row.author || "unknown"}/${row.solution}`);
+    title.id = "evidence-title";
+    const content = [
+      make("div", "top", make("div", "", title, make("div", "dim", `${row.definition} \u00b7 ${row.label} \u00b7 ${row.device}`)), closer()),
       facts([
         ["status", row.status],
         ["rejected by", row.rule],
@@ -173,35 +197,35 @@
         ["over the reference", row.reference_speedup ? `${row.reference_speedup.toFixed(3)}\u00d7` : ""],
         ["of the measured limit", row.percent ? `${row.percent.toFixed(1)}%` : ""],
         ["workload", row.workload],
-      ]));
-    if (row.detail) inner.append(...section("What went wrong", make("pre", "plain", row.detail)));
-    if (evidence) inner.append(...drawEvidence(evidence));
-    else inner.append(make("p", "dim", row.evidence ? `The evidence lies at evidence/${row.evidence.slice(0, 2)}/${row.evidence}.json` : "There is no evidence beside this trace."));
-    if (row.evidence) inner.append(...section("Evidence", facts([["address", row.evidence]])));
-    dialog.replaceChildren(inner);
-    dialog.showModal();
-    close.focus();
-    dialog.scrollTop = 0;
+      ]),
+    ];
+    if (row.detail) content.push(...section("What went wrong", make("pre", "plain", row.detail)));
+    if (evidence) content.push(...drawEvidence(evidence));
+    else content.push(make("p", "dim", row.evidence ? `The evidence lies at evidence/${row.evidence.slice(0, 2)}/${row.evidence}.json` : "There is no evidence beside this trace."));
+    if (row.evidence) content.push(...section("Evidence", facts([["address", row.evidence]])));
+    open(...content);
   };
-  dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
+  if (dialog) dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
 
   document.addEventListener("click", (event) => {
     const head = event.target.closest("thead th");
     if (head) return sortBy(head);
     const mark = event.target.closest("[data-m]");
-    if (mark) show(data.rows[Number(mark.dataset.m)]);
+    if (mark) load().then((data) => show(data, data.rows[Number(mark.dataset.m)])).catch(fail);
   });
   document.addEventListener("input", (event) => { if (event.target.matches(".filter")) filter(event.target); });
   // What a mark stands for, when it is pointed at; thousands of titles would only make the page heavy.
   document.addEventListener("mouseover", (event) => {
     const mark = event.target.closest(".mk[data-m]");
     if (!mark || mark.dataset.said) return;
-    const row = data.rows[Number(mark.dataset.m)];
+    mark.dataset.said = "1";
+    load().then((data) => name(mark, data.rows[Number(mark.dataset.m)])).catch(() => {});
+  });
+  const name = (mark, row) => {
     const title = document.createElementNS(SVG, "title");
     title.textContent = `${row.author}/${row.solution}, ${row.definition}, ${row.label}: ${time(row.milliseconds)}${row.speedup ? `, ${row.speedup.toFixed(2)}\u00d7` : ""}${row.percent ? `, ${row.percent.toFixed(0)}% of the limit` : ""}`;
     mark.append(title);
-    mark.dataset.said = "1";
-  });
+  };
   window.addEventListener("hashchange", openTarget);
   openTarget();
 })();
