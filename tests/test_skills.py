@@ -181,7 +181,7 @@ def test_every_tool_is_in_a_skill() -> None:
 
 
 @each_skill
-def test_a_skill_says_which_tools_it_waits_for(skill: Skill) -> None:
+def test_a_skill_waits_for_no_tool(skill: Skill) -> None:
     assert not find_missing_tools(skill.body)
     assert not set(re.findall(r"\bfib_\w+", skill.body)) - TOOLS, "a tool that there is not"
 
