@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
+from pydantic import Field
+
 from fib_tools.dataset.store import count_documents
 from fib_tools.errors import FibError
 from fib_tools.model.manifest import DefineStatus
@@ -19,6 +23,8 @@ class OnboardingStatus(Result):
     manifest: str
     kernels: dict[str, int]
     """Kernels by define status."""
+    submissions: dict[str, int] = Field(default_factory=dict)
+    """Pull requests and issues by their status, as they were last seen."""
     problem: str = ""
     """Why its manifest cannot be read."""
 
@@ -41,8 +47,8 @@ class StatusResult(Result):
 
     def summary(self) -> Summary:
         """List the onboardings, then what else there is."""
-        rows = tuple((entry.model, *_counts(entry), entry.manifest) for entry in self.onboardings)
-        columns = ("model", *(status.value for status in DefineStatus), "manifest")
+        rows = tuple((entry.model, *_counts(entry), _sent(entry), entry.manifest) for entry in self.onboardings)
+        columns = ("model", *(status.value for status in DefineStatus), "submitted", "manifest")
         held = ", ".join(f"{kind}: {count}" for kind, count in self.documents.items()) or "empty"
         lines = (
             *(f"unreadable: {entry.manifest}: {entry.problem}" for entry in self.onboardings if entry.problem),
@@ -55,6 +61,10 @@ class StatusResult(Result):
 
 def _counts(entry: OnboardingStatus) -> tuple[str, ...]:
     return tuple(str(entry.kernels.get(status.value, 0)) for status in DefineStatus)
+
+
+def _sent(entry: OnboardingStatus) -> str:
+    return ", ".join(f"{count} {status}" for status, count in entry.submissions.items())
 
 
 def show_status(context: Context) -> StatusResult:
@@ -77,8 +87,9 @@ def _onboarding(context: Context, model: str) -> OnboardingStatus:
     except FibError as error:
         newest = [name for name in list_manifests(context.workspace) if manifest_model(name) == model][-1]
         return OnboardingStatus(model=model, manifest=newest, kernels={}, problem=error.what)
-    name, kernels = (found[0], found[1].kernels) if found else ("", ())
-    counts: dict[str, int] = {}
-    for kernel in kernels:
-        counts[kernel.define_status.value] = counts.get(kernel.define_status.value, 0) + 1
-    return OnboardingStatus(model=model, manifest=name, kernels=counts)
+    if found is None:
+        return OnboardingStatus(model=model, manifest="", kernels={})
+    name, manifest = found
+    kernels = Counter(kernel.define_status.value for kernel in manifest.kernels)
+    sent = Counter[str](item.status for item in manifest.submissions)
+    return OnboardingStatus(model=model, manifest=name, kernels=dict(kernels), submissions=dict(sent))
