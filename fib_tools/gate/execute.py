@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fib_tools.errors import ChildMemoryError, FibError
+from fib_tools.host.cpu import count_cores, read_memory_bytes
 from fib_tools.host.sandbox import Limits, Outcome, Protections, Sandbox
 from fib_tools.model.base import to_document
 from fib_tools.model.definition import Definition
@@ -22,6 +23,7 @@ from fib_tools.op_types.registry import list_modules
 __all__ = ["DEFAULT_LIMITS", "Execution", "execute", "execute_many", "execute_workloads", "open_sandbox"]
 
 DEFAULT_LIMITS = Limits(wall_seconds=60, memory_bytes=6 << 30)
+_MOST_JOBS = 16
 _ENTRY = "fib_tools.gate._execute_child:execute"
 _BYTE_BUDGET = 64 << 20
 """Bytes of one input before its storage is shared along leading axes."""
@@ -86,9 +88,13 @@ def execute_many(
 
 
 def execute_workloads(
-    workloads: Iterable[tuple[Definition, Workload]], *, root: Path, jobs: int = 2, limits: Limits = DEFAULT_LIMITS
+    workloads: Iterable[tuple[Definition, Workload]], *, root: Path, limits: Limits = DEFAULT_LIMITS
 ) -> Iterator[tuple[str, Execution]]:
-    """Run references with what Workloads give, blobs below `root`; results come by uuid, as they are done."""
+    """Run references with what Workloads give, blobs below `root`; results come by uuid, as they are done.
+
+    Each computes on one core; as many run at a time as there are cores, and memory for what they may take.
+    """
+    jobs = max(2, min(_MOST_JOBS, count_cores(), read_memory_bytes() // DEFAULT_LIMITS.memory_bytes))
     uuids: list[str] = []
 
     def payloads() -> Iterator[dict[str, object]]:

@@ -6,7 +6,7 @@ import os
 import platform
 from pathlib import Path
 
-__all__ = ["read_cpu_name", "read_memory_bytes"]
+__all__ = ["count_cores", "read_cpu_name", "read_memory_bytes"]
 
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -24,3 +24,8 @@ def read_cpu_name(cpuinfo: Path = _CPUINFO) -> str:
 def read_memory_bytes() -> int:
     """Tell how much memory this machine has."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def count_cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0))

@@ -58,7 +58,7 @@ _JOBS = {"cpu": 2, "cuda": max(3, min(8, (os.cpu_count() or 1) // 3))}
 _SHOWN = 40
 _PACKAGES = ("torch", "triton", "flashinfer-python", "sglang", "sgl-kernel", "sglang-kernel")
 """What trusted kernels come from."""
-_PROCEDURE = 3
+_PROCEDURE = 4
 """Counts the changes of what is measured, and of how bounds are chosen from it."""
 
 

@@ -50,6 +50,9 @@ FOLDER = "calibrations"
 _LIMIT = 16 << 20
 _MARGINS = (4.0, 2.0)
 """Of bounds over trusted errors; two is the least, since the kernel and the reference it is compared with both err."""
+_FAR_MARGIN, _FAR = 16.0, 256.0
+"""Of a float32 output's bounds, which every fault is over by so much: longer calls than those that were measured err more,
+and no rounding of the format has room for it."""
 _MINOR_MARGIN, _MINOR_PART = 16.0, 1 / 32
 """Of an atol that is at most this part of the output format's rounding."""
 _CHANCE = ("torch.multinomial", "torch.rand", "torch.bernoulli", "exponential_", "normal_")
@@ -276,11 +279,15 @@ def _choose_bounds(name: str, dtype: DType, trusted: Sequence[ErrorProfile], cas
 
     def rank(candidate: tuple[float, Tolerance]) -> tuple[int, float, float]:
         margin, bounds = candidate
-        strengths = _strengths(name, dtype, bounds, cases)
-        caught = sum(1 for fault, strength in strengths.items() if _kind(fault) in REQUIRED and strength > 1)
+        caught = sum(strength > 1 for strength in _list_required(name, dtype, bounds, cases))
         return caught, margin, bounds.hit_ratio
 
-    return max(usable, key=rank)[1]
+    best = max(usable, key=rank)[1]
+    if dtype is not DType.FLOAT32:
+        return best
+    wide = _fit(dtype, best.hit_ratio, trusted, _FAR_MARGIN)
+    has_room = min(_list_required(name, dtype, wide, cases), default=0.0) >= _FAR
+    return wide if has_room and wide.atol < UNBOUNDED else best
 
 
 def _fit(dtype: DType, ratio: float, trusted: Sequence[ErrorProfile], margin: float) -> Tolerance:
@@ -326,6 +333,12 @@ def _strengths(name: str, dtype: DType, tolerance: Tolerance, cases: Sequence[Ca
             if name in profiles:
                 found.setdefault(fault, []).append(profiles[name].strength(dtype, tolerance))
     return {fault: statistics.median(values) for fault, values in found.items()}
+
+
+def _list_required(name: str, dtype: DType, tolerance: Tolerance, cases: Sequence[Case]) -> list[float]:
+    """List the strengths of the faults that have to be caught."""
+    strengths = _strengths(name, dtype, tolerance, cases)
+    return [strength for fault, strength in strengths.items() if _kind(fault) in REQUIRED]
 
 
 def _judge_faults(outputs: Mapping[str, OutputCalibration], cases: Sequence[Case]) -> list[FaultResult]:

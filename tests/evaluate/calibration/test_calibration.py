@@ -142,6 +142,29 @@ def test_errors_far_below_the_formats_rounding_have_a_wider_margin(noise: float,
     assert output.least_fault > 100
 
 
+def test_where_every_fault_is_far_off_bounds_leave_room_for_longer_calls() -> None:
+    definition = _norm()
+    single = definition.model_copy(
+        update={"outputs": {"output": definition.outputs["output"].model_copy(update={"dtype": DType.FLOAT32})}}
+    )
+    want = torch.randn(64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64).float()
+    trusted = {"output": measure_profile(want + 2**-20 * torch.randn(64, 64), want, DType.FLOAT32)}
+    worst = {}
+    for name, fault in (("far", torch.zeros(64, 64)), ("near", want + 2**-16 * torch.randn(64, 64))):
+        case = Case(
+            axes={},
+            seed=0,
+            distribution="typical",
+            trusted={"kernel": trusted},
+            agreement={"kernel": trusted},
+            faults={"zeros:output": {"output": measure_profile(fault, want, DType.FLOAT32)}},
+        )
+        calibration = calibrate(single, {"output": summed(DType.FLOAT32)}, [case], device="cuda")
+        assert calibration.refused == []
+        worst[name] = calibration.outputs["output"].trusted["kernel"]
+    assert 1 / 32 < worst["far"] <= 1 / 8 < worst["near"] <= 1 / 2
+
+
 def test_a_float32_kernel_whose_errors_all_agree_gets_bounds_that_it_keeps() -> None:
     definition = _norm()
     want = torch.randn(64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64).float()
