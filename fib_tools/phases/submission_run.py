@@ -24,13 +24,21 @@ from fib_tools.phases.manifests import save_manifest
 from fib_tools.phases.submit_result import SubmitEntry, SubmitResult
 from fib_tools.phases.template_request import format_template_request
 from fib_tools.publish import github, huggingface
-from fib_tools.publish.checklist import Failure, Terms, check_links, check_single_file, run_checklist
+from fib_tools.publish.checklist import (
+    Failure,
+    Terms,
+    check_alone,
+    check_links,
+    check_secrets,
+    check_single_file,
+    run_checklist,
+)
 from fib_tools.publish.coverage_document import CoveredModel, update_document
-from fib_tools.publish.dossier import Dossier, Group
+from fib_tools.publish.dossier import Group, make_groups
 from fib_tools.publish.github import BranchPull, FilePull, GitHub, IssuePlan
 from fib_tools.publish.huggingface import DatasetPull, Hub
 from fib_tools.publish.losses import check_nothing_is_lost
-from fib_tools.publish.outward import Outbox, Patience, Request, Settled, persist
+from fib_tools.publish.outward import Outbox, Patience, Places, Request, Settled, persist
 from fib_tools.publish.submission_texts import (
     Text,
     make_marker,
@@ -41,38 +49,13 @@ from fib_tools.publish.submission_texts import (
     write_template_request,
 )
 
-__all__ = ["PATIENCE", "Chosen", "Places", "Run"]
+__all__ = ["PATIENCE", "Run"]
 
 PATIENCE = Patience()
 _DATASET_URL = "https://huggingface.co/datasets/{repo}"
 """Stands for the link of a pull request that is not open yet, where requests are only shown."""
 _TEMPLATE_LABELS = ("enhancement", "flashinfer-trace")
 _KERNEL_LABELS = ("enhancement",)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Places:
-    """Where requests go, and as whom."""
-
-    hf_repo: str
-    hf_endpoint: str
-    github_repo: str
-    document: str
-    flashinfer_repo: str
-    sglang_repo: str
-    github_api: str | None
-    hf_token: str | None = field(repr=False)
-    github_token: str | None = field(repr=False)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Chosen:
-    """What is submitted, and how."""
-
-    definitions: tuple[Definition, ...]
-    grouping: str
-    takes_dummy_weights: bool
-    sglang_branch: str | None
 
 
 @dataclass(kw_only=True)
@@ -89,20 +72,27 @@ class Run:
     failures: list[Failure] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
 
-    def submit(self, chosen: Chosen) -> SubmitResult:
+    def submit(
+        self,
+        definitions: Sequence[Definition],
+        *,
+        grouping: str,
+        takes_dummy_weights: bool = False,
+        sglang_branch: str | None = None,
+    ) -> SubmitResult:
         """Submit every group that passes the checklist."""
-        dossiers = gather_dossiers(self.context, self.manifest, chosen.definitions)
-        groups = _make_groups(chosen.grouping, dossiers)
-        terms = Terms(manifest=self.manifest, takes_dummy_weights=chosen.takes_dummy_weights)
+        dossiers = gather_dossiers(self.context, self.manifest, definitions)
+        groups = make_groups(grouping, dossiers)
+        terms = Terms(manifest=self.manifest, takes_dummy_weights=takes_dummy_weights)
         sound = [group for group in groups if self._passes(group, terms)]
         urls = {group.key: url for group in sound if (url := self._submit_dataset(group))}
         for group in groups:
             self._submit_coverage(group, urls.get(group.key))
-        links = {name: urls[group.key] for group in sound if group.key in urls for name in group.names}
-        self._request_kernels(links)
-        self._request_templates(links, {dossier.name: dossier for dossier in dossiers})
-        if chosen.sglang_branch is not None:
-            self._offer_branch(chosen.sglang_branch)
+        sent = {name: urls[group.key] for group in sound if group.key in urls for name in group.names}
+        self._request_kernels(sent)
+        self._request_templates(sent)
+        if sglang_branch is not None:
+            self._offer_branch(sglang_branch)
         return SubmitResult(
             model=self.manifest.model,
             manifest_path=str(self.context.workspace.root / self.name),
@@ -117,6 +107,8 @@ class Run:
         """Hold a group against the checklist, and its texts against theirs."""
         failures = list(run_checklist(group.key, group.dossiers, terms))
         failures += check_links(group.key, self._list_texts(group), self.manifest)
+        failures += check_secrets(group.key, group.list_payloads())
+        failures += check_alone(group, self.manifest, self.places.hf_repo)
         self.failures += failures
         return not failures
 
@@ -212,33 +204,45 @@ class Run:
         ]
         return covered.model_copy(update={"kernels": tuple(kernels)})
 
-    def _request_kernels(self, links: dict[str, str]) -> None:
-        """Ask FlashInfer for the kernels that it does not have, once a kind."""
-        for subject, kernels in _sort_kernels(
+    def _link(self, sent: dict[str, str]) -> dict[str, str]:
+        """Give the pull request of each Definition that was sent, in this run or an earlier one."""
+        known = [item for item in self.manifest.submissions if item.kind == "dataset" and item.status != "closed"]
+        return {name: item.url for item in known for name in item.definitions} | sent
+
+    def _request_kernels(self, sent: dict[str, str]) -> None:
+        """Ask FlashInfer for the kernels that it does not have, once a kind, for all its sizes."""
+        links = self._link(sent)
+        lacking = [
             kernel
             for kernel in self.manifest.kernels
             if kernel.fi_status is FiStatus.MISSING and _name(kernel) in links
-        ):
+        ]
+        for subject in sorted({kernel.kernel for kernel in lacking if _name(kernel) in sent}):
+            kernels = [kernel for kernel in lacking if kernel.kernel == subject]
             marker = self._mark("kernel request", subject)
             text = write_kernel_request(self.manifest, kernels, marker, dataset_url=links[_name(kernels[0])])
             self._submit_issue("kernel request", subject, text, kernels, _KERNEL_LABELS)
 
-    def _request_templates(self, links: dict[str, str], dossiers: dict[str, Dossier]) -> None:
-        """Ask FlashInfer for the trace templates of the APIs that have none, once an API."""
-        wanted = [
+    def _request_templates(self, sent: dict[str, str]) -> None:
+        """Ask FlashInfer for the trace templates of the APIs that have none, once an API, for all its sizes."""
+        links = self._link(sent)
+        lacking = [
             kernel
             for kernel in self.manifest.kernels
             if kernel.fi_status is FiStatus.SUPPORTED and not kernel.fi_trace_template and _name(kernel) in links
         ]
-        for subject in dict.fromkeys(kernel.fi_api or "" for kernel in wanted):
-            kernels = [kernel for kernel in wanted if kernel.fi_api == subject]
-            asked = format_template_request(dossiers[_name(kernels[0])].definition, subject)
+        for subject in sorted({kernel.fi_api or "" for kernel in lacking if _name(kernel) in sent}):
+            kernels = [kernel for kernel in lacking if kernel.fi_api == subject]
+            example = self.context.dataset.find_definition(_name(kernels[0]))
+            if example is None:
+                continue  # somebody removed it since it was sent
+            asked = format_template_request(example, subject)
             text = write_template_request(
                 self.manifest,
                 Text(title=asked.title, body=asked.body),
                 kernels,
                 self._mark("template request", subject),
-                dataset_url=links[_name(kernels[0])],
+                dataset_url=links[example.name],
             )
             self._submit_issue("template request", subject, text, kernels, _TEMPLATE_LABELS)
 
@@ -293,12 +297,12 @@ class Run:
 
     @cached_property
     def _hub(self) -> Hub | None:
-        token = self.places.hf_token
+        token = self.places.tokens.hub
         return Hub(self._outbox, token=token, endpoint=self.places.hf_endpoint) if token else None
 
     @cached_property
     def _github(self) -> GitHub | None:
-        token, api = self.places.github_token, self.places.github_api or github.API
+        token, api = self.places.tokens.github, self.places.github_api or github.API
         return GitHub(self._outbox, token=token, api=api) if token else None
 
     def _settle(
@@ -306,15 +310,15 @@ class Run:
     ) -> Settled | None:
         """Take a step with patience, and write down what came of it; None if it failed."""
         self.context.progress(f"{kind}: {subject}", 0, 0)
-        before = len(self.requests)
+        before = self._outbox.tries
         try:
             settled = persist(settle, PATIENCE)
         except PublishError as error:
             self._note(kind, subject, "failed", repo, count=count, note=str(error))
             return None
-        if settled.action == "unchanged" and len(self.requests) > before:
-            # an attempt that got no answer was served: the one after it found everything done
-            settled = settled.model_copy(update={"action": "updated"})
+        if settled.action == "unchanged" and self._outbox.tries > before:
+            # an attempt was served and got no answer; the one after it found everything done
+            settled = settled.model_copy(update={"action": "updated" if self._is_known(settled) else "opened"})
         if settled.submission is not None and self.sends:
             self._record(settled.submission)
         url = settled.submission.url if settled.submission else ""
@@ -332,6 +336,9 @@ class Run:
             )
         )
         return settled
+
+    def _is_known(self, settled: Settled) -> bool:
+        return settled.submission is not None and _key(settled.submission) in map(_key, self.manifest.submissions)
 
     def _note(self, kind: SubmissionKind, subject: str, status: str, repo: str, *, count: int, note: str = "") -> None:
         entry = SubmitEntry.model_validate(
@@ -357,27 +364,6 @@ class Run:
         if not self.sends and (self._hub is None or self._github is None):
             lacking = [name for name, there in (("Hugging Face", self._hub), ("GitHub", self._github)) if there is None]
             yield f"not looked up without a token or offline, as if nothing were there yet: {', '.join(lacking)}"
-
-
-def _make_groups(grouping: str, dossiers: Sequence[Dossier]) -> list[Group]:
-    if grouping == "model":
-        return [Group(key="model", title="", dossiers=tuple(dossiers))]
-    subjects: dict[str, list[Dossier]] = {}
-    for dossier in dossiers:
-        subject = dossier.definition.op_type if grouping == "op_type" else dossier.name
-        subjects.setdefault(subject, []).append(dossier)
-    return [
-        Group(key=f"{grouping}-{subject}", title=subject, dossiers=tuple(each))
-        for subject, each in sorted(subjects.items())
-    ]
-
-
-def _sort_kernels(kernels: Iterable[ManifestKernel]) -> list[tuple[str, list[ManifestKernel]]]:
-    """Sort kernels by kind."""
-    found: dict[str, list[ManifestKernel]] = {}
-    for kernel in kernels:
-        found.setdefault(kernel.kernel, []).append(kernel)
-    return sorted(found.items())
 
 
 def _name(kernel: ManifestKernel) -> str:

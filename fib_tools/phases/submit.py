@@ -24,6 +24,8 @@ from fib_tools.phases.inventory import workspace_lock
 from fib_tools.phases.manifests import find_manifest, list_manifests, manifest_model, model_slug
 from fib_tools.phases.request import COMMAND_LINE_ONLY, choose_definitions
 from fib_tools.phases.submit_result import SubmitResult
+from fib_tools.publish.dossier import name_group
+from fib_tools.publish.outward import Places, Tokens
 
 __all__ = ["Grouping", "submit_prs"]
 
@@ -80,11 +82,8 @@ def submit_prs(
     Exit status 0: all of it is open, or would be; 1: something is held back, failed, or was closed by somebody.
     """
     # the gate and the checks are heavy, and `fib --help` can do without them
-    from fib_tools.phases.submission_run import Chosen, Places, Run
+    from fib_tools.phases.submission_run import Run
 
-    name, standing = _find_manifest(context, model, manifest)
-    chosen = _choose(Dataset.open(context.dataset.root), standing, definitions)
-    tokens = _read_tokens(context, sends=yes)
     places = Places(
         hf_repo=hf_repo,
         hf_endpoint=read_settings().hf_endpoint,
@@ -93,35 +92,38 @@ def submit_prs(
         flashinfer_repo=flashinfer_repo,
         sglang_repo=sglang_repo,
         github_api=github_api or read_endpoint("GITHUB_API_URL"),
-        hf_token=tokens[0],
-        github_token=tokens[1],
+        tokens=_read_tokens(context, sends=yes),
     )
-    what = Chosen(
-        definitions=tuple(chosen), grouping=group, takes_dummy_weights=dummy_weights, sglang_branch=sglang_branch
-    )
-    lock = hold(workspace_lock(context), purpose=f"the submission of {standing.model}") if yes else nullcontext()
+    slug = _find_model(context, model, manifest)
+    lock = hold(workspace_lock(context), purpose=f"the submission of {slug}") if yes else nullcontext()
     with lock:
-        return Run(context=context, name=name, manifest=standing, places=places, sends=yes).submit(what)
+        found = find_manifest(context.workspace, slug)
+        if found is None:
+            where = str(context.workspace.root)
+            raise RequestError(f"{slug} is not onboarded here", where=where, todo=f"run: fib onboard {model or slug}")
+        run = Run(context=context, name=found[0], manifest=found[1], places=places, sends=yes)
+        dataset = Dataset.open(context.dataset.root)
+        chosen = _choose(dataset, found[1], definitions, grouping=group, repo=hf_repo)
+        return run.submit(chosen, grouping=group, takes_dummy_weights=dummy_weights, sglang_branch=sglang_branch)
 
 
-def _find_manifest(context: Context, model: str | None, path: Path | None) -> tuple[str, Manifest]:
+def _find_model(context: Context, model: str | None, path: Path | None) -> str:
+    """Find the name under which the manifest of a model is kept."""
     workspace = context.workspace
     if path is not None:
         if path.resolve().parent != workspace.root.resolve() or path.name not in list_manifests(workspace):
             todo = "pass a file named onboard_<model>_<date>.json of the workspace, or another --workspace"
             raise RequestError(f"{path.name} is no manifest of this workspace", where=str(workspace.root), todo=todo)
-        model = manifest_model(path.name)
+        return manifest_model(path.name)
     if model is None:
         raise RequestError("no model is named", todo="pass its name or --manifest FILE; fib status lists them")
-    found = find_manifest(workspace, model_slug(model))
-    if found is None:
-        raise RequestError(
-            f"{model} is not onboarded here", where=str(workspace.root), todo=f"run: fib onboard {model}"
-        )
-    return found
+    return model_slug(model)
 
 
-def _choose(dataset: Dataset, manifest: Manifest, names: tuple[str, ...] | None) -> list[Definition]:
+def _choose(
+    dataset: Dataset, manifest: Manifest, names: tuple[str, ...] | None, *, grouping: Grouping, repo: str
+) -> list[Definition]:
+    """Choose Definitions, and with them those that share a pull request which is open: it is described as a whole."""
     loaded, _ = dataset.load_definitions()
     if names is None:
         names = tuple(
@@ -133,11 +135,19 @@ def _choose(dataset: Dataset, manifest: Manifest, names: tuple[str, ...] | None)
     if not names:
         what = f"the onboarding of {manifest.model} made no Definition"
         raise RequestError(what, where=str(dataset.root), todo=f"run: fib onboard {manifest.model}")
-    return choose_definitions(loaded, names, where=str(dataset.root))
+    chosen = choose_definitions(loaded, names, where=str(dataset.root))
+    keys = {name_group(grouping, definition)[0] for definition in chosen}
+    shared = {
+        name
+        for item in manifest.submissions
+        if item.kind == "dataset" and item.status == "open" and item.repo == repo and item.subject in keys
+        for name in item.definitions
+    }
+    return choose_definitions(loaded, {*names, *(shared & loaded.keys())}, where=str(dataset.root))
 
 
-def _read_tokens(context: Context, *, sends: bool) -> tuple[str | None, str | None]:
-    """Read the tokens of the Hub and of GitHub; none where nothing may be looked up.
+def _read_tokens(context: Context, *, sends: bool) -> Tokens:
+    """Read the tokens; none where nothing may be looked up.
 
     Raises:
         RequestError: something is to be sent, and cannot be.
@@ -147,7 +157,7 @@ def _read_tokens(context: Context, *, sends: bool) -> tuple[str | None, str | No
             raise RequestError(
                 "nothing can be sent offline", todo="leave out --offline, FIB_OFFLINE and HF_HUB_OFFLINE"
             )
-        return None, None
+        return Tokens(hub=None, github=None)
     from huggingface_hub import get_token
 
     hub, github = get_token(), read_secret("GITHUB_TOKEN") or read_secret("GH_TOKEN")
@@ -155,4 +165,4 @@ def _read_tokens(context: Context, *, sends: bool) -> tuple[str | None, str | No
         raise RequestError("there is no token of Hugging Face", todo="set HF_TOKEN, or run: hf auth login")
     if sends and not github:
         raise RequestError("there is no token of GitHub", todo="set GITHUB_TOKEN")
-    return hub, github
+    return Tokens(hub=hub, github=github)

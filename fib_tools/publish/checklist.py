@@ -11,20 +11,32 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from fib_tools.host.env import redact
 from fib_tools.model.base import Model
 from fib_tools.model.evidence import Evidence
 from fib_tools.model.manifest import Manifest
 from fib_tools.model.solution import Solution
 from fib_tools.model.trace import EvaluationStatus, Trace
 from fib_tools.op_types.sizes import SIZES
-from fib_tools.publish.dossier import Dossier, find_evidence_key
+from fib_tools.publish.dossier import Dossier, Group, Payload, find_evidence_key
 
-__all__ = ["CHECKS", "Check", "Failure", "Terms", "check_links", "check_single_file", "run_checklist"]
+__all__ = [
+    "CHECKS",
+    "Check",
+    "Failure",
+    "Terms",
+    "check_alone",
+    "check_links",
+    "check_secrets",
+    "check_single_file",
+    "run_checklist",
+]
 
 _BLOBS = ("workload.blob_",)
 """Rules of validation that are about blobs begin so."""
 _KERNEL_TEST = "test_the_kernel_agrees_with_the_reference"
 _SHOWN = 3
+_BINARY = ".safetensors"
 _LINK = re.compile(r"\]\(([^)\s]*)\)")
 
 
@@ -282,6 +294,27 @@ def check_single_file(group: str, paths: Iterable[str], document: str) -> Iterat
             found=f"the branch also changes {_shorten(others)}",
             todo=f"take out of the branch what is not {document}, or delete the branch and run this again",
         )
+
+
+def check_secrets(group: str, payloads: Iterable[Payload]) -> Iterator[Failure]:
+    """Check that no text holds what looks like a token: what was sent cannot be taken back."""
+    for payload in payloads:
+        text = "" if payload.path.endswith(_BINARY) else payload.read().decode(errors="replace")
+        if redact(text) != text:
+            todo = f"take it out of {payload.path} with what wrote it there, and revoke it; then run fib submit again"
+            yield Failure(
+                group=group, check="secrets", found=f"{payload.path} holds what looks like a token", todo=todo
+            )
+
+
+def check_alone(group: Group, manifest: Manifest, repo: str) -> Iterator[Failure]:
+    """Check that no Definition is in an open pull request of another group."""
+    for item in manifest.submissions:
+        both = sorted(set(item.definitions) & set(group.names))
+        is_other = item.kind == "dataset" and item.repo == repo and item.subject != group.key
+        if both and is_other and item.status == "open":
+            todo = "run fib submit with the --group of that one, which also tells whether it was merged"
+            yield Failure(group=group.key, check="one pull request", found=f"{_shorten(both)} in {item.url}", todo=todo)
 
 
 def check_links(group: str, texts: Iterable[str], manifest: Manifest) -> Iterator[Failure]:

@@ -17,7 +17,7 @@ from fib_tools.model.solution import Solution
 from fib_tools.model.trace import EvaluationStatus, Trace
 from fib_tools.model.workload import Workload
 
-__all__ = ["Dossier", "Group", "Payload", "find_evidence_key"]
+__all__ = ["Dossier", "Group", "Payload", "find_evidence_key", "make_groups", "name_group"]
 
 _CHUNK = 1 << 20
 
@@ -50,6 +50,10 @@ class Payload:
         for chunk in self._chunks():
             digest.update(chunk)
         return digest.hexdigest()
+
+    def read(self) -> bytes:
+        """Read it whole."""
+        return self.source if isinstance(self.source, bytes) else self.source.read_bytes()
 
     def _chunks(self) -> Iterator[bytes]:
         if isinstance(self.source, bytes):
@@ -133,10 +137,21 @@ class Group:
 
     def list_payloads(self) -> tuple[Payload, ...]:
         """List the files of all, each once, in order of path."""
-        return join_payloads(payload for dossier in self.dossiers for payload in dossier.payloads)
+        by_path = {payload.path: payload for dossier in self.dossiers for payload in dossier.payloads}
+        return tuple(by_path[path] for path in sorted(by_path))
 
 
-def join_payloads(payloads: Iterable[Payload]) -> tuple[Payload, ...]:
-    """Keep one of each path, in order of path."""
-    by_path = {payload.path: payload for payload in payloads}
-    return tuple(by_path[path] for path in sorted(by_path))
+def name_group(grouping: str, definition: Definition) -> tuple[str, str]:
+    """Name the group of a Definition: its key and its title."""
+    if grouping == "model":
+        return "model", ""
+    title = definition.op_type if grouping == "op_type" else definition.name
+    return f"{grouping}-{title}", title
+
+
+def make_groups(grouping: str, dossiers: Iterable[Dossier]) -> list[Group]:
+    """Group Definitions by what shares a pull request: `model`, `op_type` or `definition`."""
+    found: dict[tuple[str, str], list[Dossier]] = {}
+    for dossier in dossiers:
+        found.setdefault(name_group(grouping, dossier.definition), []).append(dossier)
+    return [Group(key=key, title=title, dossiers=tuple(each)) for (key, title), each in sorted(found.items())]

@@ -151,10 +151,14 @@ class GitHub:
         fork = _find_repo(self._client, name)
         if fork is None:
             request = Request(service="github", method="POST", target=f"/repos/{repo.full_name}/forks")
-            return self._outbox.send(request, repo.create_fork)
+            fork = self._outbox.send(request, repo.create_fork)
+            if fork is None:
+                return None
         if not fork.fork or (fork.parent is not None and fork.parent.full_name != repo.full_name):
             todo = "rename it: a fork of the other would have its name"
             raise PublishError(f"{name} is no fork of {repo.full_name}", where=name, todo=todo)
+        if not _has_branch(fork, fork.default_branch):
+            raise BusyError("the fork is still being made", where=name)
         return fork
 
     def _bring_branch(

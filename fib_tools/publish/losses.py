@@ -23,9 +23,7 @@ def check_nothing_is_lost(plan: DatasetPull, paths: Sequence[str], *, read: Call
     for path in paths:
         if not path.startswith(("definitions/", "workloads/", "traces/")):
             continue
-        source = payloads[path].source
-        ours = source if isinstance(source, bytes) else source.read_bytes()
-        lost = _find_loss(path, read(plan.repo, path), ours)
+        lost = _find_loss(path, read(plan.repo, path), payloads[path].read())
         if lost:
             todo = "bring the dataset up to date (fib clone --refresh), and define and collect on top of it"
             raise PublishError(f"{path} would lose {lost}", where=plan.repo, todo=todo)

@@ -15,12 +15,47 @@ from fib_tools.errors import BusyError, PublishError
 from fib_tools.model.base import Model
 from fib_tools.model.manifest import Submission, SubmissionStatus
 
-__all__ = ["Action", "Outbox", "Patience", "Request", "SentFile", "Settled", "persist"]
+__all__ = [
+    "Action",
+    "Outbox",
+    "Patience",
+    "Places",
+    "Request",
+    "SentFile",
+    "Settled",
+    "Tokens",
+    "persist",
+    "read_status",
+]
 
 T = TypeVar("T")
 
 Action = Literal["opened", "updated", "unchanged", "would open", "would update", "found", "merged", "closed"]
 """`found`: somebody else asked for it already; `closed`: somebody closed it, and it stays so."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tokens:
+    """Who asks; without a token nothing is looked up."""
+
+    hub: str | None = field(repr=False)
+    github: str | None = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Places:
+    """Where requests go, and as whom."""
+
+    hf_repo: str
+    hf_endpoint: str
+    github_repo: str
+    document: str
+    """The coverage document in it."""
+    flashinfer_repo: str
+    sglang_repo: str
+    github_api: str | None
+    """None: GitHub's own."""
+    tokens: Tokens
 
 
 class SentFile(Model):
@@ -60,7 +95,9 @@ class Outbox:
 
     sends: bool
     sent: Callable[[Request], None]
-    """Told of each request once it has been sent, or at once where nothing is."""
+    """Told of each request once it was served, or at once where nothing is sent."""
+    tries: int = 0
+    """Requests that were sent, those among them that got no answer."""
 
     @property
     def updated(self) -> Action:
@@ -69,7 +106,10 @@ class Outbox:
 
     def send(self, request: Request, act: Callable[[], T] | None) -> T | None:
         """Send a request, or show it; None where nothing was sent, or there is nothing yet to send it to."""
-        answer = act() if act is not None and self.sends else None
+        answer = None
+        if act is not None and self.sends:
+            self.tries += 1
+            answer = act()
         self.sent(request)
         return answer
 

@@ -180,6 +180,11 @@ BREAKS: dict[str, tuple[str, Break, str]] = {
         ),
         "1 of 2 are left out",
     ),
+    "a token in a log": (
+        "secrets",
+        edit(f"logs/rmsnorm/{NORM}/*", lambda doc: doc.update(reason="with hf_" + "x" * 20)),
+        f"logs/rmsnorm/{NORM}/reference_test.json holds what looks like a token",
+    ),
     "no sources": ("provenance", alter_manifest(sources={}), "does not say which config"),
     "no repository": ("links", alter_manifest(repo_id=None), "no Hugging Face repository to link"),
 }
@@ -216,7 +221,9 @@ def test_the_references_are_really_executed(ready: Context) -> None:
 
 
 def test_each_check_has_a_row_that_breaks_it() -> None:
-    assert {check.id for check in CHECKS} | {"links"} == {check for check, _, _ in BREAKS.values()} | {"executed"}
+    assert {check.id for check in CHECKS} | {"links", "secrets"} == {check for check, _, _ in BREAKS.values()} | {
+        "executed"
+    }
 
 
 @pytest.mark.usefixtures("executed")
