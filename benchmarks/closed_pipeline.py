@@ -236,7 +236,7 @@ def pack(workspace: Path, target: Path) -> None:
 
     def keep(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
         parts = Path(entry.name).parts
-        is_left = (len(parts) > 1 and parts[1] in LEFT_BEHIND) or entry.name.endswith((".lock", ".holder"))
+        is_left = bool(LEFT_BEHIND & set(parts[:1])) or entry.name.endswith((".lock", ".holder"))
         return None if is_left or not (entry.isfile() or entry.isdir()) else entry
 
     with tarfile.open(target, "w:xz") as archive:
