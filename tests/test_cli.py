@@ -122,7 +122,7 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
         (["nope"], 'Unknown command "nope"'),
         (["status", "--nope"], "Unknown option"),
         (["status", "stray"], "stray"),
-        (["onboard"], "no model given next: run: fib onboard kimi-k2, or fib onboard --discover"),
+        (["inventory"], "requires an argument"),
         (["onboard", "a", "--tp-list"], "requires an argument"),
         (["onboard", "a", "--tp-list", "x"], "'x' is not a list of whole numbers such as 2,4"),
         (["onboard", "a", "--tp-list", "1.5"], "'1.5' is not a list of whole numbers"),

@@ -205,7 +205,11 @@ def _coverage(view: OnboardView) -> Html:
         numbers = (len(own), with_workloads, len(own) - with_workloads - missing, missing)
         rows.append((tag("code", op_type), *(str(number or NOTHING) for number in numbers), _share(numbers)))
     columns = ("op_type", "kernels", "with Workloads", "Definition only", "missing", "share")
-    note = f"{unmapped} more {'is' if unmapped == 1 else 'are'} unmapped, with reasons below." if unmapped else ""
+    note = (
+        f"{unmapped} more {'is' if unmapped == 1 else 'are'} refused or unmapped, with reasons below."
+        if unmapped
+        else ""
+    )
     return make_card("Coverage", _table(columns, rows, label="Coverage by op_type", numbers={1, 2, 3, 4}), note=note)
 
 
@@ -285,8 +289,12 @@ def _traces(view: OnboardView) -> Iterable[Html]:
 
 def _requests(view: OnboardView) -> Iterable[Html]:
     if view.requests:
-        rows = [(each.kind, each.subject, _state(each.status), _link(each.url), each.note) for each in view.requests]
-        columns = ("kind", "about", "status", "where", "note")
+        notes = any(each.note for each in view.requests)
+        rows = [
+            (each.kind, each.subject, _state(each.status), _link(each.url), *((each.note,) if notes else ()))
+            for each in view.requests
+        ]
+        columns = ("kind", "about", "status", "where", *(("note",) if notes else ()))
         yield make_card("Pull requests and issues", _table(columns, rows, label="Pull requests and issues"))
     if view.held_back:
         items = (tag("li", text) for text in view.held_back[:_MOST_HELD])

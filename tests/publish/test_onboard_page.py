@@ -135,7 +135,7 @@ def test_every_part_is_on_the_page(text: str) -> None:
         assert f"<h3>{title}</h3>" in text
     assert "6 defined, 1 refused" in text
     assert "12 dummy, 15 synthetic" in text
-    assert "2 more are unmapped, with reasons below." in text
+    assert "2 more are refused or unmapped, with reasons below." in text
     assert "and 10 more: fib submit shows them" in text
     assert "aten.conv1d in model.conv" in text
     assert "equal; test: passed" in text
