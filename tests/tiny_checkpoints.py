@@ -47,6 +47,12 @@ QWEN3_MOE: dict[str, Any] = {
     "decoder_sparse_step": 1,
     "mlp_only_layers": [],
 }
+QWEN2_MOE: dict[str, Any] = {
+    **{name: value for name, value in QWEN3_MOE.items() if name != "head_dim"},
+    "model_type": "qwen2_moe",
+    "norm_topk_prob": False,
+    "shared_expert_intermediate_size": 64,
+}
 MIXTRAL: dict[str, Any] = {**LLAMA, "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
 DEEPSEEK: dict[str, Any] = {
     **LLAMA,
@@ -199,12 +205,15 @@ def _make_params(config: Any, embedding_dim: int) -> dict[str, Any]:
     }
 
 
-def write_gguf(model: Any, path: Path, kind: str = "F32") -> Path:
-    """Write one GGUF file; matrices in the type, norms in F32, as llama.cpp's own conversion does."""
+def write_gguf(model: Any, path: Path, kind: str = "F32", *, is_flat: bool = False) -> Path:
+    """Write one GGUF file; matrices in the type, norms in F32, as llama.cpp's own conversion does.
+
+    With `is_flat`, matrices of one row are written as vectors.
+    """
     import gguf
 
     config = model.config
-    known = {"llama": "llama", "mixtral": "llama", "qwen3": "qwen3", "qwen3_moe": "qwen3moe"}
+    known = {"llama": "llama", "mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3": "qwen3", "qwen3_moe": "qwen3moe"}
     architecture = known[config.model_type]
     writer = gguf.GGUFWriter(path, architecture)
     _write_metadata(writer, config)
@@ -213,9 +222,10 @@ def write_gguf(model: Any, path: Path, kind: str = "F32") -> Path:
     weights = _list_weights(model) if architecture == "llama" else list(model.named_parameters())
     for name, value in _split_experts(weights):
         stored = kind if value.dim() > 1 and "mlp.gate.weight" not in name else "F32"
-        data = ggml_blocks.quantize(value.detach().numpy(), stored)
+        values = value.detach().numpy()
+        data = ggml_blocks.quantize(values[0] if values.shape[0] == 1 and is_flat else values, stored)
         writer.add_tensor(
-            table.get_name(name, try_suffixes=(".weight",)), data, raw_dtype=gguf.GGMLQuantizationType[stored]
+            table.get_name(name, try_suffixes=(".weight", ".bias")), data, raw_dtype=gguf.GGMLQuantizationType[stored]
         )
     if config.rope_parameters["rope_type"] == "llama3":
         writer.add_tensor("rope_freqs.weight", _make_rope_factors(config))
@@ -235,12 +245,14 @@ def _write_metadata(writer: Any, config: Any) -> None:
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_key_length(config.head_dim or config.hidden_size // config.num_attention_heads)
+    writer.add_key_length(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
     writer.add_token_list([f"token {index}" for index in range(config.vocab_size)])
     if config.model_type == "mixtral":
         writer.add_expert_count(config.num_local_experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
-    if config.model_type == "qwen3_moe":
+    if config.model_type == "qwen2_moe":
+        writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
+    if config.model_type in ("qwen2_moe", "qwen3_moe"):
         writer.add_expert_count(config.num_experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
@@ -255,7 +267,7 @@ def _split_experts(weights: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
             base = name.removesuffix("gate_up_proj")
             parted += [(f"{base}gate_proj.weight", gate.contiguous()), (f"{base}up_proj.weight", up.contiguous())]
         else:
-            parted.append((name if name.endswith(".weight") else f"{name}.weight", value))
+            parted.append((name if name.endswith((".weight", ".bias")) else f"{name}.weight", value))
     return parted
 
 

@@ -55,6 +55,7 @@ def test_experts_need_a_definition_that_says_how_they_are_chosen(context: Contex
     (missing,) = result.missing
     assert missing.kernel == "moe_bf16"
     assert "fib define has it" in missing.reason
+    assert "moe_routing_default_topk2_e8" in [entry.definition for entry in result.entries]
 
 
 def test_prompts_need_a_file_and_a_tokenizer(context: Context, llama: str, tmp_path: Path) -> None:

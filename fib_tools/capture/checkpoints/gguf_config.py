@@ -14,7 +14,13 @@ from fib_tools.errors import ConfigError, FormatError
 
 __all__ = ["ARCHITECTURES", "make_fields"]
 
-ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "qwen3moe": "qwen3_moe"}
+ARCHITECTURES = {
+    "llama": "llama",
+    "qwen2": "qwen2",
+    "qwen2moe": "qwen2_moe",
+    "qwen3": "qwen3",
+    "qwen3moe": "qwen3_moe",
+}
 """llama.cpp's name of an architecture, and transformers' model_type; a llama with experts is a mixtral."""
 _INTEGERS = {
     "block_count": "num_hidden_layers",
@@ -28,6 +34,7 @@ _MOE = {
     "expert_used_count": "num_experts_per_tok",
     "expert_feed_forward_length": "moe_intermediate_size",
 }
+_SHARED = {"expert_shared_feed_forward_length": "shared_expert_intermediate_size"}
 _MIXTRAL = {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"}
 
 
@@ -81,9 +88,12 @@ def make_fields(
         "tie_word_embeddings": is_tied,
         "hidden_act": "silu",
     }
-    if architecture == "qwen3moe":
+    if architecture in ("qwen2moe", "qwen3moe"):
+        # no file says so: llama.cpp makes the weights of Qwen3's chosen experts sum to one, and not those of Qwen2's
+        fields |= {"norm_topk_prob": architecture == "qwen3moe", "decoder_sparse_step": 1, "mlp_only_layers": []}
         fields |= {theirs: read.integer(ours) for ours, theirs in _MOE.items()}
-        fields |= {"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}
+    if architecture == "qwen2moe":
+        fields |= {theirs: read.integer(ours) for ours, theirs in _SHARED.items()}
     if _is_mixtral(metadata):
         fields |= {theirs: read.integer(ours) for ours, theirs in _MIXTRAL.items()} | {"model_type": "mixtral"}
     return fields | {"rope_parameters": _make_rope(read, fields, rope_factors)}

@@ -28,7 +28,8 @@ _OUTSIDE = ("model.embed_tokens", "model.norm", "lm_head")
 _EXPERTS = ("mlp.experts.gate_proj", "mlp.experts.up_proj", "mlp.experts.down_proj")
 _IN_LAYER = (
     *(f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")),
-    *(f"mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj", "gate")),
+    *(f"mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj", "gate", "shared_expert_gate")),
+    *(f"mlp.shared_expert.{name}" for name in ("gate_proj", "up_proj", "down_proj")),
     *_EXPERTS,
     "input_layernorm",
     "post_attention_layernorm",
@@ -36,6 +37,8 @@ _IN_LAYER = (
 _ROTARY = {"self_attn.q_proj": "num_attention_heads", "self_attn.k_proj": "num_key_value_heads"}
 """Projections that llama.cpp's conversion reorders for the architecture `llama`, and whose heads they have."""
 _ROTATED = ("llama", "mixtral")
+_ROW = "mlp.shared_expert_gate"
+"""A matrix of one row, which some conversions write as a vector."""
 _MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 """What it calls the projections of its experts."""
 
@@ -142,10 +145,11 @@ def _describe(
             )
             for index in range(min(tensor.shape[0], experts + 1))
         ]
+    shape = (1, *tensor.shape) if leaf == _ROW and len(tensor.shape) == 1 else tensor.shape
     heads = int(fields[_ROTARY[leaf]]) if fields["model_type"] in _ROTATED and leaf in _ROTARY else None
 
     def load(dtype: torch.dtype) -> torch.Tensor:
-        value = values.read(tensor, dtype)
+        value = values.read(tensor, dtype).reshape(shape)
         return from_neighbours_to_halves(value, heads) if heads else value
 
-    return [StoredTensor(name=f"{name}.{kind}", shape=tensor.shape, where=where, stored_as=stored_as, load=load)]
+    return [StoredTensor(name=f"{name}.{kind}", shape=shape, where=where, stored_as=stored_as, load=load)]

@@ -61,11 +61,13 @@ def _choose(module: Any, result: tuple[torch.Tensor, ...], rows: tuple[int, ...]
             what="routing", kernel="moe_routing", reason="its weights are those of no routing that is known"
         )
     groups = getattr(module, "num_group", None)
-    parameters: dict[str, Any] = {"num_experts": module.num_experts, "top_k": module.top_k, "norm_topk_prob": told}
-    if has_bias and groups is not None:
-        parameters |= {"routing": "ds", "n_group": int(groups), "topk_group": int(module.topk_group)}
+    parameters: dict[str, Any] = {"num_experts": module.num_experts, "top_k": module.top_k}
+    if has_bias:
+        parameters |= {"routing": "sigmoid_bias" if groups is None else "ds", "norm_topk_prob": told}
     else:
-        parameters["routing"] = "sigmoid_bias" if has_bias else "renormalize" if told else "default"
+        parameters["routing"] = "renormalize" if told else "default"
+    if has_bias and groups is not None:
+        parameters |= {"n_group": int(groups), "topk_group": int(module.topk_group)}
     return Call(
         kernel="moe_routing",
         parameters=parameters,

@@ -13,6 +13,7 @@ from tiny_checkpoints import (
     LLAMA,
     LLAMA3_ROPE,
     MIXTRAL,
+    QWEN2_MOE,
     QWEN3_MOE,
     WIDE,
     logits,
@@ -115,10 +116,16 @@ def test_other_models_are_loaded_from_safetensors(tmp_path: Path, fields: dict[s
 
 
 @pytest.mark.parametrize("kind", ["F32", "BF16"])
-@pytest.mark.parametrize("fields", [QWEN3_MOE, MIXTRAL], ids=lambda fields: fields["model_type"])
+@pytest.mark.parametrize("fields", [QWEN2_MOE, QWEN3_MOE, MIXTRAL], ids=lambda fields: fields["model_type"])
 def test_stacked_experts_of_gguf_are_the_same(tmp_path: Path, fields: dict[str, Any], kind: str) -> None:
     model = make_model(fields)
     loaded = load_model(open_checkpoint(write_gguf(model, tmp_path / "model.gguf", kind)), dtype="float32")
+    assert logits(loaded).equal(logits(model))
+
+
+def test_a_matrix_of_one_row_may_be_a_vector_in_gguf(tmp_path: Path) -> None:
+    model = make_model(QWEN2_MOE)
+    loaded = load_model(open_checkpoint(write_gguf(model, tmp_path / "model.gguf", is_flat=True)), dtype="float32")
     assert logits(loaded).equal(logits(model))
 
 
