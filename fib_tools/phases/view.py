@@ -26,7 +26,7 @@ from fib_tools.phases.request import COMMAND_LINE_ONLY
 
 if TYPE_CHECKING:
     from fib_tools.host.loopback import Answer, LoopbackServer
-    from fib_tools.publish.view.site import Site
+    from fib_tools.publish.view.site import Manifests, Site
 
 __all__ = ["ViewResult", "view_dataset"]
 
@@ -131,25 +131,31 @@ class _Manifests:
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
-        self._known: dict[str, tuple[int, int, Manifest | None]] = {}
+        self._known: dict[str, tuple[int, int, Manifest | FormatError]] = {}
 
-    def load(self) -> dict[str, Manifest]:
-        """Load them by model; one that cannot be read leaves its model to the tags."""
+    def load(self) -> Manifests:
+        """Load them by model; one that cannot be read leaves its model to the tags, and is told."""
         newest = {manifest_model(name): name for name in list_manifests(self._workspace)}
         found = {model: self._load(model, name) for model, name in newest.items()}
-        return {model: manifest for model, manifest in found.items() if manifest is not None}
+        return (
+            {model: each for model, each in found.items() if isinstance(each, Manifest)},
+            tuple(str(each) for each in found.values() if isinstance(each, FormatError)),
+        )
 
-    def _load(self, model: str, name: str) -> Manifest | None:
+    def _load(self, model: str, name: str) -> Manifest | FormatError:
         seen = (self._workspace.root / name).stat()
         known = self._known.get(name)
-        if known is not None and known[:2] == (seen.st_mtime_ns, seen.st_size):
-            return known[2]
-        manifest = None
-        with suppress(FormatError):
-            newest = find_manifest(self._workspace, model)
-            manifest = newest[1] if newest else None
-        self._known[name] = (seen.st_mtime_ns, seen.st_size, manifest)
-        return manifest
+        if known is None or known[:2] != (seen.st_mtime_ns, seen.st_size):
+            known = (seen.st_mtime_ns, seen.st_size, self._read(model, name))
+            self._known[name] = known
+        return known[2]
+
+    def _read(self, model: str, name: str) -> Manifest | FormatError:
+        try:
+            found = find_manifest(self._workspace, model)
+        except FormatError as error:
+            return error
+        return found[1] if found else FormatError("it is gone", where=name)
 
 
 def _bind(site: Site, port: int | None) -> LoopbackServer:
