@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, PrivateAttr
 
+from fib_tools.dataset.store import Dataset
 from fib_tools.errors import FibError, FormatError, RequestError
 from fib_tools.host.env import has_display
 from fib_tools.host.files import read_limited, storage_errors, write_atomically
@@ -112,7 +113,7 @@ def view_dataset(
     # pages need what no other command does
     from fib_tools.publish.view.site import Site
 
-    dataset = type(context.dataset).open(context.dataset.root)
+    dataset = Dataset.open(context.dataset.root)
     timelines = context.workspace.root / _TIMELINES
     manifests = _Manifests(context.workspace)
     # files are written from one look, a server looks anew
@@ -223,7 +224,7 @@ def _write(context: Context, site: Site, paths: Iterable[str], out: Path) -> Vie
     removed = sum(_remove(out, path) for path in gone)
     _write_list(out, made)
     return ViewResult(
-        dataset=site.subject,
+        dataset=str(context.dataset.root),
         folder=str(out),
         files=len(made),
         written=written,
