@@ -62,9 +62,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(403, "this server answers to 127.0.0.1 and localhost only")
             return
         try:
-            found = self.server.find(unquote(urlsplit(self.path).path).lstrip("/"))
-        except (FibError, ValueError) as error:  # ValueError: what is asked for is no URL, or no text
-            self._refuse(500 if isinstance(error, FibError) else 400, redact(str(error)))
+            path = unquote(urlsplit(self.path).path).lstrip("/")
+        except ValueError:
+            self._refuse(400, "this is no address")
+            return
+        try:
+            found = self.server.find(path)
+        except FibError as error:
+            self._refuse(500, redact(str(error)))
             return
         if found is None:
             self._refuse(404, "there is no such page; begin at /")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, PrivateAttr
 
+from fib_tools.dataset.store import Dataset
 from fib_tools.errors import FibError, FormatError, RequestError
 from fib_tools.host.env import has_display
 from fib_tools.host.files import read_limited, storage_errors, write_atomically
@@ -26,7 +27,7 @@ from fib_tools.phases.request import COMMAND_LINE_ONLY
 
 if TYPE_CHECKING:
     from fib_tools.host.loopback import Answer, LoopbackServer
-    from fib_tools.publish.view.site import Site
+    from fib_tools.publish.view.site import Manifests, Site
 
 __all__ = ["ViewResult", "view_dataset"]
 
@@ -112,7 +113,7 @@ def view_dataset(
     # pages need what no other command does
     from fib_tools.publish.view.site import Site
 
-    dataset = type(context.dataset).open(context.dataset.root)
+    dataset = Dataset.open(context.dataset.root)
     timelines = context.workspace.root / _TIMELINES
     manifests = _Manifests(context.workspace)
     # files are written from one look, a server looks anew
@@ -131,25 +132,31 @@ class _Manifests:
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
-        self._known: dict[str, tuple[int, int, Manifest | None]] = {}
+        self._known: dict[str, tuple[int, int, Manifest | FormatError]] = {}
 
-    def load(self) -> dict[str, Manifest]:
-        """Load them by model; one that cannot be read leaves its model to the tags."""
+    def load(self) -> Manifests:
+        """Load them by model; one that cannot be read leaves its model to the tags, and is told."""
         newest = {manifest_model(name): name for name in list_manifests(self._workspace)}
         found = {model: self._load(model, name) for model, name in newest.items()}
-        return {model: manifest for model, manifest in found.items() if manifest is not None}
+        return (
+            {model: each for model, each in found.items() if isinstance(each, Manifest)},
+            tuple(str(each) for each in found.values() if isinstance(each, FormatError)),
+        )
 
-    def _load(self, model: str, name: str) -> Manifest | None:
+    def _load(self, model: str, name: str) -> Manifest | FormatError:
         seen = (self._workspace.root / name).stat()
         known = self._known.get(name)
-        if known is not None and known[:2] == (seen.st_mtime_ns, seen.st_size):
-            return known[2]
-        manifest = None
-        with suppress(FormatError):
-            newest = find_manifest(self._workspace, model)
-            manifest = newest[1] if newest else None
-        self._known[name] = (seen.st_mtime_ns, seen.st_size, manifest)
-        return manifest
+        if known is None or known[:2] != (seen.st_mtime_ns, seen.st_size):
+            known = (seen.st_mtime_ns, seen.st_size, self._read(model, name))
+            self._known[name] = known
+        return known[2]
+
+    def _read(self, model: str, name: str) -> Manifest | FormatError:
+        try:
+            found = find_manifest(self._workspace, model)
+        except FormatError as error:
+            return error
+        return found[1] if found else FormatError("it is gone", where=name)
 
 
 def _bind(site: Site, port: int | None) -> LoopbackServer:
@@ -217,7 +224,7 @@ def _write(context: Context, site: Site, paths: Iterable[str], out: Path) -> Vie
     removed = sum(_remove(out, path) for path in gone)
     _write_list(out, made)
     return ViewResult(
-        dataset=site.subject,
+        dataset=str(context.dataset.root),
         folder=str(out),
         files=len(made),
         written=written,

@@ -68,6 +68,12 @@ def test_what_is_not_there_is_not_found_and_no_file_is_looked_for(server: Loopba
     assert b"root:" not in body
 
 
+def test_what_is_no_address_is_refused(server: LoopbackServer) -> None:
+    with socket.create_connection(("127.0.0.1", server.server_address[1]), timeout=30) as connection:
+        connection.sendall(b"GET http://[::1/ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert connection.makefile("rb").readline().split()[1] == b"400"
+
+
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "127.0.0.1:80@evil", ""])
 def test_a_name_of_somebody_else_that_points_here_is_refused(server: LoopbackServer, host: str) -> None:
     SEEN.clear()

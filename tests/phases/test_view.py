@@ -158,12 +158,20 @@ def test_a_manifest_is_read_once_and_a_broken_one_leaves_its_model_to_the_tags(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifests = view._Manifests(context.workspace)
-    assert set(manifests.load()) == {"kimi-k2"}
+    found, problems = manifests.load()
+    assert (set(found), problems) == ({"kimi-k2"}, ())
     monkeypatch.setattr(view, "find_manifest", lambda *_: pytest.fail("it has not changed"))
-    assert set(manifests.load()) == {"kimi-k2"}
+    assert manifests.load() == (found, ())
     monkeypatch.undo()
-    (context.workspace.root / "onboard_kimi-k2_2026-11-22.json").write_text("{}", encoding="utf-8")
-    assert manifests.load() == {}
+    name = "onboard_kimi-k2_2026-11-22.json"
+    (context.workspace.root / name).write_text("{}", encoding="utf-8")
+    found, problems = manifests.load()
+    assert found == {}
+    assert name in problems[0]
+    out = context.workspace.root / "site"
+    run(context, out=out)
+    assert name in (out / "index.html").read_text(encoding="utf-8"), "it is told"
+    assert (out / "models/kimi-k2.html").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -101,3 +101,23 @@ def test_a_curve_falls_where_a_speedup_is(tmp_path: Path) -> None:
     heights = [float(point.split()[1]) for point in path.split(" L")]
     assert heights == [0.0, 0.0, 50.0, 50.0, 100.0, 100.0]
     assert "fast_1 50%" in html
+
+
+def test_of_very_many_speedups_the_curve_keeps_its_course(tmp_path: Path) -> None:
+    drawn = Drawn(tmp_path, BASE, ANA)
+    (curve,) = drawn.report.devices[0].curves
+    speedups = tuple(1 + place / 5000 for place in range(5000))
+    many = curve.model_copy(update={"speedups": speedups, "workloads": 5000})
+    path = re.findall(r'd="M([^"]+)" class="step', draw_curves([many], drawn.marks))[0]
+    points = [tuple(map(float, part.split())) for part in path.split(" L")]
+    assert len(points) <= 802
+    assert (points[0][1], points[-1][1]) == (0.0, 100.0)
+    assert points == sorted(points)
+
+
+def test_a_mark_without_data_opens_nothing(tmp_path: Path) -> None:
+    drawn = Drawn(tmp_path, BASE, ANA)
+    points = list_points(((None, m) for m in drawn.report.measurements), drawn.reading.evidence)
+    text = draw_bandwidth(points, drawn.marks) or ""
+    assert text.count('class="mk') > 2
+    assert "data-m" not in text

@@ -27,7 +27,15 @@ from fib_tools.publish.report_plots import draw_bandwidth, draw_curves, draw_roo
 from fib_tools.publish.view.catalogue import Entry
 from fib_tools.publish.view.cells import card, count, fact_list, list_table, status_chip
 from fib_tools.publish.view.frame import Page, crumbs, show_problems
-from fib_tools.publish.view.paths import DEFINITIONS, data_path, definition_path, link, model_path, solution_path
+from fib_tools.publish.view.paths import (
+    DEFINITIONS,
+    data_path,
+    definition_path,
+    definitions_of,
+    link,
+    model_path,
+    solution_path,
+)
 from fib_tools.publish.view.signature import show_axes, show_call, show_constraints, show_tensors
 from fib_tools.publish.view.source_code import show_source
 from fib_tools.publish.view.workloads import describe_lengths, show_workloads
@@ -81,7 +89,7 @@ def build_definition_page(dossier: Dossier) -> Page:
     path = definition_path(at.op_type, at.definition)
     report = build_report(dossier.reading)
     body = [
-        crumbs(("Definitions", DEFINITIONS), (definition.op_type, f"{DEFINITIONS}"), of=path),
+        crumbs(("Definitions", DEFINITIONS), (definition.op_type, definitions_of(definition.op_type)), of=path),
         _head(entry, path),
         *show_problems("Not to be trusted", dossier.problems),
         *_signature(definition, dossier.workloads),

@@ -13,8 +13,7 @@ from typing import Literal
 from fib_tools.architecture.facts import read_facts
 from fib_tools.architecture.facts_schema import ModelFacts
 from fib_tools.architecture.inventory import build_inventory, list_serving_points
-from fib_tools.errors import FibError
-from fib_tools.model.manifest import DefineStatus, Manifest
+from fib_tools.model.manifest import DefineStatus, Manifest, ManifestKernel
 from fib_tools.op_types.registry import find_kernel_type
 from fib_tools.publish.view.catalogue import Entry
 from fib_tools.sources.registry import ModelEntry, find_model
@@ -89,6 +88,7 @@ def view_model(slug: str, tagged: Sequence[Entry], names: Mapping[str, Entry], m
         kernels = _from_manifest(manifest, names)
         refused = [(item.subject, item.reason) for item in manifest.refused]
         refused += [(f"{item.operation} in {item.module}", item.detail) for item in manifest.unexplained]
+        refused += [(kernel.name, kernel.define_reason) for kernel in manifest.kernels if _is_refused(kernel, names)]
         serving, source = manifest.serving, "its manifest in the workspace"
     elif facts is not None and known is not None:
         kernels, serving = _from_inventory(facts, known, names)
@@ -111,20 +111,15 @@ def view_model(slug: str, tagged: Sequence[Entry], names: Mapping[str, Entry], m
 
 def _read_facts(known: ModelEntry | None) -> ModelFacts | None:
     config = known.config if known else None
-    if known is None or config is None:
-        return None
-    try:
-        return read_facts(config, name=known.repo_id)
-    except FibError:
-        return None  # a newer config than this version reads: the tree stands without its facts
+    return None if known is None or config is None else read_facts(config, name=known.repo_id)
 
 
 def _from_manifest(manifest: Manifest, names: Mapping[str, Entry]) -> list[ModelKernel]:
     kernels = []
     for kernel in manifest.kernels:
+        if _is_refused(kernel, names):
+            continue
         name = kernel.definition or kernel.name
-        if kernel.define_status is DefineStatus.REFUSED and name not in names:
-            continue  # it is among what is open, with its reason
         kernels.append(
             ModelKernel(
                 name=name,
@@ -139,6 +134,11 @@ def _from_manifest(manifest: Manifest, names: Mapping[str, Entry]) -> list[Model
             )
         )
     return kernels
+
+
+def _is_refused(kernel: ManifestKernel, names: Mapping[str, Entry]) -> bool:
+    """Tell whether the gate let it not through, and nothing of its name is there."""
+    return kernel.define_status is DefineStatus.REFUSED and (kernel.definition or kernel.name) not in names
 
 
 def _from_inventory(

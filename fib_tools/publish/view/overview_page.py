@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from urllib.parse import quote
 
 from fib_tools.publish.markup import Html, tag
 from fib_tools.publish.view.catalogue import Contents
@@ -12,7 +11,7 @@ from fib_tools.publish.view.cells import card, count, tiles
 from fib_tools.publish.view.frame import Page, show_problems
 from fib_tools.publish.view.model_tree import ModelView
 from fib_tools.publish.view.models_page import show_model_cards
-from fib_tools.publish.view.paths import DEFINITIONS, INDEX, MODELS
+from fib_tools.publish.view.paths import INDEX, MODELS, definitions_of
 
 __all__ = ["build_overview_page"]
 
@@ -68,7 +67,7 @@ def _op_types(contents: Contents) -> Html:
                     "span", tag("span", style=f"width:{100 * number / most:.1f}%"), class_="bar c0", aria_hidden="true"
                 ),
                 tag("b", f"{number:,}"),
-                href=f"{DEFINITIONS}?op_type={quote(name, safe='')}",
+                href=definitions_of(name),
             ),
         )
         for name, number in counted.most_common()

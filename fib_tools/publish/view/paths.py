@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
+from urllib.parse import quote
 
 from fib_tools.dataset.layout import Location
 from fib_tools.errors import PathError
@@ -17,6 +18,7 @@ __all__ = [
     "TIMELINES",
     "data_path",
     "definition_path",
+    "definitions_of",
     "link",
     "model_path",
     "solution_path",
@@ -38,6 +40,11 @@ def _part(name: str) -> str:
     except PathError:
         # no name of a file begins with ~, so it cannot be another's
         return f"~{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:_HASH_LENGTH]}"
+
+
+def definitions_of(op_type: str) -> str:
+    """Address the list of Definitions with those of one op_type shown."""
+    return f"{DEFINITIONS}?op_type={quote(op_type, safe='')}"
 
 
 def definition_path(op_type: str, name: str) -> str:

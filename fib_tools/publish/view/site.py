@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -44,7 +44,10 @@ from fib_tools.publish.view.paths import (
 from fib_tools.publish.view.solution_page import build_solution_page
 from fib_tools.publish.view.timelines_page import Timeline, build_timelines_page
 
-__all__ = ["Content", "Site"]
+__all__ = ["Content", "Manifests", "Site"]
+
+Manifests = tuple[Mapping[str, Manifest], tuple[str, ...]]
+"""By model, and what is wrong with those that cannot be read."""
 
 _TYPES = {
     "css": "text/css; charset=utf-8",
@@ -97,7 +100,7 @@ class Site:
         self,
         dataset: Dataset,
         *,
-        manifests: Callable[[], Mapping[str, Manifest]],
+        manifests: Callable[[], Manifests],
         timelines: Path | None = None,
         fresh_seconds: float = 1.0,
     ) -> None:
@@ -163,7 +166,9 @@ class Site:
             definitions[definition_path(entry.at.op_type, entry.at.definition)] = entry
             definitions[data_path(entry.at.op_type, entry.at.definition)] = entry
         solutions = {solution_path(at): at for entry in contents.entries for at in entry.solutions}
-        found = _Map(contents=contents, manifests=self._manifests(), definitions=definitions, solutions=solutions)
+        manifests, problems = self._manifests()
+        contents = replace(contents, problems=(*contents.problems, *problems))
+        found = _Map(contents=contents, manifests=manifests, definitions=definitions, solutions=solutions)
         self._seen = (time.monotonic(), found)
         return found
 

@@ -39,8 +39,8 @@
       told.textContent = count === rows.length ? `${all} Definitions` : `${count.toLocaleString("en")} of ${all} Definitions`;
     };
     const keep = () => {
-      const said = new URLSearchParams(fields.filter((field) => field.value).map((field) => [field.name, field.value]));
-      history.replaceState(null, "", said.size ? `?${said}` : location.pathname);
+      const said = new URLSearchParams(fields.filter((field) => field.value).map((field) => [field.name, field.value])).toString();
+      history.replaceState(null, "", said ? `?${said}` : location.pathname);
     };
     const asked = new URLSearchParams(location.search);
     for (const field of fields) {

@@ -88,10 +88,9 @@ def test_a_model_that_nobody_knows_has_its_tags() -> None:
 
 def test_what_was_refused_is_open_and_no_kernel() -> None:
     manifest = make_manifest()
-    refused = manifest.kernels[1].model_copy(update={"define_status": DefineStatus.REFUSED})
-    manifest = Manifest(
-        model="kimi-k2", kernels=(refused,), refused=(Refusal(subject="gemm_n1_k1", reason="too small"),)
-    )
+    change = {"define_status": DefineStatus.REFUSED, "define_reason": "too small"}
+    refused = manifest.kernels[1].model_copy(update=change)
+    manifest = Manifest(model="kimi-k2", kernels=(refused,), refused=(Refusal(subject="tp3", reason="64 heads"),))
     model = view_model("kimi-k2", [], {}, manifest)
     assert model.kernels == ()
-    assert model.open == (("gemm_n1_k1", "too small"),)
+    assert model.open == (("tp3", "64 heads"), ("gemm_n1_k1", "too small"))

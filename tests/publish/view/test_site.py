@@ -30,7 +30,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_site(workspace: Path, **manifests: Manifest) -> Site:
     return Site(
         Dataset(workspace / "flashinfer-trace"),
-        manifests=lambda: {name.replace("_", "-"): each for name, each in manifests.items()},
+        manifests=lambda: ({name.replace("_", "-"): each for name, each in manifests.items()}, ()),
         timelines=workspace / "traces",
         fresh_seconds=0.0,
     )
