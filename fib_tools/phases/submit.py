@@ -24,7 +24,6 @@ from fib_tools.phases.inventory import workspace_lock
 from fib_tools.phases.manifests import find_manifest, list_manifests, manifest_model, model_slug
 from fib_tools.phases.request import COMMAND_LINE_ONLY, choose_definitions
 from fib_tools.phases.submit_result import SubmitResult
-from fib_tools.publish.dossier import name_group
 from fib_tools.publish.outward import Places, Tokens
 
 __all__ = ["Grouping", "submit_prs"]
@@ -128,6 +127,8 @@ def _choose(
     dataset: Dataset, manifest: Manifest, names: tuple[str, ...] | None, *, grouping: Grouping, repo: str
 ) -> list[Definition]:
     """Choose Definitions, and with them those that share a pull request which is open: it is described as a whole."""
+    from fib_tools.publish.dossier import name_group
+
     loaded, _ = dataset.load_definitions()
     if names is None:
         names = tuple(

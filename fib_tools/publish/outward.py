@@ -17,6 +17,7 @@ from fib_tools.model.manifest import Submission, SubmissionStatus
 
 __all__ = [
     "Action",
+    "Failure",
     "Outbox",
     "Patience",
     "Places",
@@ -56,6 +57,17 @@ class Places:
     github_api: str | None
     """None: GitHub's own."""
     tokens: Tokens
+
+
+class Failure(Model):
+    """One thing that keeps a group of Definitions from being sent."""
+
+    group: str
+    definition: str = ""
+    """Empty if it is about the group's pull request."""
+    check: str
+    found: str
+    todo: str
 
 
 class SentFile(Model):
