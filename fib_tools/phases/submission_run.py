@@ -301,8 +301,8 @@ class Run:
 
     @cached_property
     def _github(self) -> GitHub | None:
-        token, api = self.places.tokens.github, self.places.github_api or github.API
-        return GitHub(self._outbox, token=token, api=api) if token else None
+        token = self.places.tokens.github
+        return GitHub(self._outbox, token=token, api=self.places.github_api) if token else None
 
     def _settle(
         self, kind: SubmissionKind, subject: str, repo: str, settle: Callable[[], Settled], *, count: int
