@@ -11,6 +11,7 @@ import os
 import select
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -157,41 +158,30 @@ def _run(modules: Path, path: str, command: str, *arguments: str, ready: str) ->
         env=environment,
         start_new_session=True,
     )
+    assert process.stdout is not None
+    drain = threading.Thread(target=_drain, args=(process.stdout.fileno(),), daemon=True)
     try:
-        _wait_for(process, ready)
-        with _drained(process):
-            yield
+        _wait_for(process.stdout.fileno(), ready)
+        drain.start()
+        yield
     finally:
         process.terminate()
         process.wait(timeout=30)
-        assert process.stdout is not None
+        if drain.is_alive():
+            drain.join(timeout=30)
         process.stdout.close()
 
 
-def _wait_for(process: subprocess.Popen[bytes], ready: str) -> None:
-    assert process.stdout is not None
+def _wait_for(stream: int, ready: str) -> None:
     said = b""
     while ready.encode() not in said:
-        readable, _, _ = select.select([process.stdout], [], [], _START_SECONDS)
-        more = os.read(process.stdout.fileno(), 1 << 16) if readable else b""
+        readable, _, _ = select.select([stream], [], [], _START_SECONDS)
+        more = os.read(stream, 1 << 16) if readable else b""
         assert more, f"it did not start: {said.decode(errors='replace')[-2000:]}"
         said += more
 
 
-@contextmanager
-def _drained(process: subprocess.Popen[bytes]) -> Iterator[None]:
+def _drain(stream: int) -> None:
     """Take what a service says, so that it never waits for a reader."""
-    import threading
-
-    assert process.stdout is not None
-    stream = process.stdout
-
-    def drain() -> None:
-        while os.read(stream.fileno(), 1 << 16):
-            pass
-
-    thread = threading.Thread(target=drain, daemon=True)
-    thread.start()
-    yield
-    process.terminate()
-    thread.join(timeout=30)
+    while os.read(stream, 1 << 16):
+        pass

@@ -25,7 +25,6 @@ from fib_tools.phases.submit_result import SubmitEntry, SubmitResult
 from fib_tools.phases.template_request import format_template_request
 from fib_tools.publish import github, huggingface
 from fib_tools.publish.checklist import (
-    Failure,
     Terms,
     check_alone,
     check_links,
@@ -38,7 +37,7 @@ from fib_tools.publish.dossier import Group, make_groups
 from fib_tools.publish.github import BranchPull, FilePull, GitHub, IssuePlan
 from fib_tools.publish.huggingface import DatasetPull, Hub
 from fib_tools.publish.losses import check_nothing_is_lost
-from fib_tools.publish.outward import Outbox, Patience, Places, Request, Settled, persist
+from fib_tools.publish.outward import Failure, Outbox, Patience, Places, Request, Settled, persist
 from fib_tools.publish.submission_texts import (
     Text,
     make_marker,
@@ -302,8 +301,8 @@ class Run:
 
     @cached_property
     def _github(self) -> GitHub | None:
-        token, api = self.places.tokens.github, self.places.github_api or github.API
-        return GitHub(self._outbox, token=token, api=api) if token else None
+        token = self.places.tokens.github
+        return GitHub(self._outbox, token=token, api=self.places.github_api) if token else None
 
     def _settle(
         self, kind: SubmissionKind, subject: str, repo: str, settle: Callable[[], Settled], *, count: int

@@ -10,12 +10,13 @@ from __future__ import annotations
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
 from fib_tools.dataset.store import Dataset
 from fib_tools.errors import RequestError
-from fib_tools.host.env import read_endpoint, read_secret, read_settings
+from fib_tools.host.env import read_endpoint, read_secret, read_settings, redact
 from fib_tools.host.locks import hold
 from fib_tools.model.definition import Definition
 from fib_tools.model.manifest import DefineStatus, Manifest, Phase1Status
@@ -24,13 +25,13 @@ from fib_tools.phases.inventory import workspace_lock
 from fib_tools.phases.manifests import find_manifest, list_manifests, manifest_model, model_slug
 from fib_tools.phases.request import COMMAND_LINE_ONLY, choose_definitions
 from fib_tools.phases.submit_result import SubmitResult
-from fib_tools.publish.dossier import name_group
-from fib_tools.publish.outward import Places, Tokens
+from fib_tools.publish.outward import GITHUB, Places, Tokens
 
 __all__ = ["Grouping", "submit_prs"]
 
 Grouping = Literal["model", "op_type", "definition"]
 
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _MODEL = "The onboarded model; its latest manifest in the workspace says what there is."
 
 
@@ -86,12 +87,12 @@ def submit_prs(
 
     places = Places(
         hf_repo=hf_repo,
-        hf_endpoint=read_settings().hf_endpoint,
+        hf_endpoint=_check_address(read_settings().hf_endpoint),
         github_repo=github_repo,
         document=document,
         flashinfer_repo=flashinfer_repo,
         sglang_repo=sglang_repo,
-        github_api=github_api or read_endpoint("GITHUB_API_URL"),
+        github_api=_check_address(github_api or read_endpoint("GITHUB_API_URL") or GITHUB),
         tokens=_read_tokens(context, sends=yes),
     )
     slug = _find_model(context, model, manifest)
@@ -105,6 +106,18 @@ def submit_prs(
         dataset = Dataset.open(context.dataset.root)
         chosen = _choose(dataset, found[1], definitions, grouping=group, repo=hf_repo)
         return run.submit(chosen, grouping=group, takes_dummy_weights=dummy_weights, sglang_branch=sglang_branch)
+
+
+def _check_address(url: str) -> str:
+    """Return the address of a service, which tokens are sent to.
+
+    Raises:
+        RequestError: they could be read on the way there.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "https" and parts.hostname not in _LOOPBACK:
+        raise RequestError(f"tokens are not sent to {redact(url)}", todo="name an address that begins with https://")
+    return url
 
 
 def _find_model(context: Context, model: str | None, path: Path | None) -> str:
@@ -128,6 +141,8 @@ def _choose(
     dataset: Dataset, manifest: Manifest, names: tuple[str, ...] | None, *, grouping: Grouping, repo: str
 ) -> list[Definition]:
     """Choose Definitions, and with them those that share a pull request which is open: it is described as a whole."""
+    from fib_tools.publish.dossier import name_group
+
     loaded, _ = dataset.load_definitions()
     if names is None:
         names = tuple(

@@ -8,8 +8,7 @@ from typing import Literal
 from fib_tools.model.base import Model
 from fib_tools.model.manifest import SubmissionKind
 from fib_tools.model.summary import Result, Summary, Table
-from fib_tools.publish.checklist import Failure
-from fib_tools.publish.outward import Action, Request
+from fib_tools.publish.outward import Action, Failure, Request
 
 __all__ = ["SubmitEntry", "SubmitResult"]
 

@@ -12,18 +12,17 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from fib_tools.host.env import redact
-from fib_tools.model.base import Model
 from fib_tools.model.evidence import Evidence
 from fib_tools.model.manifest import Manifest
 from fib_tools.model.solution import Solution
 from fib_tools.model.trace import EvaluationStatus, Trace
 from fib_tools.op_types.sizes import SIZES
 from fib_tools.publish.dossier import Dossier, Group, Payload, find_evidence_key
+from fib_tools.publish.outward import Failure
 
 __all__ = [
     "CHECKS",
     "Check",
-    "Failure",
     "Terms",
     "check_alone",
     "check_links",
@@ -38,17 +37,6 @@ _KERNEL_TEST = "test_the_kernel_agrees_with_the_reference"
 _SHOWN = 3
 _BINARY = ".safetensors"
 _LINK = re.compile(r"\]\(([^)\s]*)\)")
-
-
-class Failure(Model):
-    """One thing that keeps a group of Definitions from being sent."""
-
-    group: str
-    definition: str = ""
-    """Empty if it is about the group's pull request."""
-    check: str
-    found: str
-    todo: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     from github.PullRequest import PullRequest
     from github.Repository import Repository
 
-__all__ = ["API", "BranchPull", "FilePull", "GitHub", "IssuePlan", "preview"]
-
-API = "https://api.github.com"
+__all__ = ["BranchPull", "FilePull", "GitHub", "IssuePlan", "preview"]
 
 _TIMEOUT = 30
 _SECONDS_BETWEEN_WRITES = 1.0
@@ -82,7 +80,7 @@ class IssuePlan:
 class GitHub:
     """GitHub as the user of a token."""
 
-    def __init__(self, outbox: Outbox, *, token: str, api: str = API) -> None:
+    def __init__(self, outbox: Outbox, *, token: str, api: str) -> None:
         import github  # requests and cryptography, which only this needs
 
         self._outbox = outbox

@@ -16,7 +16,9 @@ from fib_tools.model.base import Model
 from fib_tools.model.manifest import Submission, SubmissionStatus
 
 __all__ = [
+    "GITHUB",
     "Action",
+    "Failure",
     "Outbox",
     "Patience",
     "Places",
@@ -29,6 +31,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+GITHUB = "https://api.github.com"
+"""GitHub's own API; an enterprise has another."""
 
 Action = Literal["opened", "updated", "unchanged", "would open", "would update", "found", "merged", "closed"]
 """`found`: somebody else asked for it already; `closed`: somebody closed it, and it stays so."""
@@ -53,9 +58,19 @@ class Places:
     """The coverage document in it."""
     flashinfer_repo: str
     sglang_repo: str
-    github_api: str | None
-    """None: GitHub's own."""
+    github_api: str
     tokens: Tokens
+
+
+class Failure(Model):
+    """One thing that keeps a group of Definitions from being sent."""
+
+    group: str
+    definition: str = ""
+    """Empty if it is about the group's pull request."""
+    check: str
+    found: str
+    todo: str
 
 
 class SentFile(Model):

@@ -465,6 +465,16 @@ def test_nothing_is_sent_without_tokens(
     assert world.writes == []
 
 
+@pytest.mark.parametrize("variable", ["HF_ENDPOINT", "GITHUB_API_URL"])
+def test_tokens_are_not_sent_where_they_could_be_read_on_the_way(
+    world: World, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "http://hub.example.org")
+    with pytest.raises(RequestError, match=r"tokens are not sent to http://hub\.example\.org"):
+        world.submit(yes=False)
+    assert world.hub.asked == world.github.asked == []
+
+
 def test_a_token_that_is_refused_says_what_to_do_and_never_itself(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
