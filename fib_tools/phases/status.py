@@ -28,6 +28,8 @@ class OnboardingStatus(Result):
     """That each phase took, in all runs that had something to do."""
     steps: dict[Step, dict[str, int]] = Field(default_factory=dict)
     """Kernels by what came of each step of phase 3."""
+    submissions: dict[str, int] = Field(default_factory=dict)
+    """Pull requests and issues by their status, as they were last seen."""
     problem: str = ""
     """Why its manifest cannot be read."""
 
@@ -50,8 +52,11 @@ class StatusResult(Result):
 
     def summary(self) -> Summary:
         """List the onboardings, then what else there is."""
-        rows = tuple((entry.model, *_counts(entry), _spell_times(entry), entry.manifest) for entry in self.onboardings)
-        columns = ("model", *(status.value for status in DefineStatus), "seconds by phase", "manifest")
+        rows = tuple(
+            (entry.model, *_counts(entry), _spell_times(entry), _sent(entry), entry.manifest)
+            for entry in self.onboardings
+        )
+        columns = ("model", *(status.value for status in DefineStatus), "seconds by phase", "submitted", "manifest")
         held = ", ".join(f"{kind}: {count}" for kind, count in self.documents.items()) or "empty"
         lines = (
             *(f"unreadable: {entry.manifest}: {entry.problem}" for entry in self.onboardings if entry.problem),
@@ -78,6 +83,10 @@ def _spell_steps(entry: OnboardingStatus) -> str:
     )
 
 
+def _sent(entry: OnboardingStatus) -> str:
+    return ", ".join(f"{count} {status}" for status, count in entry.submissions.items())
+
+
 def show_status(context: Context) -> StatusResult:
     """Show what the workspace holds and how far each onboarding has come."""
     workspace = context.workspace
@@ -102,8 +111,8 @@ def _onboarding(context: Context, model: str) -> OnboardingStatus:
         return OnboardingStatus(model=model, manifest="", kernels={})
     name, manifest = found
     steps: dict[Step, Counter[str]] = {}
-    for kernel in manifest.kernels:
-        for step, record in kernel.steps.items():
+    for item in manifest.members:
+        for step, record in item.steps.items():
             steps.setdefault(step, Counter())[record.status] += 1
     return OnboardingStatus(
         model=model,
@@ -111,4 +120,5 @@ def _onboarding(context: Context, model: str) -> OnboardingStatus:
         kernels=dict(Counter(kernel.define_status.value for kernel in manifest.kernels)),
         seconds=sum_times(manifest.times),
         steps={step: dict(counts) for step, counts in steps.items()},
+        submissions=dict(Counter[str](item.status for item in manifest.submissions)),
     )

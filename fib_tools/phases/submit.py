@@ -79,7 +79,7 @@ def submit_prs(
     What is open already is found and brought up to date, never opened twice, closed, reopened or forced.
     Tokens: GITHUB_TOKEN, and HF_TOKEN or the login of the hub's client.
 
-    Exit status 0: all of it is open, or would be; 1: something is held back, failed, or was closed by somebody.
+    Exit status 0: all of it is open, or would be; 1: something is held back or failed, or a pull request was closed.
     """
     # the gate and the checks are heavy, and `fib --help` can do without them
     from fib_tools.phases.submission_run import Run
@@ -114,7 +114,11 @@ def _find_model(context: Context, model: str | None, path: Path | None) -> str:
         if path.resolve().parent != workspace.root.resolve() or path.name not in list_manifests(workspace):
             todo = "pass a file named onboard_<model>_<date>.json of the workspace, or another --workspace"
             raise RequestError(f"{path.name} is no manifest of this workspace", where=str(workspace.root), todo=todo)
-        return manifest_model(path.name)
+        model = manifest_model(path.name)
+        found = find_manifest(workspace, model)
+        if found is not None and found[0] != path.name:
+            raise RequestError(f"{path.name} is not the latest of {model}", todo=f"pass {found[0]}")
+        return model
     if model is None:
         raise RequestError("no model is named", todo="pass its name or --manifest FILE; fib status lists them")
     return model_slug(model)

@@ -52,8 +52,8 @@ class SubmitResult(Result):
 
     @property
     def has_errors(self) -> bool:
-        """Tell whether something is held back, failed, or was closed by somebody."""
-        return bool(self.failures) or any(entry.status in {"blocked", "failed", "closed"} for entry in self.entries)
+        """Tell whether something is held back or failed, or a pull request was closed; a closed issue may be done."""
+        return bool(self.failures) or any(_is_error(entry) for entry in self.entries)
 
     def summary(self) -> Summary:
         """Show what is held back and why, each request if nothing was sent, then what came of all."""
@@ -81,6 +81,11 @@ class SubmitResult(Result):
         return (
             f"nothing was sent: {would} would be opened or updated, by {len(self.requests)} requests; --yes sends them"
         )
+
+
+def _is_error(entry: SubmitEntry) -> bool:
+    is_pull = entry.kind in {"dataset", "coverage", "integration"}
+    return entry.status in {"blocked", "failed"} or (entry.status == "closed" and is_pull)
 
 
 def _join_failures(failures: Iterable[Failure]) -> tuple[tuple[str, ...], ...]:

@@ -30,6 +30,8 @@ _HUB = "https://huggingface.co"
 _ROWS = 150
 """Definitions in the table of a description; a comment has room for some 65,000 characters."""
 _CALL_SITES = 3
+_CELL = 200
+"""Characters of a text from outside."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,8 +78,8 @@ def write_dataset_text(manifest: Manifest, group: Group, marker: str) -> Text:
         "## Sources",
         "",
         f"- config.json: SHA-256 `{manifest.config_sha256}`",
-        *(f"- {name}: {source.version} ({source.origin})" for name, source in sorted(manifest.sources.items())),
-        *(f"- served: {way}" for way in manifest.serving),
+        *(f"- {name}: {_code(source.version)} ({source.origin})" for name, source in sorted(manifest.sources.items())),
+        *(f"- served: {_code(way)}" for way in manifest.serving),
     ]
     return Text(title=f"Add {kernels} of {manifest.model}{_of(group)}", body=_join(lines))
 
@@ -92,7 +94,7 @@ def _dataset_row(dossier: Dossier) -> str:
     if fastest and fastest.evaluation and fastest.evaluation.performance:
         performance = fastest.evaluation.performance
         speed = f"{fastest.solution}: {performance.latency_ms:.4g} ms, {performance.speedup_factor:.3g}x the reference"
-    return f"| `{dossier.name}` | {len(dossier.workloads)} | {_cell(test)} | {_cell(speed)} |"
+    return f"| `{dossier.name}` | {len(dossier.workloads)} | {_code(test)} | {_code(speed)} |"
 
 
 def _describe_origins(dossiers: Iterable[Dossier]) -> list[str]:
@@ -134,9 +136,9 @@ def write_kernel_request(
         marker,
         f"{link_model(manifest)} needs `{first.kernel}` ({first.op_type}), and FlashInfer has no kernel for it.",
         "",
-        "| Definition | TP | EP | layers |",
+        "| Definition | TP | EP | where |",
         "| --- | --- | --- | --- |",
-        *(f"| `{kernel.definition or kernel.name}` | {_sizes(kernel.tp)} | {_sizes(kernel.ep)} | {kernel.layers} |"
+        *(f"| `{kernel.definition or kernel.name}` | {_sizes(kernel.tp)} | {_sizes(kernel.ep)} | {_code(kernel.module)} |"
           for kernel in kernels),
         "",
         "Each of these Definitions has a reference in plain PyTorch, a test, and Workloads of a serving engine:",
@@ -220,8 +222,10 @@ def _sizes(sizes: Iterable[int]) -> str:
     return ", ".join(map(str, sizes))
 
 
-def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "/").split())[:200]
+def _code(text: str) -> str:
+    """Keep a text from outside from being markup, a mention or the end of a cell."""
+    plain = " ".join(text.replace("|", "/").replace("`", "'").split())[:_CELL]
+    return f"`{plain}`" if plain else ""
 
 
 def _join(lines: Iterable[str]) -> str:

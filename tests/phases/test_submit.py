@@ -22,6 +22,7 @@ from fib_tools.operations import get_operation
 from fib_tools.phases import dossiers, submission_run
 from fib_tools.phases.context import Context, Workspace
 from fib_tools.phases.manifests import find_manifest, save_manifest
+from fib_tools.phases.status import StatusResult
 from fib_tools.phases.submit_result import SubmitResult
 from fib_tools.publish import github, huggingface
 from fib_tools.publish.outward import Patience
@@ -123,6 +124,10 @@ def test_everything_is_opened_and_linked_and_recorded(world: World) -> None:
     assert f"]({url})" in issue["body"]
     assert EMBEDDING in issue["body"]
     assert discussion["title"] == "Add 2 Definitions of tiny"
+    status = get_operation("status").run(world.context, {})
+    assert isinstance(status, StatusResult)
+    assert status.onboardings[0].submissions == {"open": 3}
+    assert "3 open" in status.summary().tables[0].rows[0]
     recorded = {item.kind: item.url for item in world.read_manifest().submissions}
     assert recorded == {"dataset": url, "coverage": pull["html_url"], "kernel request": issue["html_url"]}
 
@@ -194,7 +199,7 @@ def test_what_somebody_closed_stays_closed(world: World, kind: str) -> None:
     before = list(world.writes)
     result = world.submit()
     assert dict(statuses(result))[kind] == "closed"
-    assert result.has_errors
+    assert result.has_errors == (kind != "kernel request"), "an issue may have been done"
     assert world.writes == before
     assert kind == "dataset" or next(i.status for i in world.read_manifest().submissions if i.kind == kind) == "closed"
 
@@ -414,8 +419,9 @@ WAITS = {
 def test_a_fault_is_survived_and_nothing_is_opened_twice(
     world: World, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(huggingface, "_TIMEOUT", 0.5)
-    monkeypatch.setattr(github, "_TIMEOUT", 1)
+    if "hangs" in name:
+        monkeypatch.setattr(huggingface, "_TIMEOUT", 3)
+        monkeypatch.setattr(github, "_TIMEOUT", 3)
     server = world.hub if "hub" in name.replace("github", "") else world.github
     server.faults.append(replace(FAULTS[name]))
     result = world.submit()
@@ -511,6 +517,11 @@ def test_a_manifest_is_named_by_its_file(world: World, tmp_path: Path) -> None:
     for wrong in (copy, tmp_path / "work" / "nope.json"):
         with pytest.raises(RequestError, match="is no manifest of this workspace"):
             operation.run(world.context, {"manifest": wrong})
+    newer = name.with_name("onboard_tiny_2999-01-01.json")
+    shutil.copy(name, newer)
+    with pytest.raises(RequestError, match="is not the latest of tiny"):
+        operation.run(world.context, {"manifest": name})
+    newer.unlink()
     with pytest.raises(RequestError, match="no model is named"):
         operation.run(world.context, {})
     with pytest.raises(RequestError, match="is not onboarded here"):
