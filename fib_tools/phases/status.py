@@ -53,11 +53,10 @@ class StatusResult(Result):
     def summary(self) -> Summary:
         """List the onboardings, then what else there is."""
         rows = tuple(
-            (entry.model, *_counts(entry), _spell_times(entry), _spell_submissions(entry), entry.manifest)
+            (entry.model, *_counts(entry), _spell_times(entry), _sent(entry), entry.manifest)
             for entry in self.onboardings
         )
-        defined = (status.value for status in DefineStatus)
-        columns = ("model", *defined, "seconds by phase", "submitted", "manifest")
+        columns = ("model", *(status.value for status in DefineStatus), "seconds by phase", "submitted", "manifest")
         held = ", ".join(f"{kind}: {count}" for kind, count in self.documents.items()) or "empty"
         lines = (
             *(f"unreadable: {entry.manifest}: {entry.problem}" for entry in self.onboardings if entry.problem),
@@ -84,7 +83,7 @@ def _spell_steps(entry: OnboardingStatus) -> str:
     )
 
 
-def _spell_submissions(entry: OnboardingStatus) -> str:
+def _sent(entry: OnboardingStatus) -> str:
     return ", ".join(f"{count} {status}" for status, count in entry.submissions.items())
 
 
@@ -112,8 +111,8 @@ def _onboarding(context: Context, model: str) -> OnboardingStatus:
         return OnboardingStatus(model=model, manifest="", kernels={})
     name, manifest = found
     steps: dict[Step, Counter[str]] = {}
-    for kernel in manifest.kernels:
-        for step, record in kernel.steps.items():
+    for item in manifest.members:
+        for step, record in item.steps.items():
             steps.setdefault(step, Counter())[record.status] += 1
     return OnboardingStatus(
         model=model,
@@ -121,5 +120,5 @@ def _onboarding(context: Context, model: str) -> OnboardingStatus:
         kernels=dict(Counter(kernel.define_status.value for kernel in manifest.kernels)),
         seconds=sum_times(manifest.times),
         steps={step: dict(counts) for step, counts in steps.items()},
-        submissions=dict(Counter(item.status for item in manifest.submissions)),
+        submissions=dict(Counter[str](item.status for item in manifest.submissions)),
     )

@@ -28,6 +28,7 @@ from fib_tools.phases.context import Context, Workspace
 from fib_tools.phases.manifests import find_manifest, save_manifest
 from fib_tools.phases.onboard import OnboardResult, onboard_model
 from fib_tools.phases.request import ModelOptions
+from fib_tools.phases.status import show_status
 from fib_tools.phases.time_budget import TimeBudget
 from tiny_model import snapshot
 
@@ -90,6 +91,9 @@ def test_every_step_is_done_and_recorded_for_each_kernel(defined: Context) -> No
     assert record.detail == "3 of 3 evaluations passed"
     workloads = defined.dataset.load_workloads("rmsnorm", "rmsnorm_h64")
     assert {workload.origin for workload in workloads} == {"synthetic"}
+    status = show_status(defined)
+    assert status.onboardings[0].steps[Step.BENCH] == {"nothing to measure": 1, "passed": 1}
+    assert "tiny, phase 3: test: 2 skipped; baseline: 2 written; collect: 2 no engine" in status.summary().lines[0]
     page = Path(result.page).read_text(encoding="utf-8")
     assert "3 synthetic" in page
     assert "these are no figures of a GPU" in page

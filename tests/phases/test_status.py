@@ -34,8 +34,16 @@ def test_an_onboarding_shows_its_kernels_by_status(
     assert result.onboardings[0].kernels == {"pending": len(manifest.kernels)}
     assert result.documents == {"definition": 1, "stray": 1}
     (table,) = result.summary().tables
-    counts = ("pending", "defined", "existing", "refused")
-    assert table.columns == ("model", *counts, "seconds by phase", "submitted", "manifest")
+    assert table.columns == (
+        "model",
+        "pending",
+        "defined",
+        "existing",
+        "refused",
+        "seconds by phase",
+        "submitted",
+        "manifest",
+    )
     assert table.rows[0][:2] == ("tiny", "2")
 
 
