@@ -72,6 +72,16 @@ DEEPSEEK: dict[str, Any] = {
     "first_k_dense_replace": 1,
 }
 
+DEEPSEEK_V2: dict[str, Any] = {
+    **DEEPSEEK,
+    "model_type": "deepseek_v2",
+    "q_lora_rank": None,
+    "n_group": 1,
+    "topk_group": 1,
+    "topk_method": "greedy",
+    "norm_topk_prob": False,
+}
+
 
 def make_model(fields: dict[str, Any]) -> Any:
     """Make a model with random weights, large enough for every one of them to be seen in the logits."""
@@ -205,27 +215,40 @@ def _make_params(config: Any, embedding_dim: int) -> dict[str, Any]:
     }
 
 
-def write_gguf(model: Any, path: Path, kind: str = "F32", *, is_flat: bool = False) -> Path:
+def write_gguf(model: Any, path: Path, kind: str = "F32", *, is_flat: bool = False, is_absorbed: bool = False) -> Path:
     """Write one GGUF file; matrices in the type, norms in F32, as llama.cpp's own conversion does.
 
-    With `is_flat`, matrices of one row are written as vectors.
+    With `is_flat`, matrices of one row are written as vectors; with `is_absorbed`, keys and values of latent attention apart.
     """
     import gguf
 
     config = model.config
-    known = {"llama": "llama", "mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3": "qwen3", "qwen3_moe": "qwen3moe"}
+    known = {
+        "llama": "llama",
+        "mixtral": "llama",
+        "qwen2_moe": "qwen2moe",
+        "deepseek_v2": "deepseek2",
+        "deepseek_v3": "deepseek2",
+        "qwen3": "qwen3",
+        "qwen3_moe": "qwen3moe",
+    }
     architecture = known[config.model_type]
     writer = gguf.GGUFWriter(path, architecture)
     _write_metadata(writer, config)
+    if architecture == "deepseek2":
+        _write_deepseek(writer, config, is_absorbed=is_absorbed)
     code = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     table = gguf.get_tensor_name_map(code, config.num_hidden_layers)
     weights = _list_weights(model) if architecture == "llama" else list(model.named_parameters())
-    for name, value in _split_experts(weights):
+    weights += [(name, value) for name, value in model.named_buffers() if "correction" in name]
+    for name, value in _split_experts(_split_keys(weights, config) if is_absorbed else weights):
         stored = kind if value.dim() > 1 and "mlp.gate.weight" not in name else "F32"
         values = value.detach().numpy()
         data = ggml_blocks.quantize(values[0] if values.shape[0] == 1 and is_flat else values, stored)
         writer.add_tensor(
-            table.get_name(name, try_suffixes=(".weight", ".bias")), data, raw_dtype=gguf.GGMLQuantizationType[stored]
+            table.get_name(name.replace("correction_bias", "correction.bias"), try_suffixes=(".weight", ".bias")),
+            data,
+            raw_dtype=gguf.GGMLQuantizationType[stored],
         )
     if config.rope_parameters["rope_type"] == "llama3":
         writer.add_tensor("rope_freqs.weight", _make_rope_factors(config))
@@ -245,7 +268,8 @@ def _write_metadata(writer: Any, config: Any) -> None:
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_key_length(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    if "kv_lora_rank" not in vars(config):
+        writer.add_key_length(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
     writer.add_token_list([f"token {index}" for index in range(config.vocab_size)])
     if config.model_type == "mixtral":
         writer.add_expert_count(config.num_local_experts)
@@ -258,6 +282,55 @@ def _write_metadata(writer: Any, config: Any) -> None:
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
 
 
+def _write_deepseek(writer: Any, config: Any, *, is_absorbed: bool) -> None:
+    import gguf
+
+    writer.add_leading_dense_block_count(config.first_k_dense_replace)
+    writer.add_kv_lora_rank(config.kv_lora_rank)
+    if config.q_lora_rank is not None:
+        writer.add_q_lora_rank(config.q_lora_rank)
+    width = config.qk_nope_head_dim + config.qk_rope_head_dim
+    if is_absorbed:
+        writer.add_key_length(config.kv_lora_rank + config.qk_rope_head_dim)
+        writer.add_value_length(config.kv_lora_rank)
+        writer.add_key_length_mla(width)
+        writer.add_value_length_mla(config.v_head_dim)
+    else:
+        writer.add_key_length(width)
+        writer.add_value_length(config.v_head_dim)
+    writer.add_rope_dimension_count(config.qk_rope_head_dim)
+    writer.add_expert_count(config.n_routed_experts)
+    writer.add_expert_used_count(config.num_experts_per_tok)
+    writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    writer.add_expert_shared_count(config.n_shared_experts)
+    writer.add_expert_weights_scale(config.routed_scaling_factor)
+    writer.add_expert_weights_norm(config.norm_topk_prob)
+    writer.add_expert_group_count(config.n_group)
+    writer.add_expert_group_used_count(config.topk_group)
+    kinds = gguf.ExpertGatingFuncType
+    writer.add_expert_gating_func(kinds.SIGMOID if config.model_type == "deepseek_v3" else kinds.SOFTMAX)
+    rope = config.rope_parameters
+    if rope["rope_type"] == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+        writer.add_rope_scaling_yarn_log_mul(0.1 * rope["mscale_all_dim"])
+
+
+def _split_keys(weights: list[tuple[str, Any]], config: Any) -> list[tuple[str, Any]]:
+    """Part what expands latents: keys, turned around, from values, for each head."""
+    parted: list[tuple[str, Any]] = []
+    for name, value in weights:
+        if not name.endswith("kv_b_proj.weight"):
+            parted.append((name, value))
+            continue
+        heads = value.detach().reshape(config.num_attention_heads, -1, config.kv_lora_rank)
+        keys, own = heads.split([config.qk_nope_head_dim, config.v_head_dim], dim=1)
+        base = name.removesuffix("kv_b_proj.weight")
+        parted += [(f"{base}k_b_proj.weight", keys.transpose(1, 2).contiguous()), (f"{base}v_b_proj.weight", own)]
+    return parted
+
+
 def _split_experts(weights: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
     """Part what transformers keeps as one parameter: gates above ups, for all experts, [E, 2 * I, H]."""
     parted: list[tuple[str, Any]] = []
@@ -267,7 +340,7 @@ def _split_experts(weights: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
             base = name.removesuffix("gate_up_proj")
             parted += [(f"{base}gate_proj.weight", gate.contiguous()), (f"{base}up_proj.weight", up.contiguous())]
         else:
-            parted.append((name if name.endswith((".weight", ".bias")) else f"{name}.weight", value))
+            parted.append((name if name.endswith((".weight", "bias")) else f"{name}.weight", value))
     return parted
 
 

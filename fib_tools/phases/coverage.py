@@ -130,16 +130,9 @@ def track_coverage(
     wanted = models or tuple(dict.fromkeys([*onboarded, *(list_parts(text) if refresh_status else ())]))
     if not wanted and not discover:
         raise RequestError("no model is onboarded here", todo="name models: fib coverage kimi-k2 llama-3.1-8b")
-    covered: list[CoveredModel] = []
-    wrong: list[WrongName] = []
-    failures: list[CoverageFailure] = []
     with _hold(context, is_needed=refresh_status and not dry_run):
-        for model, found in _cover_all(context, wanted, hardware, text, keep=refresh_status and not dry_run):
-            if isinstance(model, CoverageFailure):
-                failures.append(model)
-            else:
-                covered.append(model)
-                wrong += found
+        found = list(_cover_all(context, wanted, hardware, text, keep=refresh_status and not dry_run))
+    covered = tuple(model for model, _ in found if isinstance(model, CoveredModel))
     news = _describe_news(discover_models(context, since=since, hardware=hardware, trending=True)) if discover else None
     updated = update_document(text, covered, news)
     changed = updated != text
@@ -149,9 +142,9 @@ def track_coverage(
     return CoverageResult(
         document=str(path),
         changed=changed,
-        models=tuple(covered),
-        wrong=tuple(wrong),
-        failures=tuple(failures),
+        models=covered,
+        wrong=tuple(name for _, wrong in found for name in wrong),
+        failures=tuple(model for model, _ in found if isinstance(model, CoverageFailure)),
         discovered=news,
     )
 

@@ -162,16 +162,7 @@ def write_model_pages(
     place = _find_place(context, models_ts, out, dry_run=dry_run)
     text = _read_list(place.models_ts)
     standing = context.dataset.load_definitions()[0] if context.dataset.root.is_dir() else {}
-    documents: dict[str, ModelDocuments] = {}
-    failures: list[PageFailure] = []
-    for done, name in enumerate(models):
-        context.progress(f"reading {name}", done, len(models))
-        try:
-            found = _survey(context, name, options, standing)
-        except FibError as error:
-            failures.append(PageFailure(model=name, reason=str(error)))
-            continue
-        documents[found.entry.id] = found
+    documents, failures = _survey_all(context, models, options, standing)
     updated = update_models(text, [item.entry for item in documents.values()], where=str(place.models_ts))
     is_new = not place.models_ts.exists()
     if not dry_run:
@@ -190,9 +181,29 @@ def write_model_pages(
         changed=changed,
         diff=_compare("" if is_new else text, updated.text if documents else text),
         unknown={name: names for name, names in unknown.items() if names},
-        failures=tuple(failures),
+        failures=failures,
         dry_run=dry_run,
     )
+
+
+def _survey_all(
+    context: Context, models: tuple[str, ...], options: ModelOptions, standing: Mapping[str, Definition]
+) -> tuple[dict[str, ModelDocuments], tuple[PageFailure, ...]]:
+    """Draw up the documents of each model, by its short name; what cannot be read does not stop the others."""
+    documents: dict[str, ModelDocuments] = {}
+    failures: list[PageFailure] = []
+    for done, name in enumerate(models):
+        context.progress(f"reading {name}", done, len(models))
+        try:
+            found = _survey(context, name, options, standing)
+        except FibError as error:
+            failures.append(PageFailure(model=name, reason=str(error)))
+            continue
+        own = documents.setdefault(found.entry.id, found)
+        if own.analysis.config.sha256 != found.analysis.config.sha256:
+            reason = f"another model here is called {found.entry.id} as well; write them with an --out and list each"
+            failures.append(PageFailure(model=name, reason=reason))
+    return documents, tuple(failures)
 
 
 def _find_place(context: Context, models_ts: Path | None, out: Path | None, *, dry_run: bool) -> _Place:

@@ -182,6 +182,16 @@ def test_a_model_that_cannot_be_read_does_not_stop_the_others(context: Context, 
     assert (only.changed, only.diff) == (False, "")
 
 
+def test_two_models_of_one_short_name_are_not_written_over_each_other(context: Context, model: str) -> None:
+    other = context.workspace.root / "mine" / "tiny-llama"
+    other.mkdir(parents=True)
+    config = json.loads((Path(model) / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "hidden_size": 128}))
+    result = write(context, model, model, str(other))
+    assert [failure.model for failure in result.failures] == [str(other)]
+    assert read(context, "model_config.json")["hidden_size"] == 64
+
+
 def test_one_config_is_not_used_for_two_models(context: Context, model: str) -> None:
     with pytest.raises(RequestError, match="a config is one model's"):
         write(context, model, "llama-3.1-8b", config=Path(model) / "config.json")

@@ -20,8 +20,12 @@ ARCHITECTURES = {
     "qwen2moe": "qwen2_moe",
     "qwen3": "qwen3",
     "qwen3moe": "qwen3_moe",
+    "deepseek2": "deepseek_v2",
 }
-"""llama.cpp's name of an architecture, and transformers' model_type; a llama with experts is a mixtral."""
+"""llama.cpp's name of an architecture, and transformers' model_type; a llama with experts is a mixtral.
+
+Its `deepseek2` is DeepSeek-V3 as well, which chooses experts by a sigmoid.
+"""
 _INTEGERS = {
     "block_count": "num_hidden_layers",
     "embedding_length": "hidden_size",
@@ -35,6 +39,18 @@ _MOE = {
     "expert_feed_forward_length": "moe_intermediate_size",
 }
 _SHARED = {"expert_shared_feed_forward_length": "shared_expert_intermediate_size"}
+_DEEPSEEK = {
+    "expert_count": "n_routed_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_shared_count": "n_shared_experts",
+    "attention.kv_lora_rank": "kv_lora_rank",
+    "rope.dimension_count": "qk_rope_head_dim",
+}
+_SIGMOID = 2
+"""Of llama.cpp's gating functions."""
+_YARN_STEP = 0.1
+"""llama.cpp keeps the scale of YaRN's logarithm as a product with this factor of its formula."""
 _MIXTRAL = {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"}
 
 
@@ -51,6 +67,10 @@ class _Metadata:
         if type(value) is not int or not 0 < value < 1 << 31:
             raise self._refuse(name, value)
         return value
+
+    def count(self, name: str, default: int) -> int:
+        """Read a number that may be 0."""
+        return 0 if self.metadata.get(f"{self.architecture}.{name}") == 0 else self.integer(name, default)
 
     def number(self, name: str, default: float | None = None) -> float:
         value = self.metadata.get(f"{self.architecture}.{name}", default)
@@ -94,9 +114,38 @@ def make_fields(
         fields |= {theirs: read.integer(ours) for ours, theirs in _MOE.items()}
     if architecture == "qwen2moe":
         fields |= {theirs: read.integer(ours) for ours, theirs in _SHARED.items()}
+    if architecture == "deepseek2":
+        fields |= _make_deepseek(read, heads)
     if _is_mixtral(metadata):
         fields |= {theirs: read.integer(ours) for ours, theirs in _MIXTRAL.items()} | {"model_type": "mixtral"}
     return fields | {"rope_parameters": _make_rope(read, fields, rope_factors)}
+
+
+def _make_deepseek(read: _Metadata, heads: int) -> dict[str, Any]:
+    """Read latent attention and its experts; a file whose keys are absorbed says the widths of heads under other names."""
+    fields: dict[str, Any] = {theirs: read.integer(ours) for ours, theirs in _DEEPSEEK.items()}
+    absorbed = "_mla" if "deepseek2.attention.key_length_mla" in read.metadata else ""
+    key, value = (read.integer(f"attention.{name}_length{absorbed}") for name in ("key", "value"))
+    if key <= fields["qk_rope_head_dim"]:
+        what = f"keys of {key} are no wider than their rotary part of {fields['qk_rope_head_dim']}"
+        raise ConfigError(what, where=read.where, todo="convert the model anew, or take its safetensors release")
+    ranked = read.metadata.get("deepseek2.attention.q_lora_rank") is not None
+    groups = read.integer("expert_group_count", 1)
+    fields |= {
+        "q_lora_rank": read.integer("attention.q_lora_rank") if ranked else None,
+        "qk_nope_head_dim": key - fields["qk_rope_head_dim"],
+        "v_head_dim": value,
+        "head_dim": fields["qk_rope_head_dim"],  # the part of a head that is rotated, as transformers has it
+        "num_key_value_heads": heads,
+        "first_k_dense_replace": read.count("leading_dense_block_count", 0),
+        "routed_scaling_factor": _shorten(read.number("expert_weights_scale", 1.0)),
+        "norm_topk_prob": read.metadata.get("deepseek2.expert_weights_norm") is True,
+        "n_group": groups,
+        "topk_group": read.integer("expert_group_used_count", groups),
+    }
+    if read.metadata.get("deepseek2.expert_gating_func") == _SIGMOID:
+        return fields | {"model_type": "deepseek_v3"}
+    return fields | {"topk_method": "group_limited_greedy" if groups > 1 else "greedy"}
 
 
 def _read_architecture(metadata: Mapping[str, Any], where: str) -> str:
@@ -136,8 +185,14 @@ def _make_rope(read: _Metadata, fields: dict[str, Any], factors: tuple[float, ..
     if kind == "yarn":
         original = read.integer("rope.scaling.original_context_length", fields["max_position_embeddings"])
         factor = read.number("rope.scaling.factor")
-        return rope | {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
+        scales = dict.fromkeys(("mscale", "mscale_all_dim"), _read_scale(read)) if "kv_lora_rank" in fields else {}
+        return rope | {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original, **scales}
     raise ConfigError(f"rotary scaling {str(kind)[:100]!r} is not known", where=read.where)
+
+
+def _read_scale(read: _Metadata) -> float:
+    """Read by how much YaRN stretches the scores of DeepSeek's attention."""
+    return _shorten(read.number("rope.scaling.yarn_log_multiplier", _YARN_STEP) / _YARN_STEP)
 
 
 def _shorten(value: float) -> float:

@@ -28,8 +28,10 @@ _OUTSIDE = ("model.embed_tokens", "model.norm", "lm_head")
 _EXPERTS = ("mlp.experts.gate_proj", "mlp.experts.up_proj", "mlp.experts.down_proj")
 _IN_LAYER = (
     *(f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")),
+    *(f"self_attn.{name}" for name in ("q_a_proj", "q_a_layernorm", "q_b_proj", "kv_a_proj_with_mqa")),
+    *(f"self_attn.{name}" for name in ("kv_a_layernorm", "kv_b_proj", "k_b_proj", "v_b_proj")),
     *(f"mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj", "gate", "shared_expert_gate")),
-    *(f"mlp.shared_expert.{name}" for name in ("gate_proj", "up_proj", "down_proj")),
+    "mlp.gate.e_score_correction",
     *_EXPERTS,
     "input_layernorm",
     "post_attention_layernorm",
@@ -37,6 +39,14 @@ _IN_LAYER = (
 _ROTARY = {"self_attn.q_proj": "num_attention_heads", "self_attn.k_proj": "num_key_value_heads"}
 """Projections that llama.cpp's conversion reorders for the architecture `llama`, and whose heads they have."""
 _ROTATED = ("llama", "mixtral")
+_SHARED = {"qwen2_moe": "mlp.shared_expert", "deepseek_v2": "mlp.shared_experts", "deepseek_v3": "mlp.shared_experts"}
+"""What the block of the shared experts is called."""
+_COUNTED = {"mixtral": "num_local_experts", "deepseek_v2": "n_routed_experts", "deepseek_v3": "n_routed_experts"}
+"""The field that says how many experts there are, where it is not `num_experts`."""
+_CORRECTION = "mlp.gate.e_score_correction"
+"""Its bias is a name of its own, without a dot."""
+_HALVES = {"self_attn.k_b_proj": "k", "self_attn.v_b_proj": "v"}
+"""What llama.cpp's conversion parts `kv_b_proj` into: keys turned around, values as they are, head by head."""
 _ROW = "mlp.shared_expert_gate"
 """A matrix of one row, which some conversions write as a vector."""
 _MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
@@ -98,14 +108,44 @@ def _read_factors(tensor: GgufTensor | None, values: ValueReader) -> tuple[float
 def _list_tensors(header: GgufHeader, fields: dict[str, Any], values: ValueReader) -> dict[str, StoredTensor]:
     names = _name_tensors(header, fields)
     tensors: dict[str, StoredTensor] = {}
+    halves: dict[str, dict[str, GgufTensor]] = {}
     for tensor in header.tensors:
         if tensor.name == _ROPE_FACTORS:
             continue
         base, _, kind = tensor.name.rpartition(".")
-        for stored in _describe(names.get(base, base), kind, tensor, fields, values):
+        name = names.get(base, base)
+        half = _HALVES.get(name.split(".", 3)[-1])
+        if half is not None:
+            halves.setdefault(name.rpartition(".")[0], {})[half] = tensor
+            continue
+        for stored in _describe(name, kind, tensor, fields, values):
             check_unique(stored.name, tensors, stored.where)
             tensors[stored.name] = stored
+    for block, parts in halves.items():
+        joined = _join_halves(block, parts, values)
+        check_unique(joined.name, tensors, joined.where)
+        tensors[joined.name] = joined
     return tensors
+
+
+def _join_halves(block: str, parts: dict[str, GgufTensor], values: ValueReader) -> StoredTensor:
+    """Describe the projection whose halves for keys, [heads, rank, width], and values, [heads, width, rank], are kept."""
+    where = f"{values.path}: {', '.join(tensor.name for tensor in parts.values())}"
+    shapes = [parts[half].shape if half in parts else () for half in ("k", "v")]
+    if any(len(shape) != 3 for shape in shapes) or shapes[0][:2] != (shapes[1][0], shapes[1][2]):
+        raise FormatError(f"halves of {block}.kv_b_proj of shapes {shapes}", where=where, todo="fetch the file again")
+    (heads, rank, width), (_, value_width, _) = shapes
+
+    def load(dtype: torch.dtype) -> torch.Tensor:
+        import torch
+
+        keys, own = values.read(parts["k"], dtype), values.read(parts["v"], dtype)
+        return torch.cat([keys.transpose(1, 2), own], dim=1).reshape(-1, rank)
+
+    shape = (heads * (width + value_width), rank)
+    stored_as = values.check(parts["k"])
+    values.check(parts["v"])
+    return StoredTensor(name=f"{block}.kv_b_proj.weight", shape=shape, where=where, stored_as=stored_as, load=load)
 
 
 def _name_tensors(header: GgufHeader, fields: dict[str, Any]) -> dict[str, str]:
@@ -116,7 +156,9 @@ def _name_tensors(header: GgufHeader, fields: dict[str, Any]) -> dict[str, str]:
     code = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     layers = min(fields["num_hidden_layers"], len(header.tensors))
     table = gguf.get_tensor_name_map(code, layers)
-    inside = (f"model.layers.{index}.{leaf}" for index in range(layers) for leaf in _IN_LAYER)
+    shared = _SHARED.get(fields["model_type"])
+    leaves = [*_IN_LAYER, *(f"{shared}.{name}" for name in ("gate_proj", "up_proj", "down_proj") if shared)]
+    inside = (f"model.layers.{index}.{leaf}" for index in range(layers) for leaf in leaves)
     named = ((name, table.get_name(name)) for name in (*_OUTSIDE, *inside))
     return {theirs: name for name, theirs in named if theirs is not None}
 
@@ -134,7 +176,7 @@ def _describe(
     if leaf in _EXPERTS and len(tensor.shape) == 3:
         before, _, projection = name.rpartition(".")
         projection = _MIXTRAL[projection] if is_mixtral else projection
-        experts = fields.get("num_local_experts" if is_mixtral else "num_experts", 0)
+        experts = fields.get(_COUNTED.get(fields["model_type"], "num_experts"), 0)
         return [
             StoredTensor(
                 name=f"{before}.{index}.{projection}.{kind}",
@@ -152,4 +194,5 @@ def _describe(
         value = values.read(tensor, dtype).reshape(shape)
         return from_neighbours_to_halves(value, heads) if heads else value
 
-    return [StoredTensor(name=f"{name}.{kind}", shape=shape, where=where, stored_as=stored_as, load=load)]
+    stored = f"{name}_{kind}" if leaf == _CORRECTION else f"{name}.{kind}"
+    return [StoredTensor(name=stored, shape=shape, where=where, stored_as=stored_as, load=load)]

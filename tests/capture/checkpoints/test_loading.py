@@ -10,6 +10,7 @@ from fib_tools.capture.checkpoints.opening import open_checkpoint
 from fib_tools.errors import RequestError
 from tiny_checkpoints import (
     DEEPSEEK,
+    DEEPSEEK_V2,
     LLAMA,
     LLAMA3_ROPE,
     MIXTRAL,
@@ -120,6 +121,29 @@ def test_other_models_are_loaded_from_safetensors(tmp_path: Path, fields: dict[s
 def test_stacked_experts_of_gguf_are_the_same(tmp_path: Path, fields: dict[str, Any], kind: str) -> None:
     model = make_model(fields)
     loaded = load_model(open_checkpoint(write_gguf(model, tmp_path / "model.gguf", kind)), dtype="float32")
+    assert logits(loaded).equal(logits(model))
+
+
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "original_max_position_embeddings": 1024,
+    "mscale": 0.707,
+    "mscale_all_dim": 0.707,
+}
+
+
+@pytest.mark.parametrize("is_absorbed", [False, True], ids=["whole", "absorbed"])
+@pytest.mark.parametrize(
+    "fields",
+    [DEEPSEEK_V2, DEEPSEEK, {**DEEPSEEK, "rope_parameters": YARN}, {**DEEPSEEK_V2, "rope_parameters": YARN}],
+    ids=["v2", "v3", "v3-yarn", "v2-yarn"],
+)
+def test_latent_attention_of_gguf_is_the_same(tmp_path: Path, fields: dict[str, Any], *, is_absorbed: bool) -> None:
+    model = make_model(fields)
+    path = write_gguf(model, tmp_path / "model.gguf", is_absorbed=is_absorbed)
+    loaded = load_model(open_checkpoint(path), dtype="float32")
     assert logits(loaded).equal(logits(model))
 
 

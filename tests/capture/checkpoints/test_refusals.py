@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from fib_tools.capture.checkpoints import gguf_file
 from fib_tools.capture.checkpoints.loading import load_model
 from fib_tools.capture.checkpoints.opening import open_checkpoint
 from fib_tools.errors import (
@@ -42,6 +43,12 @@ def _refusal(path: Path | str, kind: type[FibError] = FormatError, **options: An
         load_model(open_checkpoint(path), **options)
     assert refused.value.where or kind in (RequestError, PathError)
     return refused.value.what
+
+
+def _zeros(*shape: int) -> Any:
+    import numpy as np
+
+    return np.zeros(shape, dtype=np.float32)
 
 
 def _edit_config(folder: Path, **changes: Any) -> None:
@@ -280,6 +287,31 @@ def test_gguf_metadata_that_cannot_be_meant_is_named(
 ) -> None:
     path = _write_metadata(tmp_path / "model.gguf", **SIZES | changes)
     assert _refusal(path, kind).startswith(message)
+
+
+def test_latent_attention_that_cannot_be_meant_is_named(tmp_path: Path) -> None:
+    from gguf import GGUFWriter
+
+    sizes = {name.replace("llama", "deepseek2"): value for name, value in SIZES.items()}
+    experts = ("expert_count", "expert_used_count", "expert_feed_forward_length", "expert_shared_count")
+    latent = {"attention.kv_lora_rank": 32, "rope.dimension_count": 16, "attention.key_length": 16}
+    given = {**dict.fromkeys(experts, 2), **latent, "attention.value_length": 16}
+    writer = GGUFWriter(tmp_path / "model.gguf", "deepseek2")
+    for name, value in {**sizes, **{f"deepseek2.{name}": value for name, value in given.items()}}.items():
+        writer.add_uint32(name.replace("__", "."), value)
+    writer.add_float32("deepseek2.attention.layer_norm_rms_epsilon", 1e-5)
+    writer.add_tensor("token_embd.weight", _zeros(96, 64))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert _refusal(tmp_path / "model.gguf", ConfigError) == "keys of 16 are no wider than their rotary part of 16"
+
+
+def test_a_half_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_gguf(make_model(DEEPSEEK), tmp_path / "model.gguf", is_absorbed=True)
+    monkeypatch.setattr(gguf_file, "_HALVES", {"self_attn.k_b_proj": "k"})
+    assert _refusal(path).startswith("halves of model.layers.0.self_attn.kv_b_proj of shapes ")
 
 
 def test_gguf_files_need_their_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
