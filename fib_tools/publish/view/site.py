@@ -203,8 +203,8 @@ class Site:
         slug = next((slug for slug in found.list_models() if model_path(slug) == path), None)
         if slug is None:
             return None
-        traces = [(t.file, timeline_path(t.file)) for t in self._list_timelines() if t.file.startswith(f"{slug}_")]
-        return build_model_page(_view(slug, found, found.contents.by_name()), traces)
+        own = [each.file for each in self._list_timelines() if each.file.startswith(f"{slug}_")]
+        return build_model_page(_view(slug, found, found.contents.by_name()), own)
 
     def _find_solution(self, path: str, found: _Map) -> Page | None:
         at = found.solutions.get(path)
