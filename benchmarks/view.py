@@ -5,7 +5,7 @@
 The dataset is made first, in a folder that is removed, unless `--workspace` names one, which is made once and kept. The
 server is the command itself, in a process of its own. Each page is opened in each round with an empty cache; shown are
 medians of what the browser measured from the click: first byte, first contentful paint, load; and the bytes of the
-page with its style and scripts. `--shots` keeps a picture of each page. Exit status 1: an error on a console, a page
+page with its style and scripts. `--shots` keeps a picture of what is seen of each page first. Exit status 1: an error on a console, a page
 that does not fit its width, or a violation that axe finds.
 """
 
@@ -154,7 +154,7 @@ def run(folder: Path, options: argparse.Namespace) -> int:
                     faults += [f"{name}, {width}: {text}" for text in wrong]
                     if options.shots:
                         options.shots.mkdir(parents=True, exist_ok=True)
-                        browser.picture(options.shots / f"{name.replace(', ', '_')}_{width}.png", whole=True)
+                        browser.picture(options.shots / f"{name.replace(', ', '_')}_{width}.png")
                     print(
                         f"{name:20s}{width:5d} | {byte:13.0f} {paint:15.0f} {load:8.0f} | {size / 1000:8.0f} {whole / 1000:7.0f}"
                         f" {elements:9.0f} | {len(wrong)}",

@@ -13,7 +13,7 @@ from fib_tools.publish.report_scales import TIMES
 from fib_tools.publish.view.cells import card, count, fact_list, parts_bar
 from fib_tools.publish.view.frame import Page, crumbs
 from fib_tools.publish.view.model_tree import Coverage, ModelKernel, ModelView, Node, build_tree
-from fib_tools.publish.view.paths import MODELS, definition_path, link, model_path
+from fib_tools.publish.view.paths import MODELS, TIMELINES, definition_path, link, model_path
 
 __all__ = ["build_model_page", "build_models_page", "show_model_cards"]
 
@@ -86,8 +86,8 @@ def _describe(facts: ModelFacts) -> str:
     return " · ".join(words)
 
 
-def build_model_page(model: ModelView, timelines: Sequence[tuple[str, str]] = ()) -> Page:
-    """Build the page of a model; `timelines` are traces of it: file and path."""
+def build_model_page(model: ModelView, timelines: Sequence[str] = ()) -> Page:
+    """Build the page of a model; `timelines` are the files of its traces."""
     path = model_path(model.slug)
     tree = build_tree(model.kernels)
     ways = sorted({tp for kernel in model.kernels for tp in kernel.tp})
@@ -99,7 +99,7 @@ def build_model_page(model: ModelView, timelines: Sequence[tuple[str, str]] = ()
         card(
             "Modules and kernels",
             _choose_tp(ways) if len(ways) > 1 else join([]),
-            tag("ul", *(_node(child, path, 0) for child in tree.children.values()), class_="tree"),
+            tag("ul", *(_node(child, path) for child in tree.children.values()), class_="tree"),
             note=f"Known from {model.source}.",
             aside=count(len(model.kernels), "kernel"),
         ),
@@ -108,7 +108,7 @@ def build_model_page(model: ModelView, timelines: Sequence[tuple[str, str]] = ()
     return Page(path=path, title=model.slug, body=tuple(body), section=MODELS)
 
 
-def _about(model: ModelView, timelines: Sequence[tuple[str, str]], path: str) -> Iterable[Html]:
+def _about(model: ModelView, timelines: Sequence[str], path: str) -> Iterable[Html]:
     coverage = [_coverage_bar(model)]
     if model.serving:
         ways = [way.partition(" (") for way in model.serving]
@@ -116,7 +116,7 @@ def _about(model: ModelView, timelines: Sequence[tuple[str, str]], path: str) ->
         sources = dict.fromkeys(way[2].removesuffix(")") for way in ways if way[2])
         coverage += [tag("p", "by ", source, class_="cap") for source in sources]
     if timelines:
-        links = (tag("li", tag("a", name, href=link(at, of=path))) for name, at in timelines)
+        links = (tag("li", tag("a", file, href=link(TIMELINES, of=path))) for file in timelines)
         coverage += [tag("h3", "Timelines"), tag("ul", *links, class_="plain-list")]
     yield card("In this dataset", *coverage)
     if model.facts is not None:
@@ -187,28 +187,26 @@ def _choose_tp(ways: Sequence[int]) -> Html:
     return tag("p", label, class_="choose")
 
 
-def _node(node: Node, path: str, depth: int) -> Html:
-    times = [tag("span", f"{TIMES} {node.layers}", class_="chip")] if node.layers and "*" in node.name else []
+def _node(node: Node, path: str, layers: int = 0) -> Html:
+    """Show a module; `layers` is how often the layer that it stands in is repeated."""
+    is_repeated = bool(node.layers) and "*" in node.name
+    layers = node.layers if is_repeated else layers
+    times = [tag("span", f"{TIMES} {layers}", class_="chip")] if is_repeated else []
     head = tag("summary", tag("code", node.name), *times, tag("span", count(node.count(), "kernel"), class_="dim"))
-    kernels = (
-        tag("ul", *(_kernel(kernel, path) for kernel in node.kernels), class_="kernels") if node.kernels else join([])
-    )
-    inside = (
-        tag("ul", *(_node(child, path, depth + 1) for child in node.children.values())) if node.children else join([])
-    )
-    return tag("li", tag("details", head, kernels, inside, open=True))
+    own = [_kernel(kernel, path, layers) for kernel in node.kernels]
+    inside = [_node(child, path, layers) for child in node.children.values()]
+    lists = [tag("ul", *own, class_="kernels")] if own else []
+    lists += [tag("ul", *inside)] if inside else []
+    return tag("li", tag("details", head, *lists, open=True))
 
 
-def _kernel(kernel: ModelKernel, path: str) -> Html:
+def _kernel(kernel: ModelKernel, path: str, layers: int) -> Html:
     words, classes = _COVERAGE[kernel.coverage]
     entry = kernel.entry
     name = breakable(kernel.name)
+    said = words
     if entry is not None:
         name = tag("a", name, href=link(definition_path(entry.at.op_type, entry.at.definition), of=path))
-    sizes = (("tp", kernel.tp), ("ep", kernel.ep if kernel.ep != (1,) else ()), ("ps", kernel.page_sizes))
-    served = [f"{key} {', '.join(map(str, values))}" for key, values in sizes if values]
-    stage = kernel.stages[0] if len(kernel.stages) == 1 else ""
-    said = words
     if entry is not None and entry.workloads:
         runs = f" · {count(entry.evaluations, 'run')}" if entry.evaluations else ""
         said = f"{count(entry.workloads, 'Workload')}{runs}"
@@ -216,10 +214,21 @@ def _kernel(kernel: ModelKernel, path: str) -> Html:
         "li",
         tag("i", class_=f"dot {classes}", title=words),
         tag("span", name, class_="kname"),
-        tag("span", *(tag("span", word, class_="chip") for word in (*served, stage) if word), class_="served"),
+        tag("span", *(tag("span", word, class_="chip") for word in _serve(kernel, layers)), class_="served"),
         tag("span", said, class_="dim"),
         data_tp=" ".join(map(str, kernel.tp)) or None,
     )
+
+
+def _serve(kernel: ModelKernel, layers: int) -> Iterable[str]:
+    """Say for which way of serving, which stage and how many of the layers it is."""
+    if kernel.layers and layers and kernel.layers != layers:
+        yield count(kernel.layers, "layer")
+    for key, values in (("tp", kernel.tp), ("ep", kernel.ep if kernel.ep != (1,) else ()), ("ps", kernel.page_sizes)):
+        if values:
+            yield f"{key} {', '.join(map(str, values))}"
+    if len(kernel.stages) == 1:
+        yield kernel.stages[0]
 
 
 def _open(model: ModelView) -> list[Html]:

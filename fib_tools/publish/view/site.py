@@ -116,6 +116,7 @@ class Site:
         self._fresh_seconds = fresh_seconds
         self._seen: tuple[float, _Map] | None = None
         self._turn = threading.Lock()
+        self._opened: Dossier | None = None
         self._leaderboard: tuple[object, Page] | None = None
 
     def find(self, path: str) -> Content | None:
@@ -203,8 +204,8 @@ class Site:
         slug = next((slug for slug in found.list_models() if model_path(slug) == path), None)
         if slug is None:
             return None
-        traces = [(t.file, timeline_path(t.file)) for t in self._list_timelines() if t.file.startswith(f"{slug}_")]
-        return build_model_page(_view(slug, found, found.contents.by_name()), traces)
+        own = [each.file for each in self._list_timelines() if each.file.startswith(f"{slug}_")]
+        return build_model_page(_view(slug, found, found.contents.by_name()), own)
 
     def _find_solution(self, path: str, found: _Map) -> Page | None:
         at = found.solutions.get(path)
@@ -215,7 +216,14 @@ class Site:
         return [_view(slug, found, names) for slug in found.list_models()]
 
     def _open(self, entry: Entry) -> Dossier:
-        """Read everything that there is of a Definition; what cannot be read is said."""
+        """Read everything that there is of a Definition, once for a page and its data if one look serves both."""
+        opened = self._opened
+        if opened is None or opened.entry is not entry:
+            opened = self._opened = self._read(entry)
+        return opened
+
+    def _read(self, entry: Entry) -> Dossier:
+        """Read a Definition's files; what cannot be read is said."""
         at, problems = entry.at, []
         workloads: tuple[Workload, ...] = ()
         solutions: list[tuple[Location, Solution]] = []

@@ -99,7 +99,10 @@ def _bin(weights: Mapping[int, int]) -> list[tuple[str, int]]:
     powers = range(min(joined), max(joined) + 1)
     width = -(-len(powers) // _MOST_BARS)
     groups = [powers[place : place + width] for place in range(0, len(powers), width)]
-    return [(f"≥{_short(1 << max(group[0] - 1, 0))}", sum(joined[power] for power in group)) for group in groups]
+    lowest = (1 << group[0] >> 1 for group in groups)
+    return [
+        (f"≥{_short(low)}", sum(joined[power] for power in group)) for low, group in zip(lowest, groups, strict=True)
+    ]
 
 
 def _short(length: int) -> str:

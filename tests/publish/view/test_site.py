@@ -212,3 +212,18 @@ def test_solutions_of_one_name_have_pages_of_their_own(workspace: Path) -> None:
     assert len(set(paths)) == len(paths)
     entries = site._look().contents.entries
     assert {solution_path(at) for entry in entries for at in entry.solutions} == set(paths)
+
+
+def test_a_kernel_of_some_layers_says_of_how_many(workspace: Path) -> None:
+    manifest = make_manifest()
+    norm = manifest.kernels[0]
+    first = norm.model_copy(
+        update={"name": "first", "module": "model.layers.*.mlp", "layers": 1, "stages": ("decode",)}
+    )
+    site = make_site(workspace, kimi_k2=manifest.model_copy(update={"kernels": (norm, first)}))
+    page = site.find("models/kimi-k2.html")
+    assert page is not None
+    rows = re.findall(r'class="kname">(.*?)</span><span class="served">(.*?)</span></span>', page.data.decode())
+    said = {re.sub("<[^>]*>", "", name): re.findall(r'"chip">([^<]*)', f"{served}") for name, served in rows}
+    assert said["first"] == ["1 layer", "tp 8", "decode"]
+    assert said[NORM] == ["tp 8"]

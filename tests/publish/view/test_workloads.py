@@ -32,6 +32,7 @@ def test_many_lengths_are_joined_between_powers_of_two() -> None:
     heights = [float(height) for height, _ in bars]
     assert heights[:9] == sorted(heights[:9])
     assert heights[8] / heights[7] == 2.0
+    assert read_bars(*(make(size) for size in range(40)))[0][1] == "≥0"
 
 
 def test_of_very_many_workloads_the_table_shows_the_first() -> None:
