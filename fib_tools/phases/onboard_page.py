@@ -18,7 +18,7 @@ from fib_tools.model.manifest import Manifest, ManifestKernel
 from fib_tools.model.solution import BASELINE
 from fib_tools.phases.context import Context
 from fib_tools.phases.submit_result import SubmitResult
-from fib_tools.publish.checklist import Failure
+from fib_tools.publish.outward import Failure
 
 if TYPE_CHECKING:
     from fib_tools.publish.onboard_page import KernelView, RequestView
