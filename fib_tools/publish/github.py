@@ -116,6 +116,9 @@ class GitHub:
                 return self._open_file(repo, plan, branch=branch, text=text)
             if pull.state == "closed":
                 return _settled("closed", "coverage", plan, pull)
+            if not pull.head.raw_data.get("repo"):
+                todo = "let its owner bring the fork back, or take what it holds by hand"
+                raise PublishError(f"the repository of {pull.html_url}'s branch is gone", where=plan.repo, todo=todo)
             check([file.filename for file in pull.get_files()])
             is_new = self._bring_branch(pull.head.repo, repo, plan, branch=branch, text=text)
             is_edited = self._edit(pull, plan)

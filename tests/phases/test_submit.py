@@ -357,6 +357,16 @@ def test_a_fork_that_is_still_being_made_is_waited_for(world: World) -> None:
     assert sum(line.endswith("/forks") for line in world.writes) == 1
 
 
+def test_a_pull_request_whose_fork_is_gone_is_left_alone(world: World) -> None:
+    world.submit()
+    world.github.repos[BENCH].pulls[0]["head"]["repo"] = None
+    before = list(world.writes)
+    result = world.submit()
+    assert dict(statuses(result))["coverage"] == "failed"
+    assert "branch is gone" in result.entries[1].note
+    assert world.writes == before
+
+
 def test_a_branch_with_other_files_is_not_touched(world: World) -> None:
     world.submit()
     world.github.repos[BENCH].pulls[0]["files"] = [DOCUMENT, "setup.py"]
