@@ -54,7 +54,7 @@ class PhaseTime(Model):
 
 
 class Asked(Model):
-    """What the last run of phases 0 to 2 was asked for, so that a later phase elsewhere goes on with the same."""
+    """What the last onboarding or definition was asked for, so that a later phase elsewhere goes on with the same."""
 
     tp_list: tuple[int, ...] | None = None
     ep_list: tuple[int, ...] | None = None

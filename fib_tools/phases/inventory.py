@@ -111,7 +111,7 @@ def take_inventory(context: Context, model: ModelArgument, options: ModelOptions
     """
     context.workspace.create()
     with hold(workspace_lock(context), purpose="an onboarding"):
-        standing = refresh_manifest(context, model, options)
+        standing = refresh_manifest(context, model, options, is_look=True)
     return InventoryResult(path=str(context.workspace.root / standing.name), manifest=standing.asked)
 
 
@@ -120,16 +120,19 @@ def workspace_lock(context: Context) -> Path:
     return context.workspace.root / ".onboard.lock"
 
 
-def refresh_manifest(context: Context, model: str, options: ModelOptions) -> Standing:
-    """Take the inventory and merge it into the model's manifest; the caller holds the workspace's lock."""
+def refresh_manifest(context: Context, model: str, options: ModelOptions, *, is_look: bool = False) -> Standing:
+    """Take the inventory and merge it into the model's manifest; the caller holds the workspace's lock.
+
+    What is only looked at is not what a later phase goes on with.
+    """
     # it loads a hundred classes, which `fib --help` can do without
     from fib_tools.phases.survey import survey_model
 
     check_op_types(options.op_types)
-    return keep_survey(context, survey_model(context, model, options), options)
+    return keep_survey(context, survey_model(context, model, options), options, is_look=is_look)
 
 
-def keep_survey(context: Context, survey: Survey, options: ModelOptions) -> Standing:
+def keep_survey(context: Context, survey: Survey, options: ModelOptions, *, is_look: bool = False) -> Standing:
     """Merge what a survey found into the model's manifest; the caller holds the workspace's lock."""
     from fib_tools.phases.classify import build_manifest
 
@@ -138,7 +141,7 @@ def keep_survey(context: Context, survey: Survey, options: ModelOptions) -> Stan
     found = find_manifest(context.workspace, fresh.model)
     name = found[0] if found else manifest_name(fresh.model, datetime.now(timezone.utc).date())
     merged = merge_manifests(found[1], fresh) if found else fresh
-    manifest = merged.model_copy(update={"asked": _keep_request(options)})
+    manifest = merged if is_look else merged.model_copy(update={"asked": _keep_request(options)})
     keep_config(context, survey.config)
     is_new = save_manifest(context.workspace, name, manifest)
     return Standing(name=name, whole=manifest, asked=narrow_manifest(manifest, fresh), is_new=is_new)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from fib_tools.errors import RequestError
+from fib_tools.errors import FibError
 from fib_tools.host.cpu import read_cpu_name
 from fib_tools.host.locks import hold
 from fib_tools.model.manifest import Manifest, SourceVersion
@@ -128,7 +128,7 @@ def onboard_model(
         if 4 in phases:
             how = submitting.model_copy(update={"yes": submitting.yes and not dry_run})
             submitted = submit_onboarding(context, part.manifest.model, how)
-    except RequestError as error:
+    except FibError as error:
         if part.defined is None and collected is None:
             raise
         problem = f"phase {3 if 3 in phases and collected is None else 4}: {error}"
