@@ -11,6 +11,18 @@ from fib_tools.model.kernel import Disagreement, Witness, WitnessSource
 
 __all__ = ["TracedModule", "compare_layers", "format_layers", "place_traced_modules"]
 
+_SYNONYMS = {
+    "activation_fn": "act_fn",
+    "block_sparse_moe": "mlp",
+    "embeddings": "embed_tokens",
+    "feed_forward": "mlp",
+    "norm_f": "norm",
+    "router": "gate",
+    "shared_expert": "shared_experts",
+}
+"""Names of the same module, as model files of transformers and of SGLang differ."""
+_FUSED = dict.fromkeys(("q_a_proj", "kv_a_proj_with_mqa"), "fused_qkv_a_proj_with_mqa")
+"""What SGLang 0.5.23 fuses in its loader and no list of stacked parameters says (deepseek_weight_loader.py:482-487)."""
 _ELSEWHERE = (
     "no module of this name in SGLang's tree: kernels of other modules explain its calls, or they are elementwise"
 )
@@ -46,18 +58,24 @@ def place_traced_modules(
 def _place(
     name: str, layers: tuple[int, ...], modules: Sequence[ModelModule], fused: Mapping[str, str]
 ) -> TracedModule:
-    block, _, last = name.rpartition(".")
-    keys = _find(modules, name)
+    path = _fold(name)
+    block, _, last = path.rpartition(".")
+    keys = _find(modules, path)
     if keys:
         return TracedModule(module=name, layers=layers, keys=keys)
-    parts = _find(modules, f"{block}.{fused[last]}") if last in fused else ()
-    around = [module for module in modules if module.type == "layer" and name.startswith(f"{module.path}.")]
+    parts = _find(modules, f"{block}.{fused.get(last) or _FUSED.get(last)}")
+    around = [module for module in modules if module.type == "layer" and path.startswith(f"{_fold(module.path)}.")]
     keys = parts or tuple(module.key for module in around)
     return TracedModule(module=name, layers=layers, keys=keys, is_part=bool(keys), remark="" if keys else _ELSEWHERE)
 
 
 def _find(modules: Iterable[ModelModule], path: str) -> tuple[str, ...]:
-    return tuple(module.key for module in modules if module.path == path)
+    return tuple(module.key for module in modules if _fold(module.path) == path)
+
+
+def _fold(path: str) -> str:
+    """Write a path in the one name of each module."""
+    return ".".join(_SYNONYMS.get(part, part) for part in path.split("."))
 
 
 def compare_layers(modules: Sequence[ModelModule], traced: Iterable[TracedModule]) -> tuple[Disagreement, ...]:

@@ -57,6 +57,22 @@ def test_a_traced_module_is_found_by_path_by_what_it_is_fused_into_or_inside_of(
     assert compare_layers(TREE, placed) == ()
 
 
+def test_names_that_differ_between_transformers_and_sglang_are_the_same_module() -> None:
+    paths = (
+        "model.layers.*.self_attn.fused_qkv_a_proj_with_mqa",
+        "model.layers.*.block_sparse_moe.shared_experts.gate_up_proj",
+    )
+    tree = tuple(ModelModule(key=path, path=path, type="layer", count=2, layers=(1, 2)) for path in paths)
+    structure = trace(
+        ("model.layers.*.self_attn.q_a_proj", 1),
+        ("model.layers.*.self_attn.kv_a_proj_with_mqa", 1),
+        ("model.layers.*.feed_forward.shared_expert.up_proj", 1),
+    )
+    placed = place_traced_modules(tree, structure, {"up_proj": "gate_up_proj"})
+    assert [item.keys for item in placed] == [paths[:1], paths[:1], paths[1:]]
+    assert compare_layers(tree, placed) == ()
+
+
 def test_layers_that_only_one_of_the_witnesses_has_are_said() -> None:
     placed = place_traced_modules(TREE, trace(("model.layers.*.attn.qkv_proj", 1)), {})
     (found,) = compare_layers(TREE, placed)
