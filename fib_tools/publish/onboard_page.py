@@ -20,7 +20,7 @@ from fib_tools.publish.report_scales import NOTHING, format_factor
 
 __all__ = ["KernelView", "OnboardView", "RequestView", "format_onboard_page"]
 
-_STYLES = tuple(Path(__file__).with_name(name) for name in ("report_page.css", "onboard_page.css"))
+_STYLES = tuple(Path(__file__).with_name(name) for name in ("page.css", "onboard_page.css"))
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _PHASES = {0: "refresh", 1: "discover", 2: "define", 3: "collect", 4: "submit"}
 _STEPS: Mapping[Step, str] = {
