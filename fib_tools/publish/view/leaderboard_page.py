@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from fib_tools.evaluate.report.report_schema import DefinitionReport, DeviceReport, Measurement, Report
 from fib_tools.model.evidence import Evidence
@@ -21,13 +21,16 @@ MOST_POINTS = 600
 """Of a device: more make a cloud, and a heavy page."""
 
 
-def choose_points(report: Report) -> list[Measurement]:
-    """Choose the measurements whose Evidence is drawn: of many, some of every speed."""
+def choose_points(measurements: Iterable[Measurement]) -> list[Measurement]:
+    """Choose the measurements whose Evidence is read: of each device some of every speed, one where nothing passed."""
+    by_device: dict[tuple[str, str], list[Measurement]] = {}
+    for m in measurements:
+        if m.evidence:
+            by_device.setdefault((m.device, m.measured_by), []).append(m)
     chosen: list[Measurement] = []
-    for device in report.devices:
-        own = [m for m in report.measurements if _is_on(m, device) and m.evidence and m.passed]
-        ranked = sorted(own, key=lambda m: (m.percent or 0.0, m.definition, m.workload))
-        chosen += ranked[:: -(-len(ranked) // MOST_POINTS) or 1]
+    for own in by_device.values():
+        ranked = sorted((m for m in own if m.passed), key=lambda m: (m.percent or 0.0, m.definition, m.workload))
+        chosen += ranked[:: -(-len(ranked) // MOST_POINTS) or 1] or own[:1]
     return chosen
 
 

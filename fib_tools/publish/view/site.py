@@ -13,8 +13,7 @@ from pathlib import Path
 from fib_tools.dataset.layout import Location
 from fib_tools.dataset.store import Dataset
 from fib_tools.errors import FormatError, PathError
-from fib_tools.evaluate.report.report_reading import read_measurements
-from fib_tools.evaluate.report.report_schema import Report
+from fib_tools.evaluate.report.report_reading import Reading, read_measurements
 from fib_tools.evaluate.report.report_tables import build_report
 from fib_tools.host.files import read_limited
 from fib_tools.model.evidence import Evidence
@@ -251,17 +250,17 @@ class Site:
         with self._turn:
             if self._leaderboard is None or self._leaderboard[0] != state:
                 reading = read_measurements(self._dataset, with_evidence=False)
-                report = build_report(reading)
-                evidence, problems = self._sample(report)
+                evidence, problems = self._sample(reading)
+                report = build_report(replace(reading, evidence=evidence))
                 entries = found.contents.entries
                 page = build_leaderboard_page(report, evidence, [*reading.problems, *problems], entries)
                 self._leaderboard = (state, page)
             return self._leaderboard[1]
 
-    def _sample(self, report: Report) -> tuple[dict[str, Evidence], list[str]]:
+    def _sample(self, reading: Reading) -> tuple[dict[str, Evidence], list[str]]:
         evidence: dict[str, Evidence] = {}
         problems = []
-        for m in choose_points(report):
+        for m in choose_points(reading.measurements):
             try:
                 found = self._dataset.find_evidence(m.evidence or "")
             except (FormatError, PathError) as error:

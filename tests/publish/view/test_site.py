@@ -13,9 +13,11 @@ from urllib.parse import urlsplit
 import pytest
 
 import example_dataset
-from bench_dataset import HOSTILE
+from bench_dataset import H200, HOSTILE
 from fib_tools.dataset.store import Dataset
+from fib_tools.evaluate.report.report_reading import read_measurements
 from fib_tools.model.manifest import Manifest
+from fib_tools.publish.view import leaderboard_page
 from fib_tools.publish.view.frame import POLICY
 from fib_tools.publish.view.paths import definition_path, solution_path
 from fib_tools.publish.view.site import Site
@@ -227,3 +229,25 @@ def test_a_kernel_of_some_layers_says_of_how_many(workspace: Path) -> None:
     said = {re.sub("<[^>]*>", "", name): re.findall(r'"chip">([^<]*)', f"{served}") for name, served in rows}
     assert said["first"] == ["1 layer", "tp 8", "decode"]
     assert said[NORM] == ["tp 8"]
+
+
+def test_what_was_measured_on_a_cpu_is_no_figure_of_a_gpu(pages: dict[str, bytes]) -> None:
+    for path in ("leaderboard.html", f"definitions/rmsnorm/{NORM}.html"):
+        text = pages[path].decode()
+        assert text.count("these are no figures of a GPU") == 1, path
+        assert "Epyc 9654" in text.partition("these are no figures")[0].rpartition("<h")[2], path
+
+
+def test_of_many_measurements_some_of_every_speed_are_drawn(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, pages: dict[str, bytes]
+) -> None:
+    monkeypatch.setattr(leaderboard_page, "MOST_POINTS", 10)
+    page = make_site(workspace).find("leaderboard.html")
+    assert page is not None
+    few, all_of_them = (text.decode().count("<use") for text in (page.data, pages["leaderboard.html"]))
+    assert few < all_of_them
+    reading = read_measurements(Dataset(workspace / "flashinfer-trace"), with_evidence=False)
+    percents = [m.percent or 0.0 for m in leaderboard_page.choose_points(reading.measurements) if m.device == H200.name]
+    assert len(percents) <= 10
+    assert min(percents) < 10
+    assert max(percents) > 50
