@@ -16,9 +16,9 @@ _ARCHIVE = "onboarding.tar.gz"
 def describe_carrying(context: Context, model: str) -> str:
     """Say what to copy, and which commands to run there and here."""
     root = context.workspace.root.resolve()
-    left = " ".join(f"--exclude=./{name}" for name in _CLONES if context.workspace.find_clone(name))
-    pack = f"tar -C {shlex.quote(str(root))} {left} -czf {_ARCHIVE} .".replace("  ", " ")
-    there = f"mkdir tmp && tar -C tmp -xzf {_ARCHIVE} && fib onboard {model} --phases 3 --workspace tmp"
+    left = [f"--exclude=./{name}" for name in _CLONES if context.workspace.find_clone(name)]
+    pack = shlex.join(["tar", "-C", str(root), *left, "-czf", _ARCHIVE, "."])
+    there = f"mkdir -p tmp && tar -C tmp -xzf {_ARCHIVE} && fib onboard {model} --phases 3 --workspace tmp"
     back = f"tar -C {shlex.quote(str(root))} -xzf {_ARCHIVE} && fib onboard {model} --phases 4 --workspace {shlex.quote(str(root))}"
     dataset = f" (the dataset {context.dataset_override} travels beside it, for --dataset)" * bool(
         context.dataset_override

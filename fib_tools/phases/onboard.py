@@ -131,7 +131,8 @@ def onboard_model(
     except FibError as error:
         if part.defined is None and collected is None:
             raise
-        problem = f"phase {3 if 3 in phases and collected is None else 4}: {error}"
+        failed = 3 if 3 in phases and collected is None else 4
+        problem = f"phase {failed}: {error}" + "; nor phase 4, which comes after it" * (failed == 3 and 4 in phases)
     name, whole = load_manifest(context, part.manifest.model)
     manifest = narrow_manifest(whole, part.manifest)
     page = "" if dry_run else str(write_onboard_page(context, name, whole, submitted))

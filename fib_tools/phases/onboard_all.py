@@ -114,14 +114,17 @@ def _onboard_all(
     """Onboard what is new, one after the other: what is wrong with one does not stop the others."""
     found = discover_models(context, hardware=options.hardware)
     new = [each.model for each in found.discoveries if not each.onboarded and each.source != _FILES]
-    lines = []
-    for place, name in enumerate(new[:limit]):
-        context.progress(f"onboarding {name}", place, min(limit, len(new)))
+    lines, done = [], 0
+    for name in new:
+        if done == limit:
+            lines.append(OnboardLine(model=name, status="left", detail=f"over --limit {limit}"))
+            continue
+        context.progress(f"onboarding {name}", done, min(limit, len(new)))
         try:
             lines.append(_describe(name, run(name)))
-        except FibError as error:
+            done += 1
+        except FibError as error:  # or one that cannot be read would keep its place in every run
             lines.append(OnboardLine(model=name, status="failed", detail=str(error)))
-    lines += [OnboardLine(model=name, status="left", detail=f"over --limit {limit}") for name in new[limit:]]
     files = sum(each.source == _FILES for each in found.discoveries)
     unnamed = (f"{files} new files of SGLang name no repository: fib discover lists them",) * bool(files)
     return OnboardAllResult(models=tuple(lines), basis=(*found.basis, *unnamed))

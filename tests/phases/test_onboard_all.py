@@ -72,10 +72,10 @@ def test_each_new_model_is_onboarded_and_one_that_fails_stops_no_other(
 
 
 def test_no_more_models_are_onboarded_than_the_limit(context: Context, discover: Callable[..., None]) -> None:
-    discover(found("meta-llama/Llama-3.2-3B-Instruct"), found("Qwen/Qwen3-30B-A3B-Instruct-2507"))
+    known = (found("meta-llama/Llama-3.2-3B-Instruct"), found("Qwen/Qwen3-30B-A3B-Instruct-2507"))
+    discover(found("nobody/has-this-model"), *known)
     result = run(context, limit=1)
-    assert [line.status for line in result.models] == ["done", "left"]
-    assert not result.has_errors
+    assert [line.status for line in result.models] == ["failed", "done", "left"], "what fails takes nobody's place"
     assert len(list_manifests(context.workspace)) == 1
 
 
