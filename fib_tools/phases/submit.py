@@ -7,6 +7,7 @@ where an earlier run was stopped.
 
 from __future__ import annotations
 
+import re
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
@@ -32,6 +33,7 @@ __all__ = ["Grouping", "submit_prs"]
 Grouping = Literal["model", "op_type", "definition"]
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_HOST = re.compile(r"[\w.:%-]+")
 _MODEL = "The onboarded model; its latest manifest in the workspace says what there is."
 
 
@@ -112,9 +114,17 @@ def _check_address(url: str) -> str:
     """Return the address of a service, which tokens are sent to.
 
     Raises:
-        RequestError: they could be read on the way there.
+        RequestError: it is none, or tokens could be read on the way there.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        is_address = (
+            parts.scheme in {"http", "https"} and bool(_HOST.fullmatch(parts.hostname or "")) and parts.port != 0
+        )
+    except ValueError:  # of a port or an IPv6 address
+        is_address = False
+    if not is_address:
+        raise RequestError(f"{redact(url)!r} is no http(s) address", todo="name an address that begins with https://")
     if parts.scheme != "https" and parts.hostname not in _LOOPBACK:
         raise RequestError(f"tokens are not sent to {redact(url)}", todo="name an address that begins with https://")
     return url

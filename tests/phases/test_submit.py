@@ -485,6 +485,20 @@ def test_tokens_are_not_sent_where_they_could_be_read_on_the_way(
     assert world.hub.asked == world.github.asked == []
 
 
+@pytest.mark.parametrize(
+    "url", ["ftp://x", "notaurl", "ftp://127.0.0.1", "https://", "https://[", "https://a b", "http://localhost:99999"]
+)
+@pytest.mark.parametrize("variable", ["", "HF_ENDPOINT", "GITHUB_API_URL"])
+def test_what_is_no_address_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, url: str
+) -> None:
+    if variable:
+        monkeypatch.setenv(variable, url)
+    context = Context(workspace=Workspace(root=tmp_path), offline=True)
+    with pytest.raises(RequestError, match=r"is no http\(s\) address"):
+        get_operation("submit").run(context, {"model": MODEL} | ({} if variable else {"github_api": url}))
+
+
 def test_a_token_that_is_refused_says_what_to_do_and_never_itself(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
