@@ -499,6 +499,26 @@ def test_what_is_no_address_is_refused_at_once(
         get_operation("submit").run(context, {"model": MODEL} | ({} if variable else {"github_api": url}))
 
 
+@pytest.mark.parametrize(
+    ("option", "wrong"),
+    [
+        *(
+            (option, wrong)
+            for option in ("hf_repo", "github_repo")
+            for wrong in ("foo", "../x", "a/..", "a/b/c", "a/ b")
+        ),
+        *((option, "foo") for option in ("flashinfer_repo", "sglang_repo")),
+        *(("document", wrong) for wrong in ("../../etc/passwd", "/etc/passwd", "docs/../x", "", "docs/", "a\\b")),
+        *(("sglang_branch", wrong) for wrong in ("foo", "me:", ":foo", "me:a b", "me:a..b", "../x:foo")),
+    ],
+)
+def test_what_names_no_place_is_refused_at_once(tmp_path: Path, option: str, wrong: str) -> None:
+    context = Context(workspace=Workspace(root=tmp_path), offline=True)
+    with pytest.raises(RequestError) as caught:
+        get_operation("submit").run(context, {"model": MODEL, option: wrong})
+    assert caught.value.where == f"--{option.replace('_', '-')}"
+
+
 def test_a_token_that_is_refused_says_what_to_do_and_never_itself(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
