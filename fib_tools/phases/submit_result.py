@@ -55,18 +55,20 @@ class SubmitResult(Result):
         return bool(self.failures) or any(_is_error(entry) for entry in self.entries)
 
     def summary(self) -> Summary:
-        """Show what is held back and why, each request if nothing was sent, then what came of all."""
-        tables = []
+        """Show what is held back, why and what to do about it, each request if nothing was sent, then what came of all."""
+        tables: list[Table] = []
+        lines: list[str] = []
         if self.failures:
-            rows = _join_failures(self.failures)
-            columns = ("definition", "check", "found", "what to do")
-            tables.append(Table(title="held back", columns=columns, rows=rows[:_SHOWN]))
+            held = _join_failures(self.failures)
+            rows = tuple(row[:3] for row in held[:_SHOWN])
+            tables.append(Table(title="held back", columns=("definition", "check", "found"), rows=rows))
+            lines += [f"what to do for {name} ({check}): {todo}" for name, check, _, todo in held[:_SHOWN]]
+            if len(held) > _SHOWN:
+                lines.append(f"... and {len(held) - _SHOWN} more that are missing; --json has all")
         if self.entries:
             entries = tuple((item.kind, item.subject, item.status, item.url or item.repo) for item in self.entries)
             columns = ("what", "about", "status", "where")
             tables.append(Table(title="pull requests and issues", columns=columns, rows=entries))
-        more = len(_join_failures(self.failures)) - _SHOWN
-        lines = [f"... and {more} more that are missing; --json has all"] if more > 0 else []
         lines += [f"{item.kind} {item.subject}: {item.note}" for item in self.entries if item.note]
         lines += list(self.notes)
         if not self.sent:
@@ -87,7 +89,7 @@ def _is_error(entry: SubmitEntry) -> bool:
     return entry.status in {"blocked", "failed"} or (entry.status == "closed" and is_pull)
 
 
-def _join_failures(failures: Iterable[Failure]) -> tuple[tuple[str, ...], ...]:
+def _join_failures(failures: Iterable[Failure]) -> tuple[tuple[str, str, str, str], ...]:
     """Name what is missing once for all Definitions that lack it, with what to do about the first."""
     alike: dict[tuple[str, str], list[Failure]] = {}
     for item in failures:
