@@ -14,6 +14,7 @@ __all__ = ["SubmitEntry", "SubmitResult"]
 
 _SHOWN = 40
 _DOING = {"would open", "would update"}
+_HELD = {"blocked", "waiting"}
 
 
 class SubmitEntry(Model):
@@ -76,12 +77,16 @@ class SubmitResult(Result):
         return Summary(tables=tuple(tables), lines=(*lines, self._describe_end()))
 
     def _describe_end(self) -> str:
+        held = sum(entry.status in _HELD for entry in self.entries)
+        failed = sum(entry.status == "failed" for entry in self.entries)
+        others = f"; {held} held back" * bool(held) + f"; {failed} failed" * bool(failed)
         if self.sent:
-            return f"{len(self.requests)} requests sent; recorded in {self.manifest_path}"
+            return f"{len(self.requests)} requests sent{others}; recorded in {self.manifest_path}"
         would = sum(entry.status in _DOING for entry in self.entries)
-        return (
-            f"nothing was sent: {would} would be opened or updated, by {len(self.requests)} requests; --yes sends them"
-        )
+        if not would:
+            return f"nothing was sent, and --yes would send nothing{others}"
+        by = f"{would} would be opened or updated, by {len(self.requests)} requests"
+        return f"nothing was sent: {by}; --yes sends them{others}"
 
 
 def _is_error(entry: SubmitEntry) -> bool:

@@ -283,6 +283,15 @@ def test_what_to_do_is_never_cut_off() -> None:
     assert f"what to do for {'d' * 60} (reference test): {todo}\n" in console.file.getvalue()
 
 
+@pytest.mark.usefixtures("executed")
+def test_the_end_says_how_many_are_held_back_and_what_yes_would_do(ready: Context) -> None:
+    remove(f"logs/rmsnorm/{NORM}/*")(ready)
+    assert submit(ready).summary().lines[-1] == "nothing was sent, and --yes would send nothing; 2 held back"
+    some = submit(ready, group="definition").summary().lines[-1]
+    assert some.startswith("nothing was sent: 3 would be opened or updated, by ")
+    assert some.endswith(" requests; --yes sends them; 2 held back")
+
+
 def test_a_run_on_a_gpu_leaves_its_log_and_others_do_not(ready: Context) -> None:
     remove("logs/*/*/*")(ready)
     write_or_run_tests(ready, "run", definitions=(NORM,), device="cpu")
