@@ -22,6 +22,7 @@ from fib_tools.phases import dossiers
 from fib_tools.phases.context import Context, Workspace
 from fib_tools.phases.manifests import find_manifest, save_manifest
 from fib_tools.phases.reference_tests import write_or_run_tests
+from fib_tools.phases.serving_options import ServingOptions, find_origin
 from fib_tools.phases.submit_result import SubmitResult
 from fib_tools.publish.checklist import CHECKS
 from fib_tools.publish.outward import Failure
@@ -290,6 +291,15 @@ def test_the_end_says_how_many_are_held_back_and_what_yes_would_do(ready: Contex
     some = submit(ready, group="definition").summary().lines[-1]
     assert some.startswith("nothing was sent: 3 would be opened or updated, by ")
     assert some.endswith(" requests; --yes sends them; 2 held back")
+
+
+def test_the_advice_for_workloads_brings_what_the_check_takes() -> None:
+    todos = [check.todo for check in CHECKS if "fib collect" in check.todo]
+    assert len(todos) == 2
+    plain = find_origin(ServingOptions())
+    named = find_origin(ServingOptions(weights="DIR", prompts=Path("FILE")))
+    assert (plain, named) == ("dummy", "real")
+    assert all(" --weights DIR --prompts FILE " in todo for todo in todos)
 
 
 def test_a_run_on_a_gpu_leaves_its_log_and_others_do_not(ready: Context) -> None:
