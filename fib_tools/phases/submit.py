@@ -7,6 +7,7 @@ where an earlier run was stopped.
 
 from __future__ import annotations
 
+import re
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
@@ -32,6 +33,11 @@ __all__ = ["Grouping", "submit_prs"]
 Grouping = Literal["model", "op_type", "definition"]
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_HOST = re.compile(r"[\w.:%-]+")
+_OWNER = re.compile(r"[A-Za-z0-9_][\w.-]*", re.ASCII)
+_REPO = re.compile(r"[A-Za-z0-9_][\w.-]*/(?!\.{1,2}$)[\w.-]+", re.ASCII)
+_BRANCH = re.compile(r"(?![-/])(?!.*(?:\.\.|//|@\{))[^\x00-\x20\x7f~^:?*\[\\]+(?<![/.])")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _MODEL = "The onboarded model; its latest manifest in the workspace says what there is."
 
 
@@ -85,6 +91,12 @@ def submit_prs(
     # the gate and the checks are heavy, and `fib --help` can do without them
     from fib_tools.phases.submission_run import Run
 
+    repos = {"hf": hf_repo, "github": github_repo, "flashinfer": flashinfer_repo, "sglang": sglang_repo}
+    for name, repo in repos.items():
+        _check_repo(f"--{name}-repo", repo)
+    _check_document(document)
+    if sglang_branch is not None:
+        _check_branch(sglang_branch)
     places = Places(
         hf_repo=hf_repo,
         hf_endpoint=_check_address(read_settings().hf_endpoint),
@@ -108,13 +120,40 @@ def submit_prs(
         return run.submit(chosen, grouping=group, takes_dummy_weights=dummy_weights, sglang_branch=sglang_branch)
 
 
+def _check_repo(option: str, repo: str) -> None:
+    if not _REPO.fullmatch(repo):
+        raise RequestError(f"{repo!r} is no repository", where=option, todo="name it as owner/name")
+
+
+def _check_document(path: str) -> None:
+    """Refuse a document that is no file beneath a repository's root."""
+    if _CONTROL.search(path) or "\\" in path or not {"", ".", ".."}.isdisjoint(path.split("/")):
+        todo = "name it by its path in the repository, such as docs/model_coverage.md"
+        raise RequestError(f"{path!r} is no file of a repository", where="--document", todo=todo)
+
+
+def _check_branch(head: str) -> None:
+    """Refuse a branch without its owner, and what git takes for no branch."""
+    owner, _, branch = head.partition(":")
+    if not _OWNER.fullmatch(owner) or not _BRANCH.fullmatch(branch):
+        raise RequestError(f"{head!r} is no branch", where="--sglang-branch", todo="name it as owner:branch")
+
+
 def _check_address(url: str) -> str:
     """Return the address of a service, which tokens are sent to.
 
     Raises:
-        RequestError: they could be read on the way there.
+        RequestError: it is none, or tokens could be read on the way there.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        is_address = (
+            parts.scheme in {"http", "https"} and bool(_HOST.fullmatch(parts.hostname or "")) and parts.port != 0
+        )
+    except ValueError:  # of a port or an IPv6 address
+        is_address = False
+    if not is_address:
+        raise RequestError(f"{redact(url)!r} is no http(s) address", todo="name an address that begins with https://")
     if parts.scheme != "https" and parts.hostname not in _LOOPBACK:
         raise RequestError(f"tokens are not sent to {redact(url)}", todo="name an address that begins with https://")
     return url

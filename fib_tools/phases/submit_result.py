@@ -14,6 +14,7 @@ __all__ = ["SubmitEntry", "SubmitResult"]
 
 _SHOWN = 40
 _DOING = {"would open", "would update"}
+_HELD = {"blocked", "waiting"}
 
 
 class SubmitEntry(Model):
@@ -55,18 +56,20 @@ class SubmitResult(Result):
         return bool(self.failures) or any(_is_error(entry) for entry in self.entries)
 
     def summary(self) -> Summary:
-        """Show what is held back and why, each request if nothing was sent, then what came of all."""
-        tables = []
+        """Show what is held back, why and what to do about it, each request if nothing was sent, then what came of all."""
+        tables: list[Table] = []
+        lines: list[str] = []
         if self.failures:
-            rows = _join_failures(self.failures)
-            columns = ("definition", "check", "found", "what to do")
-            tables.append(Table(title="held back", columns=columns, rows=rows[:_SHOWN]))
+            held = _join_failures(self.failures)
+            rows = tuple(row[:3] for row in held[:_SHOWN])
+            tables.append(Table(title="held back", columns=("definition", "check", "found"), rows=rows))
+            lines += [f"what to do for {name} ({check}): {todo}" for name, check, _, todo in held[:_SHOWN]]
+            if len(held) > _SHOWN:
+                lines.append(f"... and {len(held) - _SHOWN} more that are missing; --json has all")
         if self.entries:
             entries = tuple((item.kind, item.subject, item.status, item.url or item.repo) for item in self.entries)
             columns = ("what", "about", "status", "where")
             tables.append(Table(title="pull requests and issues", columns=columns, rows=entries))
-        more = len(_join_failures(self.failures)) - _SHOWN
-        lines = [f"... and {more} more that are missing; --json has all"] if more > 0 else []
         lines += [f"{item.kind} {item.subject}: {item.note}" for item in self.entries if item.note]
         lines += list(self.notes)
         if not self.sent:
@@ -74,12 +77,16 @@ class SubmitResult(Result):
         return Summary(tables=tuple(tables), lines=(*lines, self._describe_end()))
 
     def _describe_end(self) -> str:
+        held = sum(entry.status in _HELD for entry in self.entries)
+        failed = sum(entry.status == "failed" for entry in self.entries)
+        others = f"; {held} held back" * bool(held) + f"; {failed} failed" * bool(failed)
         if self.sent:
-            return f"{len(self.requests)} requests sent; recorded in {self.manifest_path}"
+            return f"{len(self.requests)} requests sent{others}; recorded in {self.manifest_path}"
         would = sum(entry.status in _DOING for entry in self.entries)
-        return (
-            f"nothing was sent: {would} would be opened or updated, by {len(self.requests)} requests; --yes sends them"
-        )
+        if not would:
+            return f"nothing was sent, and --yes would send nothing{others}"
+        by = f"{would} would be opened or updated, by {len(self.requests)} requests"
+        return f"nothing was sent: {by}; --yes sends them{others}"
 
 
 def _is_error(entry: SubmitEntry) -> bool:
@@ -87,7 +94,7 @@ def _is_error(entry: SubmitEntry) -> bool:
     return entry.status in {"blocked", "failed"} or (entry.status == "closed" and is_pull)
 
 
-def _join_failures(failures: Iterable[Failure]) -> tuple[tuple[str, ...], ...]:
+def _join_failures(failures: Iterable[Failure]) -> tuple[tuple[str, str, str, str], ...]:
     """Name what is missing once for all Definitions that lack it, with what to do about the first."""
     alike: dict[tuple[str, str], list[Failure]] = {}
     for item in failures:

@@ -242,13 +242,15 @@ CHECKS: tuple[Check, ...] = (
     Check(
         id="workloads",
         asks="the Workloads were collected from real inference",
-        todo="run on a GPU: fib collect {model} --definitions {name}",
+        todo="run on a GPU: fib collect {model} --weights DIR --prompts FILE --definitions {name}; "
+        "and take those of another origin out of workloads/{op_type}/{name}.jsonl",
         find=_find_workload_faults,
     ),
     Check(
         id="blobs",
         asks="every blob that a Workload names is there",
-        todo="run: fib collect {model} --definitions {name}, or bring the blobs back",
+        todo="bring the blobs back, or run on a GPU: fib collect {model} --weights DIR --prompts FILE "
+        "--definitions {name}",
         find=_find_blob_faults,
     ),
     Check(

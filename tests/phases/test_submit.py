@@ -485,6 +485,40 @@ def test_tokens_are_not_sent_where_they_could_be_read_on_the_way(
     assert world.hub.asked == world.github.asked == []
 
 
+@pytest.mark.parametrize(
+    "url", ["ftp://x", "notaurl", "ftp://127.0.0.1", "https://", "https://[", "https://a b", "http://localhost:99999"]
+)
+@pytest.mark.parametrize("variable", ["", "HF_ENDPOINT", "GITHUB_API_URL"])
+def test_what_is_no_address_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, url: str
+) -> None:
+    if variable:
+        monkeypatch.setenv(variable, url)
+    context = Context(workspace=Workspace(root=tmp_path), offline=True)
+    with pytest.raises(RequestError, match=r"is no http\(s\) address"):
+        get_operation("submit").run(context, {"model": MODEL} | ({} if variable else {"github_api": url}))
+
+
+@pytest.mark.parametrize(
+    ("option", "wrong"),
+    [
+        *(
+            (option, wrong)
+            for option in ("hf_repo", "github_repo")
+            for wrong in ("foo", "../x", "a/..", "a/b/c", "a/ b")
+        ),
+        *((option, "foo") for option in ("flashinfer_repo", "sglang_repo")),
+        *(("document", wrong) for wrong in ("../../etc/passwd", "/etc/passwd", "docs/../x", "", "docs/", "a\\b")),
+        *(("sglang_branch", wrong) for wrong in ("foo", "me:", ":foo", "me:a b", "me:a..b", "../x:foo")),
+    ],
+)
+def test_what_names_no_place_is_refused_at_once(tmp_path: Path, option: str, wrong: str) -> None:
+    context = Context(workspace=Workspace(root=tmp_path), offline=True)
+    with pytest.raises(RequestError) as caught:
+        get_operation("submit").run(context, {"model": MODEL, option: wrong})
+    assert caught.value.where == f"--{option.replace('_', '-')}"
+
+
 def test_a_token_that_is_refused_says_what_to_do_and_never_itself(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

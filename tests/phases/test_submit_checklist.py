@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 import submittable
 from bench_dataset import CPU
@@ -20,8 +22,11 @@ from fib_tools.phases import dossiers
 from fib_tools.phases.context import Context, Workspace
 from fib_tools.phases.manifests import find_manifest, save_manifest
 from fib_tools.phases.reference_tests import write_or_run_tests
+from fib_tools.phases.serving_options import ServingOptions, find_origin
 from fib_tools.phases.submit_result import SubmitResult
 from fib_tools.publish.checklist import CHECKS
+from fib_tools.publish.outward import Failure
+from fib_tools.render import print_summary
 from submittable import EMBEDDING, MODEL, NORM
 
 Break = Callable[[Context], None]
@@ -267,6 +272,34 @@ def test_a_summary_names_what_is_missing_once_for_all_that_lack_it(ready: Contex
     remove("logs/*/*/*")(ready)
     (held, _) = submit(ready).summary().tables
     assert [row[:2] for row in held.rows] == [(f"{EMBEDDING} and 1 more", "reference test")]
+
+
+def test_what_to_do_is_never_cut_off() -> None:
+    todo = "run: fib tests run " + "very " * 40 + "long"
+    failure = Failure(group="model", definition="d" * 60, check="reference test", found="not run", todo=todo)
+    result = SubmitResult(model=MODEL, manifest_path="m.json", sent=False, entries=(), failures=(failure,))
+    console = Console(file=io.StringIO(), width=80)
+    print_summary(result.summary(), console)
+    assert isinstance(console.file, io.StringIO)
+    assert f"what to do for {'d' * 60} (reference test): {todo}\n" in console.file.getvalue()
+
+
+@pytest.mark.usefixtures("executed")
+def test_the_end_says_how_many_are_held_back_and_what_yes_would_do(ready: Context) -> None:
+    remove(f"logs/rmsnorm/{NORM}/*")(ready)
+    assert submit(ready).summary().lines[-1] == "nothing was sent, and --yes would send nothing; 2 held back"
+    some = submit(ready, group="definition").summary().lines[-1]
+    assert some.startswith("nothing was sent: 3 would be opened or updated, by ")
+    assert some.endswith(" requests; --yes sends them; 2 held back")
+
+
+def test_the_advice_for_workloads_brings_what_the_check_takes() -> None:
+    todos = [check.todo for check in CHECKS if "fib collect" in check.todo]
+    assert len(todos) == 2
+    plain = find_origin(ServingOptions())
+    named = find_origin(ServingOptions(weights="DIR", prompts=Path("FILE")))
+    assert (plain, named) == ("dummy", "real")
+    assert all(" --weights DIR --prompts FILE " in todo for todo in todos)
 
 
 def test_a_run_on_a_gpu_leaves_its_log_and_others_do_not(ready: Context) -> None:
