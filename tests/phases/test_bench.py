@@ -130,14 +130,15 @@ def test_solutions_for_other_gpus_are_left_out_and_named(tmp_path: Path, monkeyp
 
 
 def test_on_a_cpu_solutions_for_gpus_are_left_out_and_named(tmp_path: Path) -> None:
-    write_dataset(tmp_path / "dataset", {"python": HONEST, "triton": HONEST + "\n", "both": HONEST + "\n\n"})
-    for name, hardware in (("python", '"sm90"'), ("triton", '"sm90"'), ("both", '"sm90", "CPU"')):
+    kinds = {"python": '"cuda"', "kernel": '"sm90", "sm100"', "triton": '"sm90"', "both": '"sm90", "CPU"'}
+    write_dataset(tmp_path / "dataset", {name: HONEST + "\n" * at for at, name in enumerate(kinds)})
+    for name, hardware in kinds.items():
         (path,) = (tmp_path / "dataset").glob(f"solutions/**/{name}.json")
         text = path.read_text(encoding="utf-8").replace('"cpu"', hardware)
-        language = "python" if name == "python" else "triton"
+        language = "python" if name in ("python", "kernel") else "triton"
         path.write_text(text.replace('"language": "python"', f'"language": "{language}"'), encoding="utf-8")
     planned = benchmark_kernels(context(tmp_path), device="cpu", dry_run=True)
-    assert (planned.planned, planned.unfit) == (4, ("triton",))
+    assert (planned.planned, planned.unfit) == (4, ("kernel", "triton"))
     with pytest.raises(RequestError) as refused:
         benchmark_kernels(context(tmp_path), device="cpu", solutions=("triton",), dry_run=True)
     assert refused.value.what == f"no Solution chosen is for {planned.hardware}"
