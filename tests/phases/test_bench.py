@@ -116,6 +116,24 @@ def test_baselines_that_are_missing_are_written_first(tmp_path: Path) -> None:
         assert {solution.author if solution.author == "baseline" else "somebody" for solution in found} == authors
 
 
+def test_a_dry_run_counts_the_baselines_that_would_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = write_dataset(tmp_path / "dataset", {})
+    made = [solution.name for solution, _ in make_baselines(norm())]
+    monkeypatch.setattr("fib_tools.phases.bench.find_hardware", lambda _device: ("no GPU", 0))
+    planned = benchmark_kernels(context(tmp_path), baselines=True, dry_run=True)
+    assert made
+    assert planned.planned == 2 * len(made)
+    assert not (dataset.root / "solutions").exists()
+    dataset.write_solution("rmsnorm", make_baselines(norm())[0][0])
+    assert benchmark_kernels(context(tmp_path), authors=("baseline",), baselines=True, dry_run=True) == planned
+
+
+def test_on_a_cpu_baselines_are_written_and_left_out(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "dataset", {"honest": HONEST}, sizes=(3,))
+    planned = benchmark_kernels(context(tmp_path), device="cpu", baselines=True, dry_run=True)
+    assert (planned.planned, planned.unfit) == (1, tuple(solution.name for solution, _ in make_baselines(norm())))
+
+
 def test_solutions_for_other_gpus_are_left_out_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = write_dataset(tmp_path / "dataset", {"honest": HONEST, "other": HONEST + "\n"})
     for path in (tmp_path / "dataset").glob("solutions/**/other.json"):
