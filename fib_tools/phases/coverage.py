@@ -50,6 +50,8 @@ class CoverageResult(Result):
     document: str
     """Where it was written, or would be."""
     changed: bool
+    dry_run: bool = False
+    """Nothing was written."""
     models: tuple[CoveredModel, ...]
     wrong: tuple[WrongName, ...] = ()
     """Names that were written by hand and contradict the model's config."""
@@ -76,7 +78,8 @@ class CoverageResult(Result):
             lines += self.discovered.basis
         lines += [f"wrong: {item.model}, line {item.line}: {item.name}: {item.reason}" for item in self.wrong]
         lines += [f"failed: {item.model}: {item.reason}" for item in self.failures]
-        said = "written" if self.changed else "unchanged"
+        written = "would be written" if self.dry_run else "written"
+        said = written if self.changed else "unchanged"
         return Summary(tables=tables, lines=(*lines, f"{self.document}: {said}"))
 
 
@@ -142,6 +145,7 @@ def track_coverage(
     return CoverageResult(
         document=str(path),
         changed=changed,
+        dry_run=dry_run,
         models=covered,
         wrong=tuple(name for _, wrong in found for name in wrong),
         failures=tuple(model for model, _ in found if isinstance(model, CoverageFailure)),

@@ -108,9 +108,14 @@ def test_a_model_whose_config_is_gone_is_tracked_by_its_manifest(context: Contex
 
 
 def test_a_second_run_changes_nothing_and_a_dry_run_writes_nothing(context: Context, model: str) -> None:
-    assert track(context, model, dry_run=True).changed
+    planned = track(context, model, dry_run=True)
+    assert planned.changed
+    assert planned.dry_run
+    assert planned.summary().lines[-1].endswith("model_coverage.md: would be written")
     assert not (context.workspace.root / "model_coverage.md").exists()
-    assert track(context, model).changed
+    written = track(context, model)
+    assert written.changed
+    assert written.summary().lines[-1].endswith("model_coverage.md: written")
     assert not track(context, model).changed
 
 
