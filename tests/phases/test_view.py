@@ -26,7 +26,9 @@ from view_world import NORM, write_world
 @pytest.fixture
 def context(tmp_path: Path) -> Context:
     (tmp_path / "work").mkdir()
-    return Context(workspace=Workspace(root=write_world(tmp_path / "work")), offline=True)
+    made = Context(workspace=Workspace(root=write_world(tmp_path / "work")), offline=True)
+    (made.dataset.root / "definitions/copy/broken.json").unlink()
+    return made
 
 
 def run(context: Context, **options: Any) -> ViewResult:
@@ -193,3 +195,16 @@ def test_the_command_tells_its_address_first_and_ends_cleanly(context: Context, 
         process.send_signal(number)
         rest, errors = process.communicate(timeout=60)
     assert (process.returncode, rest, errors) == (0, "", "")
+
+
+def test_definitions_that_cannot_be_read_are_problems_of_the_files_and_of_the_server(
+    context: Context, tmp_path: Path
+) -> None:
+    (context.dataset.root / f"definitions/rmsnorm/{NORM}.json").write_text("{", encoding="utf-8")
+    written, served = run(context, out=tmp_path / "site"), run(context, port=0, open=False)
+    served.stop()
+    for result in (written, served):
+        assert result.has_errors
+        assert sum(problem.startswith(f"definitions/rmsnorm/{NORM}.json: ") for problem in result.problems) == 1
+        said = f"{len(result.problems)} problems: what cannot be read has no page"
+        assert said in result.summary().lines
