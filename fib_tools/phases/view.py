@@ -237,7 +237,15 @@ def _write(context: Context, site: Site, paths: Iterable[str], out: Path) -> Vie
 
 
 def _read_list(out: Path) -> list[str] | None:
-    """Read what an earlier run wrote; None where there was none."""
+    """Read what an earlier run wrote; None where there was none.
+
+    Raises:
+        FormatError: it is no list, or names what no site has: somebody else wrote it, or changed it.
+        PathError: a link leads out of the folder.
+    """
+    # `fib --help` can do without the pages
+    from fib_tools.publish.view.paths import is_site_path
+
     path = out / _LIST
     if not path.exists():
         return None
@@ -245,6 +253,12 @@ def _read_list(out: Path) -> list[str] | None:
     files = document.get("files") if isinstance(document, dict) else None
     if not isinstance(files, list) or not all(isinstance(item, str) for item in files):
         raise FormatError("it is no list of a site's files", where=str(path), todo="pass another --out")
+    strange = next((item for item in files if not is_site_path(item)), None)
+    if strange is not None:
+        what = f"it names {strange!r}, which is no file of a site"
+        raise FormatError(what, where=str(path), todo="pass another --out; nothing was written or removed")
+    for item in files:
+        confine(out, *item.split("/"))
     return files
 
 
