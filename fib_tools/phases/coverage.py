@@ -128,6 +128,8 @@ def track_coverage(
     Exit status 1: a model could not be read, or a name is wrong.
     """
     path = context.check_readable(document) if document else context.workspace.root / _DOCUMENT
+    if not path.parent.is_dir() and path.parent != context.workspace.root:
+        raise RequestError("no such folder", where=str(path.parent), todo="make it, or pass another --document")
     text = read_limited(path, _DOCUMENT_BYTES).decode("utf-8", errors="replace") if path.exists() else ""
     onboarded = [manifest_model(name) for name in list_manifests(context.workspace)]
     wanted = models or tuple(dict.fromkeys([*onboarded, *(list_parts(text) if refresh_status else ())]))

@@ -156,6 +156,15 @@ def test_a_model_that_cannot_be_read_does_not_stop_the_others(context: Context, 
     assert result.has_errors
 
 
+def test_a_document_in_no_folder_is_refused_before_a_model_is_read(
+    context: Context, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coverage_models, "survey_model", lambda *_: pytest.fail("read too early"))
+    with pytest.raises(RequestError, match="no such folder") as refused:
+        track(context, model, document=context.workspace.root / "docs" / "coverage.md")
+    assert refused.value.where == str(context.workspace.root / "docs")
+
+
 def test_without_an_onboarded_model_it_is_said_what_to_name(context: Context) -> None:
     with pytest.raises(RequestError, match="no model is onboarded here"):
         track(context)
