@@ -132,7 +132,7 @@ def _check_count(count: int, discovery: Discovery, gpus: Sequence[Gpu]) -> None:
     if count > len(gpus):
         notes = "; ".join(discovery.notes)
         what = f"{count} GPUs were asked for, and there {'is' if len(gpus) == 1 else 'are'} {len(gpus)}"
-        todo = f"ask for at most {len(gpus)}" if gpus else "ask for 0, or use a machine that has them"
+        todo = f"ask for at most {len(gpus)}" if gpus else "use a machine that has them; fib gpu-lock takes 0 as well"
         raise RequestError(what, where=notes or None, todo=todo)
 
 

@@ -80,8 +80,10 @@ class BuildSpec(Model):
 
     @property
     def fits_cpu(self) -> bool:
-        """Tell whether it can run without a GPU: it is plain Python, or names `cpu`."""
-        return self.language is Language.PYTHON or "cpu" in map(str.casefold, self.target_hardware)
+        """Tell whether it can run without a GPU: it names `cpu`, or is plain Python and not for compute capabilities alone."""
+        if "cpu" in map(str.casefold, self.target_hardware):
+            return True
+        return self.language is Language.PYTHON and not all(map(_CAPABILITY.fullmatch, self.target_hardware))
 
 
 class Solution(Model):

@@ -194,8 +194,15 @@ def benchmark_kernels(
     """
     dataset = Dataset.open(context.dataset.root)
     started = datetime.now().astimezone()
-    refused = _write_baselines(context, definitions, op_types) if baselines and not dry_run else ()
-    bundles, unread = _bundle(context, dataset, _Choice(definitions, op_types, solutions, authors, workloads))
+    entries = (
+        write_baselines(context, definitions=definitions, op_types=op_types, dry_run=dry_run).entries
+        if baselines
+        else ()
+    )
+    refused = (f"no baseline of {entry.definition}: {entry.reason}" for entry in entries if entry.status == "refused")
+    unwritten = {(entry.definition, entry.solution) for entry in entries if entry.status == "would write"}
+    choice = _Choice(definitions, op_types, solutions, authors, workloads)
+    bundles, unread = _bundle(context, dataset, choice, unwritten)
     failures = (*refused, *(f"not read: {error}" for error in unread))
     load = {bundle.definition.name: bundle for bundle in bundles}.__getitem__
     options = Options(
@@ -239,14 +246,6 @@ def benchmark_kernels(
             result = _to_result(dataset, journal, reusable, bundles, files, started)
             failures += result.failures
             return result.model_copy(update={"unfit": tuple(plan_for.unfit), "failures": failures})
-
-
-def _write_baselines(
-    context: Context, definitions: tuple[str, ...] | None, op_types: tuple[str, ...] | None
-) -> tuple[str, ...]:
-    """Write the baselines that are missing; say which were refused."""
-    entries = write_baselines(context, definitions=definitions, op_types=op_types).entries
-    return tuple(f"no baseline of {entry.definition}: {entry.reason}" for entry in entries if entry.status == "refused")
 
 
 def limit_time(time_limit: float, build_limit: float = 600, *, together: int) -> Limits:
@@ -308,8 +307,12 @@ class _Choice:
             )
 
 
-def _bundle(context: Context, dataset: Dataset, choice: _Choice) -> tuple[list[Bundle], list[FibError]]:
+def _bundle(
+    context: Context, dataset: Dataset, choice: _Choice, unwritten: Collection[tuple[str, str]] = ()
+) -> tuple[list[Bundle], list[FibError]]:
     """Load what is to be evaluated, and what is wrong with Solutions that may have been among it.
+
+    Baselines that a dry run leaves `unwritten`, by Definition and name, count as if they were there.
 
     Raises:
         RequestError: nothing is.
@@ -326,6 +329,9 @@ def _bundle(context: Context, dataset: Dataset, choice: _Choice) -> tuple[list[B
             context.progress("reading Solutions and Workloads", done, len(chosen))
         found, wrong = dataset.read_solutions(definition.op_type, definition.name)
         unread += [error for path, error in wrong.items() if choice.may_take_file(path)]
+        if unwritten:
+            made = (solution for solution, _ in make_baselines(definition))
+            found = (*found, *(each for each in made if (definition.name, each.name) in unwritten))
         seen += found
         kept = tuple(solution for solution in found if choice.takes_solution(solution))
         workloads = dataset.load_workloads(definition.op_type, definition.name)[: choice.workloads]

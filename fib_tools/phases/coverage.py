@@ -50,6 +50,8 @@ class CoverageResult(Result):
     document: str
     """Where it was written, or would be."""
     changed: bool
+    dry_run: bool = False
+    """Nothing was written."""
     models: tuple[CoveredModel, ...]
     wrong: tuple[WrongName, ...] = ()
     """Names that were written by hand and contradict the model's config."""
@@ -76,7 +78,8 @@ class CoverageResult(Result):
             lines += self.discovered.basis
         lines += [f"wrong: {item.model}, line {item.line}: {item.name}: {item.reason}" for item in self.wrong]
         lines += [f"failed: {item.model}: {item.reason}" for item in self.failures]
-        said = "written" if self.changed else "unchanged"
+        written = "would be written" if self.dry_run else "written"
+        said = written if self.changed else "unchanged"
         return Summary(tables=tables, lines=(*lines, f"{self.document}: {said}"))
 
 
@@ -125,6 +128,8 @@ def track_coverage(
     Exit status 1: a model could not be read, or a name is wrong.
     """
     path = context.check_readable(document) if document else context.workspace.root / _DOCUMENT
+    if not path.parent.is_dir() and path.parent != context.workspace.root:
+        raise RequestError("no such folder", where=str(path.parent), todo="make it, or pass another --document")
     text = read_limited(path, _DOCUMENT_BYTES).decode("utf-8", errors="replace") if path.exists() else ""
     onboarded = [manifest_model(name) for name in list_manifests(context.workspace)]
     wanted = models or tuple(dict.fromkeys([*onboarded, *(list_parts(text) if refresh_status else ())]))
@@ -142,6 +147,7 @@ def track_coverage(
     return CoverageResult(
         document=str(path),
         changed=changed,
+        dry_run=dry_run,
         models=covered,
         wrong=tuple(name for _, wrong in found for name in wrong),
         failures=tuple(model for model, _ in found if isinstance(model, CoverageFailure)),

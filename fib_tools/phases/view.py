@@ -35,6 +35,7 @@ _PORT = 8642
 """Taken when it is free, so that a page can be loaded again after a new start."""
 _FRESH_SECONDS = 1.0
 """How long a look at the dataset serves: a page and what it fetches at once are of one moment."""
+_SHOWN = 20
 _TIMELINES = "traces"
 _LIST = "fib-view.json"
 """Names what was written into a folder, so that a later run removes its own files and no others."""
@@ -55,21 +56,23 @@ class ViewResult(Result):
     removed: int = 0
     """Files of an earlier run that are no part of the site any more."""
     problems: tuple[str, ...] = ()
-    """Pages that could not be made."""
+    """Pages that could not be made, and files of the dataset that could not be read."""
 
     _server: LoopbackServer | None = PrivateAttr(None)
     _serve: Callable[[], None] | None = PrivateAttr(None)
 
     @property
     def has_errors(self) -> bool:
-        """A page that could not be made is an error of the data."""
+        """What could not be made or read is an error of the data."""
         return bool(self.problems)
 
     def summary(self) -> Summary:
         """Say where to look."""
+        told = [f"problem: {problem}" for problem in self.problems[:_SHOWN]]
+        if self.problems:
+            told.append(f"{len(self.problems)} problems: what cannot be read has no page")
         if self.url:
-            return Summary(lines=(f"{self.url} shows {self.dataset}; Ctrl-C ends it",))
-        told = [f"problem: {problem}" for problem in self.problems]
+            return Summary(lines=(*told, f"{self.url} shows {self.dataset}; Ctrl-C ends it"))
         counts = f"{self.files} files, {self.written} new or changed, {self.removed} removed"
         return Summary(lines=(*told, f"{self.folder}/index.html: {counts}"))
 
@@ -108,7 +111,7 @@ def view_dataset(
     """View a dataset as a web site: models, Definitions, Workloads, Solutions, leaderboard, rooflines.
 
     The server listens on 127.0.0.1 alone and shows the dataset as it is at each look; nothing is written.
-    Exit status 1: a page could not be made.
+    Exit status 1: a page could not be made, or a file of the dataset not read.
     """
     # pages need what no other command does
     from fib_tools.publish.view.site import Site
@@ -123,7 +126,7 @@ def view_dataset(
     if out is not None:
         return _write(context, site, paths, out)
     server = _bind(site, port)
-    result = ViewResult(dataset=str(dataset.root), url=server.url, files=len(paths))
+    result = ViewResult(dataset=str(dataset.root), url=server.url, files=len(paths), problems=site.find_problems())
     return result.served_by(server, lambda: _serve(server, site, opens=open))
 
 
@@ -209,7 +212,7 @@ def _write(context: Context, site: Site, paths: Iterable[str], out: Path) -> Vie
     wanted = list(paths)
     # first all that may be there when this run is killed, at the end what is there
     _write_list(out, {*wanted, *(before or ())})
-    written, problems, made = 0, [], set()
+    written, problems, made = 0, [*site.find_problems()], set()
     for done, path in enumerate(wanted):
         context.progress("writing pages", done, len(wanted))
         try:
@@ -234,7 +237,15 @@ def _write(context: Context, site: Site, paths: Iterable[str], out: Path) -> Vie
 
 
 def _read_list(out: Path) -> list[str] | None:
-    """Read what an earlier run wrote; None where there was none."""
+    """Read what an earlier run wrote; None where there was none.
+
+    Raises:
+        FormatError: it is no list, or names what no site has: somebody else wrote it, or changed it.
+        PathError: a link leads out of the folder.
+    """
+    # `fib --help` can do without the pages
+    from fib_tools.publish.view.paths import is_site_path
+
     path = out / _LIST
     if not path.exists():
         return None
@@ -242,6 +253,12 @@ def _read_list(out: Path) -> list[str] | None:
     files = document.get("files") if isinstance(document, dict) else None
     if not isinstance(files, list) or not all(isinstance(item, str) for item in files):
         raise FormatError("it is no list of a site's files", where=str(path), todo="pass another --out")
+    strange = next((item for item in files if not is_site_path(item)), None)
+    if strange is not None:
+        what = f"it names {strange!r}, which is no file of a site"
+        raise FormatError(what, where=str(path), todo="pass another --out; nothing was written or removed")
+    for item in files:
+        confine(out, *item.split("/"))
     return files
 
 

@@ -127,7 +127,7 @@ def _list_lines(entry: ModelEntry) -> Iterator[str]:
     yield f"    id: {format_string(entry.id)},"
     yield f"    name: {format_string(entry.name)},"
     line = f"    description: {format_string(entry.description)},"
-    yield line if len(line) <= _WIDTH else f"    description:\n      {format_string(entry.description)},"
+    yield from (line,) if len(line) <= _WIDTH else ("    description:", f"      {format_string(entry.description)},")
     yield "    modules: {"
     for module in entry.modules:
         if module.key == "__proto__":

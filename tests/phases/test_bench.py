@@ -116,6 +116,24 @@ def test_baselines_that_are_missing_are_written_first(tmp_path: Path) -> None:
         assert {solution.author if solution.author == "baseline" else "somebody" for solution in found} == authors
 
 
+def test_a_dry_run_counts_the_baselines_that_would_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = write_dataset(tmp_path / "dataset", {})
+    made = [solution.name for solution, _ in make_baselines(norm())]
+    monkeypatch.setattr("fib_tools.phases.bench.find_hardware", lambda _device: ("no GPU", 0))
+    planned = benchmark_kernels(context(tmp_path), baselines=True, dry_run=True)
+    assert made
+    assert planned.planned == 2 * len(made)
+    assert not (dataset.root / "solutions").exists()
+    dataset.write_solution("rmsnorm", make_baselines(norm())[0][0])
+    assert benchmark_kernels(context(tmp_path), authors=("baseline",), baselines=True, dry_run=True) == planned
+
+
+def test_on_a_cpu_baselines_are_written_and_left_out(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "dataset", {"honest": HONEST}, sizes=(3,))
+    planned = benchmark_kernels(context(tmp_path), device="cpu", baselines=True, dry_run=True)
+    assert (planned.planned, planned.unfit) == (1, tuple(solution.name for solution, _ in make_baselines(norm())))
+
+
 def test_solutions_for_other_gpus_are_left_out_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = write_dataset(tmp_path / "dataset", {"honest": HONEST, "other": HONEST + "\n"})
     for path in (tmp_path / "dataset").glob("solutions/**/other.json"):
@@ -130,14 +148,15 @@ def test_solutions_for_other_gpus_are_left_out_and_named(tmp_path: Path, monkeyp
 
 
 def test_on_a_cpu_solutions_for_gpus_are_left_out_and_named(tmp_path: Path) -> None:
-    write_dataset(tmp_path / "dataset", {"python": HONEST, "triton": HONEST + "\n", "both": HONEST + "\n\n"})
-    for name, hardware in (("python", '"sm90"'), ("triton", '"sm90"'), ("both", '"sm90", "CPU"')):
+    kinds = {"python": '"cuda"', "kernel": '"sm90", "sm100"', "triton": '"sm90"', "both": '"sm90", "CPU"'}
+    write_dataset(tmp_path / "dataset", {name: HONEST + "\n" * at for at, name in enumerate(kinds)})
+    for name, hardware in kinds.items():
         (path,) = (tmp_path / "dataset").glob(f"solutions/**/{name}.json")
         text = path.read_text(encoding="utf-8").replace('"cpu"', hardware)
-        language = "python" if name == "python" else "triton"
+        language = "python" if name in ("python", "kernel") else "triton"
         path.write_text(text.replace('"language": "python"', f'"language": "{language}"'), encoding="utf-8")
     planned = benchmark_kernels(context(tmp_path), device="cpu", dry_run=True)
-    assert (planned.planned, planned.unfit) == (4, ("triton",))
+    assert (planned.planned, planned.unfit) == (4, ("kernel", "triton"))
     with pytest.raises(RequestError) as refused:
         benchmark_kernels(context(tmp_path), device="cpu", solutions=("triton",), dry_run=True)
     assert refused.value.what == f"no Solution chosen is for {planned.hardware}"

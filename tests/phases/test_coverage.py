@@ -108,9 +108,14 @@ def test_a_model_whose_config_is_gone_is_tracked_by_its_manifest(context: Contex
 
 
 def test_a_second_run_changes_nothing_and_a_dry_run_writes_nothing(context: Context, model: str) -> None:
-    assert track(context, model, dry_run=True).changed
+    planned = track(context, model, dry_run=True)
+    assert planned.changed
+    assert planned.dry_run
+    assert planned.summary().lines[-1].endswith("model_coverage.md: would be written")
     assert not (context.workspace.root / "model_coverage.md").exists()
-    assert track(context, model).changed
+    written = track(context, model)
+    assert written.changed
+    assert written.summary().lines[-1].endswith("model_coverage.md: written")
     assert not track(context, model).changed
 
 
@@ -149,6 +154,15 @@ def test_a_model_that_cannot_be_read_does_not_stop_the_others(context: Context, 
     assert [failure.model for failure in result.failures] == [str(broken)]
     assert len(result.models) == 1
     assert result.has_errors
+
+
+def test_a_document_in_no_folder_is_refused_before_a_model_is_read(
+    context: Context, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coverage_models, "survey_model", lambda *_: pytest.fail("read too early"))
+    with pytest.raises(RequestError, match="no such folder") as refused:
+        track(context, model, document=context.workspace.root / "docs" / "coverage.md")
+    assert refused.value.where == str(context.workspace.root / "docs")
 
 
 def test_without_an_onboarded_model_it_is_said_what_to_name(context: Context) -> None:

@@ -26,7 +26,9 @@ from view_world import NORM, write_world
 @pytest.fixture
 def context(tmp_path: Path) -> Context:
     (tmp_path / "work").mkdir()
-    return Context(workspace=Workspace(root=write_world(tmp_path / "work")), offline=True)
+    made = Context(workspace=Workspace(root=write_world(tmp_path / "work")), offline=True)
+    (made.dataset.root / "definitions/copy/broken.json").unlink()
+    return made
 
 
 def run(context: Context, **options: Any) -> ViewResult:
@@ -126,18 +128,39 @@ def test_a_folder_of_somebody_else_is_left_alone(context: Context, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("text", "error"), [("[]", FormatError), ('{"files": [1]}', FormatError), ('{"files": ["../mine"]}', PathError)]
+    "text",
+    [
+        "[]",
+        '{"files": [1]}',
+        '{"files": ["models/old.html", "../mine"]}',
+        '{"files": ["models/old.html", "notes.txt"]}',
+        '{"files": ["models/old.html", "models/../notes.txt"]}',
+        '{"files": ["models/old.html", "models/notes.txt"]}',
+    ],
 )
-def test_a_list_that_somebody_changed_removes_nothing_outside(
-    context: Context, tmp_path: Path, text: str, error: type[Exception]
-) -> None:
+def test_a_list_that_somebody_changed_removes_nothing(context: Context, tmp_path: Path, text: str) -> None:
+    out = tmp_path / "site"
+    run(context, out=out)
+    for path in ("mine", "site/notes.txt", "site/models/notes.txt", "site/models/old.html"):
+        (tmp_path / path).write_text("mine", encoding="utf-8")
+    (out / "fib-view.json").write_text(text, encoding="utf-8")
+    before = list_files(tmp_path)
+    with pytest.raises(FormatError) as refused:
+        run(context, out=out)
+    assert refused.value.where == str(out / "fib-view.json")
+    assert list_files(tmp_path) == before
+
+
+def test_a_link_out_of_the_folder_is_not_followed(context: Context, tmp_path: Path) -> None:
     out = tmp_path / "site"
     run(context, out=out)
     (tmp_path / "mine").write_text("mine", encoding="utf-8")
-    (out / "fib-view.json").write_text(text, encoding="utf-8")
-    with pytest.raises(error):
+    (out / "models/old.html").symlink_to(tmp_path / "mine")
+    (out / "fib-view.json").write_text('{"files": ["index.html", "models/old.html"]}', encoding="utf-8")
+    before = list_files(tmp_path)
+    with pytest.raises(PathError):
         run(context, out=out)
-    assert (tmp_path / "mine").exists()
+    assert list_files(tmp_path) == before
 
 
 def test_a_page_that_cannot_be_made_is_a_problem_and_the_others_are_written(context: Context, tmp_path: Path) -> None:
@@ -193,3 +216,16 @@ def test_the_command_tells_its_address_first_and_ends_cleanly(context: Context, 
         process.send_signal(number)
         rest, errors = process.communicate(timeout=60)
     assert (process.returncode, rest, errors) == (0, "", "")
+
+
+def test_definitions_that_cannot_be_read_are_problems_of_the_files_and_of_the_server(
+    context: Context, tmp_path: Path
+) -> None:
+    (context.dataset.root / f"definitions/rmsnorm/{NORM}.json").write_text("{", encoding="utf-8")
+    written, served = run(context, out=tmp_path / "site"), run(context, port=0, open=False)
+    served.stop()
+    for result in (written, served):
+        assert result.has_errors
+        assert sum(problem.startswith(f"definitions/rmsnorm/{NORM}.json: ") for problem in result.problems) == 1
+        said = f"{len(result.problems)} problems: what cannot be read has no page"
+        assert said in result.summary().lines

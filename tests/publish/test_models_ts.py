@@ -113,9 +113,10 @@ def test_a_hand_written_entry_of_the_same_id_stays() -> None:
 
 
 def test_line_ends_are_those_of_the_file() -> None:
-    text = write(HAND_WRITTEN.replace("\n", "\r\n"), ENTRY)
-    assert text == write(HAND_WRITTEN, ENTRY).replace("\n", "\r\n")
-    assert write(text, ENTRY) == text
+    for entry in (ENTRY, ENTRY.model_copy(update={"description": "wide " * 20})):
+        text = write(HAND_WRITTEN.replace("\n", "\r\n"), entry)
+        assert text == write(HAND_WRITTEN, entry).replace("\n", "\r\n")
+        assert write(text, entry) == text
 
 
 @pytest.mark.parametrize("start", ["const models: Model[] =", "let models=", "export default"])

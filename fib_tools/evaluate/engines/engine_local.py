@@ -21,8 +21,9 @@ from fib_tools.evaluate.engines.engine import WORKER, LoadBundle, Outcome, Place
 from fib_tools.evaluate.engines.items import Item, Plan
 from fib_tools.host.companion import Companion
 from fib_tools.host.cpu import read_cpu_name
-from fib_tools.host.env import engine_environment
+from fib_tools.host.env import engine_environment, read_gpu_settings
 from fib_tools.host.gpu_lock import Lease, Waiting, acquire
+from fib_tools.host.gpus import discover_gpus
 from fib_tools.host.paths import list_import_paths
 
 __all__ = ["ENTRY", "LocalEngine", "WorkerSetup", "list_places"]
@@ -101,6 +102,7 @@ class LocalEngine:
         """
         with ExitStack() as held:
             if self._gpus:
+                _check_machine()
                 self._lease = held.enter_context(
                     acquire(self._gpus, timeout=self._patience, command="fib bench", report=self._report)
                 )
@@ -193,6 +195,18 @@ class LocalEngine:
         words = f"worker {name}: {reason}: {companion.describe_end()}"
         companion.close()
         return words
+
+
+def _check_machine() -> None:
+    """Say what an evaluation can do without a GPU, which whoever waits for GPUs cannot know.
+
+    Raises:
+        RequestError: there is none.
+    """
+    found = discover_gpus(read_gpu_settings())
+    if not found.visible:
+        todo = "pass --device cpu, or use a machine that has one"
+        raise RequestError("there is no GPU here", where="; ".join(found.notes) or None, todo=todo)
 
 
 def list_places(lease: Lease | None) -> list[Place]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
+import re
 from urllib.parse import quote
 
 from fib_tools.dataset.layout import Location
@@ -19,6 +20,7 @@ __all__ = [
     "data_path",
     "definition_path",
     "definitions_of",
+    "is_site_path",
     "link",
     "model_path",
     "solution_path",
@@ -32,6 +34,16 @@ LEADERBOARD = "leaderboard.html"
 TIMELINES = "timelines.html"
 
 _HASH_LENGTH = 16
+_HASH = re.compile(r"~[0-9a-f]{16}")
+_FOLDERS = {
+    "assets": (1, ""),
+    "data": (2, ".json"),
+    "definitions": (2, ".html"),
+    "models": (1, ".html"),
+    "solutions": (4, ".html"),
+    "timelines": (1, ""),
+}
+"""How deep the files of each folder lie, and how their names end."""
 
 
 def _part(name: str) -> str:
@@ -70,6 +82,18 @@ def model_path(slug: str) -> str:
 def timeline_path(file: str) -> str:
     """Place a trace for Perfetto."""
     return f"timelines/{_part(file)}"
+
+
+def is_site_path(path: str) -> bool:
+    """Tell whether a site can have a file at a path, of whatever dataset it is."""
+    if path in (INDEX, MODELS, DEFINITIONS, LEADERBOARD, TIMELINES):
+        return True
+    top, *parts = path.split("/")
+    depth, suffix = _FOLDERS.get(top, (0, ""))
+    if not parts or len(parts) != depth or not path.endswith(suffix):
+        return False
+    names = [*parts[:-1], parts[-1].removesuffix(suffix)]
+    return all(_HASH.fullmatch(name) or _part(name) == name for name in names)
 
 
 def link(path: str, *, of: str) -> str:

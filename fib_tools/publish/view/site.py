@@ -146,6 +146,10 @@ class Site:
             *timelines,
         ]
 
+    def find_problems(self) -> tuple[str, ...]:
+        """Say which Definitions and manifests cannot be read, and why."""
+        return self._look().contents.problems
+
     def warm_up(self) -> None:
         """Read what the leaderboard needs before somebody asks for it."""
         self._build_leaderboard(self._look())

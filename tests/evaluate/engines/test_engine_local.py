@@ -167,6 +167,14 @@ def test_gpus_that_are_not_there_are_a_bad_request(tmp_path: Path) -> None:
         pass
 
 
+def test_without_gpus_the_cpu_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    world = World.make(tmp_path, {"a": ["fine"]})
+    with pytest.raises(RequestError) as refused, LocalEngine(world.load, gpus=1, setup=setup()):
+        pass
+    assert refused.value.todo == "pass --device cpu, or use a machine that has one"
+
+
 def test_a_worker_dies_with_an_engine_that_is_killed(tmp_path: Path) -> None:
     script = (
         "import sys; sys.path[:0] = sys.argv[1:3]\n"
