@@ -306,7 +306,7 @@ def test_groups_have_pull_requests_of_their_own(world: World) -> None:
     world.hub.merge(1)
     world.submit(group="op_type")
     text = world.github.repos[BENCH].branches["fib/tiny/op_type-rmsnorm"][DOCUMENT]
-    assert "missing |" not in text.partition(f"`{EMBEDDING}`")[2], "what is merged counts in the other's document"
+    assert "| missing |" not in text.partition(f"`{EMBEDDING}`")[2], "what is merged counts in the other's document"
 
 
 def test_a_definition_is_in_one_open_pull_request(world: World) -> None:
