@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -35,6 +36,28 @@ def run(model: torch.nn.Module, prompt: dict[str, torch.Tensor], tokens: int) ->
     return clock() - begun
 
 
+class Cost(NamedTuple):
+    """What a run takes without being watched, what watching adds to it, and what is seen."""
+
+    seconds: float
+    more: float
+    calls: int
+    kinds: int
+
+
+def measure(model: torch.nn.Module, prompt: dict[str, torch.Tensor], *, tokens: int, repeats: int) -> Cost:
+    """Run with and without watching in turn, after a first run that warms up."""
+    run(model, prompt, tokens)
+    plain, seen, calls, kinds = [], [], 0, 0
+    for _ in range(repeats):
+        plain.append(run(model, prompt, tokens))
+        with observe(model) as watch:
+            seen.append(run(model, prompt, tokens))
+        calls, kinds = sum(tally.count for tally in watch.tallies), len(watch.tallies)
+    more = statistics.median(after - before for before, after in zip(plain, seen, strict=True))
+    return Cost(statistics.median(plain), more, calls, kinds)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
@@ -52,18 +75,10 @@ def main() -> None:
         sizes = {"num_hidden_layers": options.layers, "hidden_size": options.hidden}
         model = make_model(kind, **sizes, intermediate_size=3 * options.hidden).to(device)
         prompt = {name: value.to(device) for name, value in make_prompt((64, 48)).items()}
-        run(model, prompt, options.tokens)
-        plain, seen, calls, kinds = [], [], 0, 0
-        for _ in range(options.repeats):
-            plain.append(run(model, prompt, options.tokens))
-            with observe(model) as watch:
-                seen.append(run(model, prompt, options.tokens))
-            calls, kinds = sum(tally.count for tally in watch.tallies), len(watch.tallies)
-        before = statistics.median(plain)
-        cost = statistics.median(after - before for before, after in zip(plain, seen, strict=True))
+        cost = measure(model, prompt, tokens=options.tokens, repeats=options.repeats)
         print(
-            f"{kind:14}{calls:>8}{kinds:>7}{before:>10.3f}{before + cost:>10.3f}{cost / before:>9.1%}"
-            f"{cost / calls * 1e6:>11.1f}"
+            f"{kind:14}{cost.calls:>8}{cost.kinds:>7}{cost.seconds:>10.3f}{cost.seconds + cost.more:>10.3f}"
+            f"{cost.more / cost.seconds:>9.1%}{cost.more / cost.calls * 1e6:>11.1f}"
         )
 
 

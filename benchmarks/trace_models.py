@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import torch  # noqa: E402  # the path must be there first
 from collect_workloads import fib  # noqa: E402
-from forward_overhead import run  # noqa: E402
+from forward_overhead import measure  # noqa: E402
 from machine import describe_machine  # noqa: E402
 
-from fib_tools.capture.forward.observe import observe  # noqa: E402
 from fib_tools.sources.huggingface import load_config  # noqa: E402
 from tiny_forward import ARCHITECTURES, OTHERS, make_model, make_prompt  # noqa: E402
 
@@ -71,16 +69,11 @@ def describe_missed(found: dict[str, Any]) -> list[str]:
 def measure_watching(model: torch.nn.Module, repeats: int) -> str:
     """Say what it costs to watch a model that makes a few tokens."""
     prompt = {name: value.to("cuda") for name, value in make_prompt(_LENGTHS).items()}
-    run(model, prompt, _TOKENS)
-    plain, seen, calls = [], [], 0
-    for _ in range(repeats):
-        plain.append(run(model, prompt, _TOKENS))
-        with observe(model) as watch:
-            seen.append(run(model, prompt, _TOKENS))
-        calls = sum(tally.count for tally in watch.tallies)
-    before = statistics.median(plain)
-    cost = statistics.median(after - before for before, after in zip(plain, seen, strict=True))
-    return f"  watched: {before:.3f} s without, {cost / before:+.1%}, {cost / calls * 1e6:.1f} us for each of {calls} calls"
+    cost = measure(model, prompt, tokens=_TOKENS, repeats=repeats)
+    return (
+        f"  watched: {cost.seconds:.3f} s without, {cost.more / cost.seconds:+.1%},"
+        f" {cost.more / cost.calls * 1e6:.1f} us for each of {cost.calls} calls"
+    )
 
 
 def trace_block(folder: Path) -> tuple[bool, str]:
