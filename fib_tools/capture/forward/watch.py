@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -30,7 +31,7 @@ class Operator:
 
     name: str
     key: Callable[..., Hashable]
-    """Of the arguments: all that decides what is computed, and how much of it. It runs at each call."""
+    """Of the arguments: all that decides what is computed, and how much of it. It runs at each call, and calls nothing watched."""
     describe: Callable[..., Described]
     """Of a key, the result and the arguments, when the key comes for the first time."""
     is_whole: bool = True
@@ -101,16 +102,18 @@ class Watch:
         def watched(*inputs: Any, **options: Any) -> Any:
             if is_compiling() or own.is_inside:
                 return original(*inputs, **options)
-            own.is_inside = is_whole
-            try:
-                result = original(*inputs, **options)
+            if is_whole:
                 own.is_inside = True
-                kind = key(*inputs, **options)
-                seen = find(kind)
-                if seen is None:
-                    seen = self._learn(known, kind, lambda: _describe(operator, kind, result, inputs, options))
-            finally:
-                own.is_inside = False
+                try:
+                    result = original(*inputs, **options)
+                finally:
+                    own.is_inside = False
+            else:
+                result = original(*inputs, **options)
+            kind = key(*inputs, **options)
+            seen = find(kind)
+            if seen is None:
+                seen = self._learn(known, kind, partial(_describe, operator, kind, result, inputs, options))
             seen.count += 1
             return result
 
@@ -120,7 +123,7 @@ class Watch:
         """Describe a kind of call, unless another thread was first."""
         with self._learning:
             if kind not in known:
-                known[kind] = _Seen(describe())
+                known[kind] = _Seen(self.call_inside(describe))
                 self._seen.append(known[kind])
             return known[kind]
 
@@ -132,8 +135,10 @@ class Watch:
 
         def add(self: torch.Tensor, other: Any) -> Any:
             total = original(self, other)
-            if not is_compiling() and not own.is_inside and isinstance(other, tensor) and other.shape == self.shape:
-                own.sum = ref(total)
+            if isinstance(other, tensor) and not is_compiling() and not own.is_inside:
+                size = other.numel()
+                if self.numel() == size and total.numel() == size:  # neither was spread over the other
+                    own.sum = ref(total)
             return total
 
         return add
