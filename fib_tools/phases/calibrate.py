@@ -28,6 +28,7 @@ from fib_tools.evaluate.calibration.calibration import (
 from fib_tools.gate.recognise import find_kernel
 from fib_tools.host.env import kernel_caches
 from fib_tools.host.gpu_sandbox import open_gpu_sandbox
+from fib_tools.host.hardware import find_hardware
 from fib_tools.host.packages import find_versions
 from fib_tools.host.sandbox import Limits, Outcome, Sandbox
 from fib_tools.model.base import read_strict, to_document
@@ -38,7 +39,6 @@ from fib_tools.op_types.inputs import list_distributions
 from fib_tools.op_types.registry import list_modules
 from fib_tools.op_types.sizes import choose_test_axes
 from fib_tools.op_types.tolerance import Tolerance
-from fib_tools.phases.bench import find_hardware
 from fib_tools.phases.context import Context
 from fib_tools.phases.reference_runs import has_gpu
 from fib_tools.phases.reference_test_file import find_ground_truth
