@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -21,9 +20,6 @@ from fib_tools.phases.context import Context
 from fib_tools.phases.request import check_op_types
 
 __all__ = ["BenchChoice", "load_bundles", "make_bundle"]
-
-_UNTOLD_SECONDS = 1.0
-"""Of reading the dataset: what is over by then needs no progress."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,10 +89,9 @@ def load_bundles(
     seen: list[Solution] = []
     unread: list[FibError] = []
     chosen = [definition for _, definition in sorted(loaded.items()) if choice.takes(definition)]
-    begun = time.monotonic()
+    report = context.tell_if_slow("reading Solutions and Workloads")
     for done, definition in enumerate(chosen):
-        if time.monotonic() - begun > _UNTOLD_SECONDS:
-            context.progress("reading Solutions and Workloads", done, len(chosen))
+        report(done, len(chosen))
         found, wrong = dataset.read_solutions(definition.op_type, definition.name)
         unread += [error for path, error in wrong.items() if choice.may_take_file(path)]
         if unwritten:
