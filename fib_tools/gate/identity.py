@@ -12,7 +12,7 @@ from fib_tools.model.definition import Definition
 from fib_tools.model.naming import cut_name
 from fib_tools.model.tags import find_tag_values
 
-__all__ = ["Signature", "Verdict", "build_index", "compare", "find_duplicate", "signature"]
+__all__ = ["Signature", "Verdict", "build_index", "compare", "signature"]
 
 _DTYPES = frozenset({"dtype", "state_dtype"})
 """Parameters that are element types: FlashInfer routes by everything but these."""
@@ -152,8 +152,3 @@ def build_index(
         report(done, len(definitions))
         index.setdefault(signature(definition), definition.name)
     return index
-
-
-def find_duplicate(definition: Definition, index: Mapping[Signature, str]) -> str | None:
-    """Find the Definition of the same kernel, whatever its name."""
-    return index.get(signature(definition))
