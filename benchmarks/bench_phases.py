@@ -26,6 +26,7 @@ from side_by_side_dataset import write_dataset  # noqa: E402  # the path must be
 
 from fib_tools.dataset.store import Dataset  # noqa: E402
 from fib_tools.evaluate.calibration.calibration import find_tolerances  # noqa: E402
+from fib_tools.evaluate.engines.crew import PATIENCE_SECONDS  # noqa: E402
 from fib_tools.evaluate.engines.engine import Place  # noqa: E402
 from fib_tools.evaluate.engines.items import BlobHasher, Bound, Bundle, Options, Plan, find_task, plan_items  # noqa: E402
 from fib_tools.evaluate.engines.schedule import Schedule  # noqa: E402
@@ -39,7 +40,7 @@ from fib_tools.evaluate.judge.runner import Runner  # noqa: E402
 from fib_tools.evaluate.judge.worker import Worker  # noqa: E402
 from fib_tools.gate.recognise import find_kernel  # noqa: E402
 
-PLACE, PATIENCE_SECONDS = "gpu0", 2.0
+PLACE = "gpu0"
 runners.ENTRY = "bench_phases_runner:serve"
 _HEARING = judge._Hearing  # noqa: SLF001  # its steps are what this measures
 SPENT: dict[str, list[float]] = collections.defaultdict(list)

@@ -22,7 +22,7 @@ from fib_tools.model.schema import DOCUMENTS, json_schema
 from fib_tools.op_types.registry import list_op_types
 from fib_tools.operation import Effect
 from fib_tools.operations import JOB_TOOLS, OPERATIONS
-from fib_tools.skills import find_missing_tools, list_skills
+from fib_tools.skills import list_skills
 
 __all__ = ["TABLES", "find_tools", "main", "render_document", "write_schemas"]
 
@@ -68,18 +68,13 @@ def _tools(text: str) -> str:
 
 
 def _skills(_text: str) -> str:
-    rows = [f"| `/{skill.name}` | {_occasion(skill.description)} | {_status(skill.body)} |" for skill in list_skills()]
-    return "\n".join(["| Skill | When | Status |", "|---|---|---|", *rows])
+    rows = [f"| `/{skill.name}` | {_occasion(skill.description)} |" for skill in list_skills()]
+    return "\n".join(["| Skill | When |", "|---|---|", *rows])
 
 
 def _occasion(description: str) -> str:
     """Take the first sentence of a description, without the words that every one begins with."""
     return description.partition(". ")[0].removesuffix(".").removeprefix("Use when ")
-
-
-def _status(body: str) -> str:
-    missing = find_missing_tools(body)
-    return f"in part; waits for {', '.join(missing)}" if missing else "complete"
 
 
 def _checks(_text: str) -> str:

@@ -14,13 +14,12 @@ from fib_tools.errors import FormatError, MissingDependencyError, RequestError
 from fib_tools.host.files import read_limited
 from fib_tools.model.base import Model
 
-__all__ = ["Skill", "find_missing_tools", "get_skill", "list_skills", "load_skill", "skills_folder"]
+__all__ = ["Skill", "get_skill", "list_skills", "load_skill", "skills_folder"]
 
 _ARGUMENTS = "$ARGUMENTS"
 _LIMIT = 64 << 10
 _FRONTMATTER = re.compile(r"---\n(?P<yaml>.{1,4000}?)\n---\n(?P<body>.*)", re.DOTALL)
 _KEYS = ("name", "description", "argument-hint")
-_NOT_YET = re.compile(r"^Not in this version: (?P<tools>fib_\w+(?:, fib_\w+)*)\.", re.MULTILINE)
 
 
 class Skill(Model):
@@ -36,12 +35,6 @@ class Skill(Model):
     def render(self, arguments: str) -> str:
         """Return the text with what the user typed behind the slash command."""
         return self.body.replace(_ARGUMENTS, arguments)
-
-
-def find_missing_tools(text: str) -> tuple[str, ...]:
-    """Find the tools that a skill waits for, in its sentence that begins "Not in this version:"."""
-    match = _NOT_YET.search(text)
-    return tuple(match["tools"].split(", ")) if match else ()
 
 
 def skills_folder() -> Path:

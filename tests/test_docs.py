@@ -64,13 +64,10 @@ def test_tools_are_found_in_a_documents_own_words_only() -> None:
     assert find_tools(text) == ("fib_get_job", "fib_x")
 
 
-def test_a_table_of_skills_says_when_and_what_is_missing() -> None:
+def test_a_table_of_skills_says_when_to_use_each() -> None:
     table = render_document("<!-- skills: generated, do not edit -->\n<!-- /skills -->")
     rows = {cells[1].strip(): cells for cells in (line.split("|") for line in table.splitlines()[3:-1])}
     assert rows["`/clone-repos`"][2].strip().startswith("SGLang, FlashInfer")
-    assert rows["`/clone-repos`"][3].strip() == "complete"
-    assert rows["`/onboard-model`"][3].strip() == "complete"
-    assert {cells[3].partition(";")[0].strip() for cells in rows.values()} <= {"complete", "in part"}
     assert len(rows) == 16
 
 

@@ -35,8 +35,6 @@ class QuantizationWitness(str, Enum):
     """Nobody: there is no quantisation."""
     CONFIG = "quantization_config"
     HF_QUANT_CONFIG = "hf_quant_config.json"
-    FIELD = "config field"
-    """Another field of the config, such as `expert_dtype`."""
     NAME = "repository name"
     """A weak witness: the name alone, such as `-NVFP4`; the excluded modules are unknown."""
 

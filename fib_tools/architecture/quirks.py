@@ -62,7 +62,6 @@ class Quirk(Model):
     activation: str | None = None
     """The experts' activation, where it is not `hidden_act`."""
     swiglu_alpha: float | None = None
-    has_fused_qkv: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -75,13 +74,11 @@ QUIRKS: tuple[Quirk, ...] = (
         reason="one fused qkv_proj and gate_up_proj in the checkpoint",
         qkv_bias=False,
         output_bias=False,
-        has_fused_qkv=True,
     ),
     Quirk(
         model_types=("baichuan",),
         reason="Llama with a fused W_pack, and an lm_head that is normalised once at load",
         traced_as="llama",
-        has_fused_qkv=True,
         notes=("the lm_head rows are L2-normalised at load (NormHead); its GEMM is a plain one",),
     ),
     Quirk(

@@ -38,11 +38,6 @@ class WrittenTrace(Model):
     arrows: NonNegative
     bytes: NonNegative
 
-    @property
-    def bytes_per_slice(self) -> float:
-        """What a slice takes, its part of everything else included."""
-        return self.bytes / max(self.slices, 1)
-
 
 def write_trace(timeline: Timeline, path: Path) -> WrittenTrace:
     """Write the file whole or not at all.

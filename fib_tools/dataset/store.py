@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from glob import escape
@@ -127,11 +127,15 @@ class Dataset:
         """
         return read_lenient(Definition, load_json(self.read(relative), where=relative), where=relative)
 
-    def load_definitions(self) -> tuple[dict[str, Definition], tuple[FormatError | PathError, ...]]:
+    def load_definitions(
+        self, report: Callable[[int, int], None] = lambda _done, _total: None
+    ) -> tuple[dict[str, Definition], tuple[FormatError | PathError, ...]]:
         """Load every Definition by name; broken files come back as errors beside the good ones."""
         loaded: dict[str, Definition] = {}
         broken: list[FormatError | PathError] = []
-        for file in self.definition_files():
+        files = list(self.definition_files())
+        for done, file in enumerate(files):
+            report(done, len(files))
             try:
                 definition = self.load_definition(file.relative)
             except (FormatError, PathError) as error:

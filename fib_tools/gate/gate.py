@@ -9,7 +9,7 @@ from enum import Enum
 from fib_tools.errors import FormatError, PathError
 from fib_tools.gate.execute import Execution, execute_many
 from fib_tools.gate.fixes.observed import adapt
-from fib_tools.gate.identity import Signature, compare, signature
+from fib_tools.gate.identity import Signature, build_index, compare, signature
 from fib_tools.gate.normalise import Normalised
 from fib_tools.gate.strict import find_axis_faults
 from fib_tools.host.sandbox import Sandbox
@@ -99,22 +99,21 @@ def admit(
     index: Mapping[str, Definition],
     stage: Callable[[Definition], object],
     execute: bool = True,
-    jobs: int = 2,
     sandbox: Sandbox | None = None,
+    report: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Iterator[Admission]:
     """Judge candidates against the dataset and each other; `stage` gets each accepted one as soon as it has run.
 
     Identity comes before execution, so that a kernel the dataset has costs nothing. Results are not in order.
+    `report` is told how much of the dataset they are held against so far.
     """
-    desk = _Desk(by_name=dict(index), by_signature={})
-    for definition in index.values():
-        desk.by_signature.setdefault(signature(definition), definition.name)
+    desk = _Desk(by_name=dict(index), by_signature=build_index(index.values(), report))
     for candidate in candidates:
         decided = _decide(candidate, desk)
         if decided is not None:
             yield decided
     if execute:
-        yield from _run_pending(desk, stage, jobs=jobs, sandbox=sandbox)
+        yield from _run_pending(desk, stage, sandbox=sandbox)
     else:
         for name in list(desk.pending):
             yield from _settle(name, None, desk, stage)
@@ -171,14 +170,12 @@ def _free_name(candidate: Candidate, desk: _Desk) -> str:
     return f"{name}_v{version}"
 
 
-def _run_pending(
-    desk: _Desk, stage: Callable[[Definition], object], *, jobs: int, sandbox: Sandbox | None
-) -> Iterator[Admission]:
+def _run_pending(desk: _Desk, stage: Callable[[Definition], object], *, sandbox: Sandbox | None) -> Iterator[Admission]:
     """Run what is pending; what a run shows of a foreign reference is repaired, and it runs again."""
     waiting = [definition for _, definition, _ in desk.pending.values()]
     for remaining in reversed(range(_ADAPTATIONS + 1)):
         again = []
-        for name, execution in execute_many(waiting, jobs=jobs, sandbox=sandbox):
+        for name, execution in execute_many(waiting, sandbox=sandbox):
             adapted = _adapt(name, execution, desk) if remaining else None
             if adapted is None:
                 yield from _settle(name, execution, desk, stage)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from fib_tools.model.definition import Definition
 from fib_tools.model.naming import cut_name
 from fib_tools.model.tags import find_tag_values
 
-__all__ = ["Signature", "Verdict", "build_index", "compare", "find_duplicate", "signature"]
+__all__ = ["Signature", "Verdict", "build_index", "compare", "signature"]
 
 _DTYPES = frozenset({"dtype", "state_dtype"})
 """Parameters that are element types: FlashInfer routes by everything but these."""
@@ -143,14 +143,12 @@ def _lengths(definition: Definition, shape: list[str] | None) -> list[int | None
     return None if shape is None else [definition.const_axes.get(axis) for axis in shape]
 
 
-def build_index(definitions: Iterable[Definition]) -> dict[Signature, str]:
+def build_index(
+    definitions: Collection[Definition], report: Callable[[int, int], None] = lambda _done, _total: None
+) -> dict[Signature, str]:
     """Index a dataset by signature; of two Definitions of one kernel the first counts."""
     index: dict[Signature, str] = {}
-    for definition in definitions:
+    for done, definition in enumerate(definitions):
+        report(done, len(definitions))
         index.setdefault(signature(definition), definition.name)
     return index
-
-
-def find_duplicate(definition: Definition, index: Mapping[Signature, str]) -> str | None:
-    """Find the Definition of the same kernel, whatever its name."""
-    return index.get(signature(definition))

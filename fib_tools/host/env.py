@@ -73,11 +73,9 @@ class Settings:
     """What the environment asks of this tool."""
 
     hf_endpoint: str
-    has_hf_token: bool
     offline: bool
     """HF_HUB_OFFLINE or FIB_OFFLINE is set: nothing may reach for the network."""
     workspace: Path | None
-    cache_home: Path
     no_color: bool
 
 
@@ -91,10 +89,8 @@ def read_settings() -> Settings:
     workspace = os.environ.get("FIB_WORKSPACE")
     return Settings(
         hf_endpoint=os.environ.get("HF_ENDPOINT", _HF_ENDPOINT).rstrip("/"),
-        has_hf_token=bool(os.environ.get("HF_TOKEN")),
         offline=_is_on("HF_HUB_OFFLINE") or _is_on("FIB_OFFLINE"),
         workspace=Path(workspace).expanduser() if workspace else None,
-        cache_home=_cache_home(),
         no_color=bool(os.environ.get("NO_COLOR")),
     )
 

@@ -17,7 +17,6 @@ __all__ = [
     "AddedFile",
     "UpdateOutcome",
     "UpdateResult",
-    "add_sparse_paths",
     "clone_partial",
     "head_sha",
     "init_submodules",
@@ -128,13 +127,6 @@ def head_sha(target: Path) -> str:
 def remote_url(target: Path) -> str:
     """Name where the clone came from, without credentials."""
     return redact(_origin(target))
-
-
-def add_sparse_paths(target: Path, paths: tuple[str, ...]) -> None:
-    """Show more folders in a sparse checkout, fetching their contents."""
-    _check_sparse(paths)
-    if paths:
-        _git(["sparse-checkout", "add", *paths], target, url=_origin(target))
 
 
 def init_submodules(target: Path, *, only: tuple[str, ...]) -> None:

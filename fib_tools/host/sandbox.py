@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["Limits", "Outcome", "Protections", "Sandbox", "Session", "run_once"]
+__all__ = ["Limits", "Outcome", "Protections", "Sandbox", "Session"]
 
 _IMPORT_SECONDS = 180.0
 """Time for the warm process to import a job's module and fork; the job's own clock starts after that."""
@@ -313,11 +313,3 @@ class Session:
     def wait(self) -> None:
         """Wait until it has gone, after it was forgotten."""
         self._sandbox.wait_for_session(self._number)
-
-
-def run_once(
-    entry: str, payload: dict[str, Any], limits: Limits = _DEFAULT_LIMITS, *, preload: tuple[str, ...] = ()
-) -> dict[str, Any]:
-    """Run one job in a sandbox of its own; for more than one, share a Sandbox."""
-    with Sandbox(preload, limits=limits) as sandbox:
-        return sandbox.run(entry, payload)

@@ -28,6 +28,7 @@ from fib_tools.evaluate.calibration.calibration import (
 from fib_tools.gate.recognise import find_kernel
 from fib_tools.host.env import kernel_caches
 from fib_tools.host.gpu_sandbox import open_gpu_sandbox
+from fib_tools.host.hardware import find_hardware
 from fib_tools.host.packages import find_versions
 from fib_tools.host.sandbox import Limits, Outcome, Sandbox
 from fib_tools.model.base import read_strict, to_document
@@ -38,11 +39,10 @@ from fib_tools.op_types.inputs import list_distributions
 from fib_tools.op_types.registry import list_modules
 from fib_tools.op_types.sizes import choose_test_axes
 from fib_tools.op_types.tolerance import Tolerance
-from fib_tools.phases.bench import find_hardware
 from fib_tools.phases.context import Context
 from fib_tools.phases.reference_runs import has_gpu
 from fib_tools.phases.reference_test_file import find_ground_truth
-from fib_tools.phases.request import check_op_types
+from fib_tools.phases.request import check_op_types, choose_definitions
 
 __all__ = ["CalibrateEntry", "CalibrateResult", "calibrate_definitions"]
 
@@ -167,16 +167,7 @@ def _select(
         raise RequestError("no Definition is selected", todo="pass names, --op-types, or --all")
     check_op_types(op_types)
     loaded, _ = dataset.load_definitions()
-    missing = [name for name in names or () if name not in loaded]
-    if missing:
-        raise RequestError(
-            f"no Definition {missing[0]!r} that can be read", where=str(dataset.root), todo="check the name"
-        )
-    return [
-        definition
-        for name, definition in sorted(loaded.items())
-        if (not names or name in names) and (not op_types or definition.op_type in op_types)
-    ]
+    return choose_definitions(loaded, names or None, op_types or None, where=str(dataset.root))
 
 
 def _entry(definition: Definition, **own: Any) -> CalibrateEntry:

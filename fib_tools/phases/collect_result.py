@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 from fib_tools.capture.runs import NotCovered
@@ -23,6 +23,7 @@ __all__ = [
     "measure_spread",
 ]
 
+_EXAMPLE = "20261107_101530_250_pid71_rmsnorm_call0001"
 _SHOWN = 20
 
 
@@ -162,7 +163,20 @@ class CollectResult(Result):
             f"{self.calls} calls ({self.plans} of them plan()) read in {self.reading_seconds:.2f} s, "
             f"{each:.2f} s for 1,000; {total} Workloads of {len(self.entries)} Definitions"
         )
-        return Summary(tables=tuple(tables), lines=(*lines, self.dataset))
+        return Summary(tables=tuple(tables), lines=(*lines, *self._say_empty(), self.dataset))
+
+    def _say_empty(self) -> Iterator[str]:
+        """Say what was looked for in a folder that has nothing of it."""
+        if self.calls or self.refused or self.runs:
+            return
+        yield (
+            f"{self.folder} has no call in it: at log level 10 FlashInfer makes a folder of each there, such as "
+            f"{_EXAMPLE}, with metadata.jsonl and inputs.safetensors"
+        )
+        yield (
+            f"an engine writes them with FLASHINFER_LOGLEVEL=10 FLASHINFER_DUMP_DIR={self.folder} "
+            "FLASHINFER_DUMP_SAFETENSORS=1 and no CUDA graphs; fib collect MODEL starts one that does"
+        )
 
     def _list_spreads(self) -> list[Table]:
         rows = tuple(

@@ -15,7 +15,8 @@ from fib_tools.model.progress import Step
 from fib_tools.model.solution import BASELINE, Solution
 from fib_tools.op_types.sizes import SIZES
 from fib_tools.phases.baselines import write_baselines
-from fib_tools.phases.bench import BenchRow, benchmark_kernels
+from fib_tools.phases.bench import benchmark_kernels
+from fib_tools.phases.bench_result import BenchRow
 from fib_tools.phases.calibrate import calibrate_definitions
 from fib_tools.phases.collect import collect_workloads
 from fib_tools.phases.collect_options import CollectOptions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,10 @@ __all__ = ["Context", "Progress", "Workspace", "be_silent"]
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is (0: unknown)."""
+
+
+_UNTOLD_SECONDS = 2.0
+"""What is over by then needs no progress."""
 
 
 def be_silent(_step: str, _done: int, _total: int) -> None:
@@ -77,6 +82,16 @@ class Context:
             PathError: it holds a NUL, or leads out of the workspace that the caller is confined to.
         """
         return locate(self.workspace.root, path) if self.is_confined else check_path(path)
+
+    def tell_if_slow(self, step: str) -> Callable[[int, int], None]:
+        """Give what is called with how much of a step is done, and how much there is: it tells once the step takes long."""
+        begun = time.monotonic()
+
+        def report(done: int, total: int) -> None:
+            if time.monotonic() - begun > _UNTOLD_SECONDS:
+                self.progress(step, done, total)
+
+        return report
 
     def sweep(self) -> None:
         """Remove what killed runs left half-written, in the workspace and in the dataset."""

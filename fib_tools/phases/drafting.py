@@ -18,13 +18,15 @@ from fib_tools.draft.target import Target
 from fib_tools.errors import RequestError
 from fib_tools.evaluate.engines.items import Bundle, Options
 from fib_tools.evaluate.engines.traces import write_results
+from fib_tools.host.hardware import find_hardware
 from fib_tools.host.locks import hold_dataset
 from fib_tools.model.canonical import content_hash
 from fib_tools.model.definition import Definition
 from fib_tools.model.evidence import Evidence
 from fib_tools.model.solution import BASELINE, Language, Solution
 from fib_tools.phases.baselines import make_baselines
-from fib_tools.phases.bench import find_hardware, limit_time, make_bundle
+from fib_tools.phases.bench_bundles import make_bundle
+from fib_tools.phases.bench_plan import limit_time
 from fib_tools.phases.context import Context
 
 __all__ = [

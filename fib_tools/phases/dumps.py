@@ -110,13 +110,20 @@ def _stem(path: Path) -> str:
 
 def run_gate(context: Context, dumps: Sequence[Dump], *, tags: Sequence[Sequence[str]]) -> list[DefineEntry]:
     """Stage what passes the gate, with these tags for each; the caller holds the workspace's lock."""
-    standing, _ = context.dataset.load_definitions()
+    standing, _ = context.dataset.load_definitions(context.tell_if_slow("reading the dataset"))
     entries: dict[int, DefineEntry] = {}
     candidates = [_candidate(dump.normalised, own) for dump, own in zip(dumps, tags, strict=True)]
     # the gate may pass on another candidate than it was given, but always with the Definition that came
     places = {id(candidate.definition): place for place, candidate in enumerate(candidates)}
+    context.progress("starting the sandbox", 0, 0)
     with open_sandbox() as sandbox:
-        admissions = admit(candidates, index=standing, stage=partial(stage, context), sandbox=sandbox)
+        admissions = admit(
+            candidates,
+            index=standing,
+            stage=partial(stage, context),
+            sandbox=sandbox,
+            report=context.tell_if_slow("comparing with the dataset"),
+        )
         for done, admission in enumerate(admissions, start=1):
             context.progress(f"executing references: {admission.name}", done, len(candidates))
             place = places[id(admission.candidate.definition)]

@@ -23,12 +23,12 @@ from fib_tools.draft.solution import name_author
 from fib_tools.draft.target import Target
 from fib_tools.errors import RequestError
 from fib_tools.host.files import read_limited
+from fib_tools.host.hardware import find_hardware
 from fib_tools.host.locks import hold
 from fib_tools.host.paths import check_component, confine
 from fib_tools.llm.prices import Price
 from fib_tools.model.solution import Language
 from fib_tools.model.summary import Result, Summary
-from fib_tools.phases.bench import find_hardware
 from fib_tools.phases.context import Context
 from fib_tools.phases.drafting import (
     find_definition,

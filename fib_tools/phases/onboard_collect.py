@@ -13,12 +13,12 @@ from fib_tools.dataset.store import Dataset
 from fib_tools.errors import FibError, RequestError, TimeUpError
 from fib_tools.host.env import read_gpu_settings
 from fib_tools.host.gpus import discover_gpus
+from fib_tools.host.hardware import find_hardware
 from fib_tools.host.locks import hold
 from fib_tools.model.base import Model
 from fib_tools.model.manifest import Manifest
 from fib_tools.model.progress import Step, StepRecord
 from fib_tools.model.summary import Result, Summary, Table
-from fib_tools.phases.bench import find_hardware
 from fib_tools.phases.carrying import describe_carrying
 from fib_tools.phases.collect_options import CollectOptions
 from fib_tools.phases.collect_record import Recorder, find_records, load_manifest

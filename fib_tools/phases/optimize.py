@@ -25,12 +25,12 @@ from fib_tools.draft.strategies import Beam, Evolve, Refine, Strategy
 from fib_tools.draft.target import Target
 from fib_tools.errors import RequestError
 from fib_tools.host.files import write_atomically
+from fib_tools.host.hardware import find_hardware
 from fib_tools.host.locks import hold
 from fib_tools.host.paths import check_component, confine
 from fib_tools.model.evidence import Evidence
 from fib_tools.model.solution import Language
 from fib_tools.model.trace import EvaluationStatus
-from fib_tools.phases.bench import find_hardware
 from fib_tools.phases.context import Context
 from fib_tools.phases.drafting import (
     Kept,

@@ -23,6 +23,7 @@ from fib_tools.phases.context import Context
 from fib_tools.phases.manifests import find_manifest
 from fib_tools.phases.request import ModelOptions
 from fib_tools.publish.models_ts import EMPTY_MODELS, EntryOutcome, update_models
+from fib_tools.publish.models_ts_reading import read_models
 
 if TYPE_CHECKING:
     from fib_tools.phases.page_documents import ModelDocuments
@@ -160,7 +161,7 @@ def write_model_pages(
         raise RequestError("a config is one model's", todo="name one model with --hf-repo-id or --config")
     options = ModelOptions(hf_repo_id=hf_repo_id, config=config, sglang_path=sglang_path, hardware=hardware)
     place = _find_place(context, models_ts, out, dry_run=dry_run)
-    text = _read_list(place.models_ts)
+    text = _read_list(place)
     standing = context.dataset.load_definitions()[0] if context.dataset.root.is_dir() else {}
     documents, failures = _survey_all(context, models, options, standing)
     updated = update_models(text, [item.entry for item in documents.values()], where=str(place.models_ts))
@@ -213,13 +214,24 @@ def _find_place(context: Context, models_ts: Path | None, out: Path | None, *, d
     return _Place(folder=folder, models_ts=models_ts or folder / _LIST, dry_run=dry_run)
 
 
-def _read_list(path: Path) -> str:
+def _read_list(place: _Place) -> str:
+    """Read what stands there, and refuse what no entry can be added to before any model is read."""
+    path = place.models_ts
     if not path.exists():
         return EMPTY_MODELS
     try:
-        return read_limited(path, _LIST_BYTES).decode()
+        text = read_limited(path, _LIST_BYTES).decode()
     except UnicodeDecodeError as error:
         raise FormatError("not UTF-8", where=str(path), todo="pass the web page's own models.ts") from error
+    try:
+        read_models(text, where=str(path))
+    except FormatError as error:
+        own = place.folder / _LIST
+        other = "move the file away, and a new one is made"
+        if path != own:
+            other = f"leave --models-ts out, and the entries are written to {own}, from where they can be copied"
+        raise FormatError(error.what, where=error.where, todo=f"{error.todo}; or {other}") from error
+    return text
 
 
 def _survey(context: Context, name: str, options: ModelOptions, standing: Mapping[str, Definition]) -> ModelDocuments:

@@ -25,7 +25,7 @@ def define_kernels(
 ) -> DefineResult:
     """Define the kernels that were asked for and are not defined yet; the caller holds the workspace's lock."""
     manifest = standing.asked
-    definitions, _ = context.dataset.load_definitions()
+    definitions, _ = context.dataset.load_definitions(context.tell_if_slow("reading the dataset"))
     entries: dict[str, DefineEntry] = {}
     todo: list[ManifestKernel] = []
     for kernel in manifest.kernels:
@@ -110,6 +110,7 @@ def _run_gate(
             index=_without_own(definitions, candidates),
             stage=partial(stage, context),
             sandbox=sandbox,
+            report=context.tell_if_slow("comparing with the dataset"),
         )
         for done, admission in enumerate(admissions, start=1):
             entry = by_definition[id(admission.candidate)]

@@ -81,7 +81,7 @@ def judge(context: Context, submission: Submission) -> AdmitResult:
     tags = [PROVENANCE, *(_tags_of(submission.model)), "status:unverified"]
     tagged = review.definition.model_copy(update={"tags": merge_tags(review.definition.tags, tags)})
     case = _Case(definition=tagged, problems=list(review.problems), notes=list(_remarks(tagged)))
-    standing, _ = context.dataset.load_definitions()
+    standing, _ = context.dataset.load_definitions(context.tell_if_slow("reading the dataset"))
     package = _find_sglang(context, submission)
     paths = () if package is None else (package.folder.parent,)
     context.progress("starting the sandbox", 0, 0)
@@ -157,7 +157,9 @@ def _run_gate(context: Context, case: _Case, standing: Mapping[str, Definition],
             )
         )
     index = {name: item for name, item in standing.items() if not (is_other and name == definition.name)}
-    found = list(admit([Candidate(definition=definition)], index=index, stage=lambda _: None, sandbox=sandbox))
+    report = context.tell_if_slow("comparing with the dataset")
+    candidates = [Candidate(definition=definition)]
+    found = list(admit(candidates, index=index, stage=lambda _: None, sandbox=sandbox, report=report))
     _take_admission(case, found[0])
 
 

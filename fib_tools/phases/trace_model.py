@@ -342,7 +342,15 @@ def _create(context: Context, dataset: Dataset, tallies: Sequence[Tally]) -> tup
         wanted.setdefault(f"{definition.name} {qualifier}", Candidate(definition=definition, qualifier=qualifier))
     context.workspace.create()
     with hold(workspace_lock(context), purpose="creating Definitions"), open_sandbox() as sandbox:
-        admissions = list(admit(list(wanted.values()), index=loaded, stage=partial(stage, context), sandbox=sandbox))
+        admissions = list(
+            admit(
+                list(wanted.values()),
+                index=loaded,
+                stage=partial(stage, context),
+                sandbox=sandbox,
+                report=context.tell_if_slow("comparing with the dataset"),
+            )
+        )
     return tuple(
         each.definition.name for each in admissions if each.status is AdmissionStatus.ACCEPTED and each.definition
     )

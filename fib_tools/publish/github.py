@@ -189,11 +189,10 @@ class GitHub:
         """
         with _errors(plan.repo):
             repo = self._client.get_repo(plan.repo)
-            owner, _, branch = plan.head.rpartition(":")
-            owner = owner or self._login
+            owner, _, branch = plan.head.partition(":")
             home = _find_repo(self._client, f"{owner}/{repo.name}")
             if home is None or not _has_branch(home, branch):
-                todo = f"push it there first, or name it as owner:branch; the owner is {owner} now"
+                todo = "push it there first, or name the owner who has it, as owner:branch"
                 raise PublishError(f"there is no branch {branch} at {owner}/{repo.name}", where=plan.repo, todo=todo)
             pull = _choose(_list_pulls(repo, owner, branch))
             if pull is None:

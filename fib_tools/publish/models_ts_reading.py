@@ -64,14 +64,16 @@ def read_models(text: str, *, where: str) -> ModelsList:
             depth.append(_PAIRS[token.text])
         elif token.text in _PAIRS.values():
             if depth[-1:] != [token.text]:
-                raise _fault(text, token.start, where, f"a {token.text!r} that closes nothing")
+                raise _fault(
+                    text, token.start, where, f"a {token.text!r} that closes nothing", "see which bracket it is for"
+                )
             depth.pop()
         if not depth and token.text == ",":
             elements.append([])
         elif token.kind is not TokenKind.COMMENT or depth:
             elements[-1].append(token)
             comma = token.end
-    raise _fault(text, last, where, "the list of models has no end")
+    raise _fault(text, last, where, "the list of models has no end", "close it with ]")
 
 
 def _make_list(text: str, elements: Sequence[list[Token]], where: str, ends: tuple[int, int]) -> ModelsList:
@@ -79,7 +81,7 @@ def _make_list(text: str, elements: Sequence[list[Token]], where: str, ends: tup
     held = elements if elements[-1] else elements[:-1]
     for element in held:
         if not element:
-            raise _fault(text, comma, where, "an empty place in the list")
+            raise _fault(text, comma, where, "an empty place in the list", "remove the comma too many")
     breaks = [found.end() for found in LINE_BREAK.finditer(text)]
     entries = tuple(_read_entry(text, element, where, bisect_right(breaks, element[0].start) + 1) for element in held)
     return ModelsList(entries=entries, comma_at=comma, needs_comma=bool(elements[-1]), last=last)
@@ -99,7 +101,8 @@ def _find_list(text: str, where: str) -> Iterator[Token]:
         if not depth and before == ["default", "["]:
             return _chain(token, tokens)
         depth += (token.text in _PAIRS) - (token.text in _PAIRS.values())
-    raise _fault(text, len(text), where, "no list of models: neither `const models = [` nor `export default [`")
+    what = "no list of models: neither `const models = [` nor `export default [`"
+    raise _fault(text, len(text), where, what, "pass the file that has it")
 
 
 def _chain(first: Token, rest: Iterator[Token]) -> Iterator[Token]:
@@ -122,12 +125,12 @@ def _skip_annotation(tokens: Iterator[Token], text: str, where: str) -> Token:
             break
         is_assigned = not depth and token.text == "="
         depth += (token.text in _PAIRS) - (token.text in _PAIRS.values())
-    raise _fault(text, at, where, "`models` is no list in brackets")
+    raise _fault(text, at, where, "`models` is no list in brackets", "write its entries between [ and ] there")
 
 
 def _read_entry(text: str, element: Sequence[Token], where: str, line: int) -> WrittenEntry:
     if element[0].text != "{" or element[-1].text != "}":
-        raise _fault(text, element[0].start, where, "an entry that is no object in braces")
+        raise _fault(text, element[0].start, where, "an entry that is no object in braces", _mend_entry(element))
     inside = list(element[1:-1])
     mark = _MARK.fullmatch(inside[0].text) if inside and inside[0].kind is TokenKind.COMMENT else None
     return WrittenEntry(
@@ -147,15 +150,14 @@ def _read_id(text: str, inside: Sequence[Token], where: str, line: int) -> str:
     for key, value in _list_properties([token for token in inside if token.kind is not TokenKind.COMMENT]):
         is_plain = key.kind in (TokenKind.WORD, TokenKind.STRING, TokenKind.NUMBER)
         if not is_plain or not value or value[0].text != ":":
-            raise _fault(
-                text, key.start, where, "a property that is not `name: value`, so the entry's id is not certain"
-            )
+            what = "a property that is not `name: value`, so the entry's id is not certain"
+            raise _fault(text, key.start, where, what, _mend_property(key, is_plain=is_plain))
         if (read_string(key) or key.text) == "id":
             said.append(read_string(value[1]) if len(value) == 2 else None)
     if len(said) != 1 or not said[0]:
-        raise _fault(
-            text, inside[0].start if inside else 0, where, f"the entry at line {line} has no id that is a string"
-        )
+        what = f"the entry at line {line} has no id that is a string"
+        at = inside[0].start if inside else 0
+        raise _fault(text, at, where, what, 'write it once, as id: "..." with nothing to fill in')
     return said[0]
 
 
@@ -198,5 +200,21 @@ def checksum(tokens: Sequence[Token]) -> str:
     return hashlib.sha256("\0".join(said).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def _fault(text: str, at: int, where: str, what: str) -> FormatError:
-    return FormatError(what, where=f"{where}, line {line_of(text, at)}", todo="mend the file, or pass another one")
+def _mend_entry(element: Sequence[Token]) -> str:
+    if element[0].text == "...":
+        return "write out in its place the entries that it spreads"
+    if element[0].text == "{":
+        return "leave out what follows its last brace: what holds for all may stand behind the list, as `satisfies Model[]`"
+    return "write the entry itself in its place, as { id: ... }"
+
+
+def _mend_property(key: Token, *, is_plain: bool) -> str:
+    if key.text == "...":
+        return "write out in its place the properties that it spreads"
+    if not is_plain:
+        return "write the name itself, in quotes if need be"
+    return f"write it as `{key.text}: value`"
+
+
+def _fault(text: str, at: int, where: str, what: str, todo: str) -> FormatError:
+    return FormatError(what, where=f"{where}, line {line_of(text, at)}", todo=todo)

@@ -81,7 +81,8 @@ def _read_token(text: str, at: int, where: str) -> Token:
         raise FormatError(
             "a slash may begin a regular expression here or divide, which only a whole parser can tell",
             where=_place(text, at, where),
-            todo="move what stands before the list of models into a file of its own",
+            todo="write a regular expression as new RegExp(...), and a quotient as the number it is, or import either from "
+            "another file",
         )
     for pattern, kind in ((_WORD, TokenKind.WORD), (_NUMBER, TokenKind.NUMBER)):
         found = pattern.match(text, at)

@@ -84,11 +84,6 @@ class ReposConfig(Model):
     target_dir: str
     repositories: dict[str, Clone]
 
-    def find_path(self, name: str) -> Path | None:
-        """Find the folder of a repository that is there, whatever became of its last update."""
-        clone = self.repositories.get(name)
-        return Path(self.target_dir) / clone.path if clone and clone.sha else None
-
 
 def clone_sources(
     target_dir: Path,

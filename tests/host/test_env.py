@@ -31,12 +31,7 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_empty_environment_gives_the_defaults() -> None:
     settings = read_settings()
     assert settings.hf_endpoint == "https://huggingface.co"
-    assert (settings.has_hf_token, settings.offline, settings.workspace, settings.no_color) == (
-        False,
-        False,
-        None,
-        False,
-    )
+    assert (settings.offline, settings.workspace, settings.no_color) == (False, None, False)
 
 
 @pytest.mark.parametrize("name", ["HF_HUB_OFFLINE", "FIB_OFFLINE"])
@@ -50,9 +45,8 @@ def test_an_offline_variable_of_zero_leaves_the_network_on(monkeypatch: pytest.M
     assert not read_settings().offline
 
 
-def test_settings_say_that_a_token_exists_and_not_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_do_not_hold_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", HF_TOKEN)
-    assert read_settings().has_hf_token
     assert HF_TOKEN not in repr(read_settings())
     assert read_secret("HF_TOKEN") == HF_TOKEN
 

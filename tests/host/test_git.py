@@ -11,7 +11,6 @@ from fib_tools.errors import FibError, GitError, OfflineError, RequestError
 from fib_tools.host import git
 from fib_tools.host.git import (
     UpdateOutcome,
-    add_sparse_paths,
     clone_partial,
     head_sha,
     init_submodules,
@@ -78,13 +77,6 @@ def test_a_sparse_clone_shows_and_fetches_only_what_was_asked(upstream: Path, tm
     assert sorted(path.name for path in target.iterdir()) == [".git", "README", "docs"]
     assert run_git(target, "rev-list", "--objects", "--missing=print", "HEAD").count("?") == 1
     assert [path.name for path in target.parent.iterdir()] == ["clone"]
-
-
-def test_more_folders_can_be_shown_later(upstream: Path, tmp_path: Path) -> None:
-    target = tmp_path / "clone"
-    clone_partial(f"file://{upstream}", target, sparse=("docs",))
-    add_sparse_paths(target, ("src",))
-    assert (target / "src" / "b").read_text(encoding="utf-8") == "b"
 
 
 def test_a_clean_clone_moves_forward(clone: Path, upstream: Path) -> None:
@@ -182,9 +174,9 @@ def test_what_is_not_a_branch_is_refused(branch: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["--stdin", "../x", "/etc", ""])
-def test_what_is_not_a_folder_of_the_repository_is_refused(path: str, clone: Path) -> None:
+def test_what_is_not_a_folder_of_the_repository_is_refused(path: str, upstream: Path, tmp_path: Path) -> None:
     with pytest.raises(RequestError):
-        add_sparse_paths(clone, (path,))
+        clone_partial(f"file://{upstream}", tmp_path / "clone", sparse=(path,))
 
 
 def test_a_missing_branch_is_a_git_error_with_advice(clone: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from fib_tools.errors import ChildCrashedError, ChildMemoryError, ChildTimeoutError, JobRaisedError, ParallelismError
 from fib_tools.host._sandbox_answer import RunningJob
-from fib_tools.host.sandbox import Limits, Protections, Sandbox, run_once
+from fib_tools.host.sandbox import Limits, Protections, Sandbox
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -350,8 +350,8 @@ def test_a_death_at_the_start_is_told_in_one_line_with_advice(monkeypatch: pytes
 
 
 def test_a_preload_that_cannot_be_imported_is_named() -> None:
-    with pytest.raises(ChildCrashedError, match="no_such_module"):
-        run_once("sandbox_jobs:echo", {}, preload=("no_such_module",))
+    with pytest.raises(ChildCrashedError, match="no_such_module"), Sandbox(("no_such_module",)) as sandbox:
+        sandbox.run("sandbox_jobs:echo", {})
 
 
 @pytest.mark.usefixtures("interruptible")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from fib_tools.capture.collection.dumps import list_call_folders
 from fib_tools.dataset.store import Dataset
 from fib_tools.errors import FormatError, RequestError
 from fib_tools.model.definition import Definition
@@ -167,7 +168,14 @@ def test_nothing_is_left_in_the_workspace(ready: Context, folder: Path) -> None:
 
 def test_a_folder_that_gives_nothing_is_an_error(ready: Context, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert collect(ready, tmp_path / "empty").has_errors
+    result = collect(ready, tmp_path / "empty")
+    assert result.has_errors
+    *_, looked_for, made_by, _ = result.summary().lines
+    assert looked_for.startswith(f"{tmp_path / 'empty'} has no call in it: at log level 10 FlashInfer makes a folder")
+    assert f"FLASHINFER_LOGLEVEL=10 FLASHINFER_DUMP_DIR={tmp_path / 'empty'}" in made_by
+    example = tmp_path / "empty" / looked_for.partition("such as ")[2].partition(",")[0]
+    example.mkdir()
+    assert list_call_folders(example.parent) == [example]
 
 
 def test_the_load_of_experts_is_told_and_routing_that_was_made_up_is_synthetic(ready: Context, tmp_path: Path) -> None:

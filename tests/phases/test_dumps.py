@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from fib_tools.cli.app import main
 from fib_tools.errors import PathError, RequestError
 from fib_tools.model.tags import find_tag_values
+from fib_tools.op_types.registry import get_kernel_type
 from fib_tools.phases.context import Context, Workspace
 from fib_tools.phases.define import define_model
 from fib_tools.phases.outcomes import DefineResult
@@ -121,6 +123,24 @@ def test_what_cannot_be_kept_is_refused_with_its_reason(staged: tuple[Context, D
     assert "axes" in reasons["dump_6"]
     assert "broken on purpose" in reasons["broken_n8"]
     assert result.has_errors
+
+
+def test_what_comes_before_the_first_reference_is_told_of_where_it_lasts(
+    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context.dataset.write_definition(get_kernel_type("silu_and_mul").build({"intermediate_size": 8}))
+    (tmp_path / "dumps").mkdir()
+    (tmp_path / "dumps" / "rmsnorm.json").write_text(json.dumps(rmsnorm()))
+    told: list[tuple[str, int, int]] = []
+    watched = replace(context, progress=lambda *what: told.append(what))
+    monkeypatch.setattr("fib_tools.phases.context._UNTOLD_SECONDS", -1.0)
+    define_model(watched, path="dump", from_dir=tmp_path / "dumps")
+    assert told == [
+        ("reading the dataset", 0, 1),
+        ("starting the sandbox", 0, 0),
+        ("comparing with the dataset", 0, 1),
+        ("executing references: rmsnorm_h256", 1, 1),
+    ]
 
 
 def test_what_was_changed_is_said(staged: tuple[Context, DefineResult]) -> None:

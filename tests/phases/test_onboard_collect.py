@@ -19,10 +19,10 @@ import pytest
 import bench_run
 from fib_tools.cli.app import main
 from fib_tools.errors import FormatError, RequestError
+from fib_tools.host.hardware import find_hardware
 from fib_tools.model.manifest import Manifest, ManualDefinition
 from fib_tools.model.progress import Step
 from fib_tools.phases import collect_serving, collect_steps, onboard_collect
-from fib_tools.phases.bench import find_hardware
 from fib_tools.phases.collect_options import CollectOptions
 from fib_tools.phases.context import Context, Workspace
 from fib_tools.phases.manifests import find_manifest, save_manifest

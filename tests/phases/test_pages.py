@@ -124,6 +124,20 @@ def test_entries_of_others_stay_and_what_they_link_to_in_vain_is_said(context: C
     assert path.read_text() == OTHERS.replace("other", "tiny-llama")
 
 
+def test_a_list_that_cannot_be_read_with_certainty_can_be_left_alone(context: Context, model: str) -> None:
+    own = context.workspace.root / "pages" / "models.ts"
+    own.parent.mkdir(parents=True)
+    for path, todo in (
+        (context.workspace.root / "models.ts", f"leave --models-ts out, and the entries are written to {own}"),
+        (own, "move the file away, and a new one is made"),
+    ):
+        path.write_text("const models = [\n  ...others,\n]")
+        with pytest.raises(FormatError) as refused:
+            write(context, model, models_ts=path)
+        assert refused.value.where == f"{path}, line 2"
+        assert f"entries that it spreads; or {todo}" in (refused.value.todo or "")
+
+
 def test_a_list_that_is_not_there_or_cannot_be_read_is_refused_before_anything_is_written(
     context: Context, model: str
 ) -> None:

@@ -160,6 +160,26 @@ def test_what_is_not_certain_is_refused_with_its_line(text: str, fault: str) -> 
     assert (caught.value.where or "").startswith("models.ts, line")
 
 
+@pytest.mark.parametrize(
+    ("inside", "todo"),
+    [
+        ("{id: 'a'}, ...others", "write out in its place the entries that it spreads"),
+        ("{id: 'a'} as Model", "leave out what follows its last brace"),
+        ("made('a')", "write the entry itself in its place"),
+        ("{id: 'a', ...rest}", "write out in its place the properties that it spreads"),
+        ("{id: 'a', ['i' + 'd']: 'b'}", "write the name itself, in quotes if need be"),
+        ("{id: 'a', name}", "write it as `name: value`"),
+        ("{id: made()}", 'write it once, as id: "..."'),
+        ("{id: 'a', like: /tiny/}", "write a regular expression as new RegExp(...)"),
+    ],
+)
+def test_what_is_refused_is_told_how_to_be_rewritten(inside: str, todo: str) -> None:
+    with pytest.raises(FormatError) as caught:
+        write(f"const models = [\n{inside}\n]", ENTRY)
+    assert caught.value.where == "models.ts, line 2"
+    assert (caught.value.todo or "").startswith(todo)
+
+
 def test_a_name_that_would_be_no_property_is_refused() -> None:
     module = EntryModule(key="__proto__", count=1, type="block")
     with pytest.raises(FormatError, match="__proto__"):

@@ -18,7 +18,7 @@ from fib_tools.evaluate.engines.schedule import Job, Schedule
 from fib_tools.model.base import read_strict, to_document
 from fib_tools.model.evidence import Evidence
 
-__all__ = ["Crew", "Message", "ProtocolError"]
+__all__ = ["PATIENCE_SECONDS", "Crew", "Message", "ProtocolError"]
 
 Message = dict[str, Any]
 
@@ -27,7 +27,7 @@ _MOST_FAILED_STARTS = 2
 """In a row; then the place is given up."""
 _MOST_LOSSES = 3
 """Machines that one item may lose before it counts as the cause."""
-_PATIENCE_SECONDS = 2.0
+PATIENCE_SECONDS = 2.0
 """For what a worker compiles, where there is nothing else for it to do; then it tries the next that compiles."""
 _AHEAD = 2
 """Items that a busy worker holds: the one it evaluates and the next, so that it never waits for us."""
@@ -110,7 +110,7 @@ class Crew:
             member.deadline = now + self._plan.options.limits.silence_seconds
         self._numbers += 1
         member.jobs.append((self._numbers, job))
-        patience = 0.0 if self._schedule.has_others(name, job.item.group) else _PATIENCE_SECONDS
+        patience = 0.0 if self._schedule.has_others(name, job.item.group) else PATIENCE_SECONDS
         yield {"type": "item", "number": self._numbers, "item": to_document(job.item), "patience": patience}
         yield from self._forget(name, member)
 

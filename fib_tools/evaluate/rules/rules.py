@@ -8,9 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from fib_tools.errors import RequestError
-
-__all__ = ["RULES", "Look", "Rule", "Violation", "get_rule"]
+__all__ = ["RULES", "Look", "Rule", "Violation"]
 
 
 class Look(str, Enum):
@@ -83,14 +81,3 @@ RULES: dict[str, Rule] = {
     for name, forbids in family.items()
 }
 """By name: first those that are read off the source, then those of the child, then those of the judge."""
-
-
-def get_rule(name: str) -> Rule:
-    """Get a rule.
-
-    Raises:
-        RequestError: there is no rule of this name.
-    """
-    if name not in RULES:
-        raise RequestError(f"no rule is called {name!r}", todo=f"take one of {', '.join(RULES)}")
-    return RULES[name]

@@ -13,6 +13,7 @@ from typing import Literal
 from fib_tools.architecture.facts import read_facts
 from fib_tools.architecture.facts_schema import ModelFacts
 from fib_tools.architecture.inventory import build_inventory, list_serving_points
+from fib_tools.model.kernel import KernelNeed
 from fib_tools.model.manifest import DefineStatus, Manifest, ManifestKernel
 from fib_tools.op_types.registry import find_kernel_type
 from fib_tools.publish.view.catalogue import Entry
@@ -115,25 +116,11 @@ def _read_facts(known: ModelEntry | None) -> ModelFacts | None:
 
 
 def _from_manifest(manifest: Manifest, names: Mapping[str, Entry]) -> list[ModelKernel]:
-    kernels = []
-    for kernel in manifest.kernels:
-        if _is_refused(kernel, names):
-            continue
-        name = kernel.definition or kernel.name
-        kernels.append(
-            ModelKernel(
-                name=name,
-                op_type=kernel.op_type,
-                modules=_cut(kernel.module),
-                layers=kernel.layers,
-                tp=kernel.tp,
-                ep=kernel.ep,
-                page_sizes=kernel.page_sizes,
-                stages=kernel.stages,
-                entry=names.get(name),
-            )
-        )
-    return kernels
+    return [
+        _make_kernel(kernel.definition or kernel.name, kernel.op_type, kernel, names)
+        for kernel in manifest.kernels
+        if not _is_refused(kernel, names)
+    ]
 
 
 def _is_refused(kernel: ManifestKernel, names: Mapping[str, Entry]) -> bool:
@@ -151,20 +138,24 @@ def _from_inventory(
         if kernel_type is None:
             continue
         definition = kernel_type.build(need.parameters)
-        kernels.append(
-            ModelKernel(
-                name=definition.name,
-                op_type=definition.op_type,
-                modules=_cut(need.module),
-                layers=need.layers,
-                tp=need.tp,
-                ep=need.ep,
-                page_sizes=need.page_sizes,
-                stages=need.stages,
-                entry=names.get(definition.name),
-            )
-        )
+        kernels.append(_make_kernel(definition.name, definition.op_type, need, names))
     return kernels, tuple(dict.fromkeys(point.describe() for point in inventory.points))
+
+
+def _make_kernel(
+    name: str, op_type: str, served: ManifestKernel | KernelNeed, names: Mapping[str, Entry]
+) -> ModelKernel:
+    return ModelKernel(
+        name=name,
+        op_type=op_type,
+        modules=_cut(served.module),
+        layers=served.layers,
+        tp=served.tp,
+        ep=served.ep,
+        page_sizes=served.page_sizes,
+        stages=served.stages,
+        entry=names.get(name),
+    )
 
 
 def _from_tag(entry: Entry) -> ModelKernel:
