@@ -6,6 +6,7 @@ import os
 import selectors
 import signal
 import subprocess
+import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -58,21 +59,29 @@ class _Capture:
 
 
 def run_command(
-    args: Sequence[str], *, cwd: Path, timeout: float, env: Mapping[str, str], descriptors: Sequence[int] = ()
+    args: Sequence[str],
+    *,
+    cwd: Path,
+    timeout: float,
+    env: Mapping[str, str],
+    descriptors: Sequence[int] = (),
+    stop: threading.Event | None = None,
 ) -> Completed:
     """Run a command without a shell, in its own process group; what its status means is for the caller to say.
 
-    It inherits the descriptors, such as those of locks that are to live as long as it does. At the time limit or an interrupt, the whole group gets SIGTERM, then SIGKILL.
+    It inherits the descriptors, such as those of locks that are to live as long as it does. At the time limit, an interrupt
+    or when another thread sets `stop`, the whole group gets SIGTERM, then SIGKILL.
 
     Raises:
         ChildTimeoutError: it ran past `timeout` seconds.
+        KeyboardInterrupt: another thread set `stop`, since interrupts reach the main thread alone.
         MissingDependencyError: the program is not installed.
         StorageError: the folder `cwd` cannot be used.
     """
     process = _start(args, cwd, env, descriptors)
     captures = (_Capture(), _Capture())
     try:
-        in_time = _follow(process, captures, deadline=time.monotonic() + timeout)
+        in_time = _follow(process, captures, deadline=time.monotonic() + timeout, stop=stop)
         if not in_time:
             _end_group(process)
     except BaseException:
@@ -122,8 +131,14 @@ def _streams(process: subprocess.Popen[bytes]) -> list[IO[bytes]]:
     return [stream for stream in (process.stdout, process.stderr) if stream is not None]
 
 
-def _follow(process: subprocess.Popen[bytes], captures: Sequence[_Capture], *, deadline: float) -> bool:
-    """Read both streams to their end; False if the deadline came first."""
+def _follow(
+    process: subprocess.Popen[bytes], captures: Sequence[_Capture], *, deadline: float, stop: threading.Event | None
+) -> bool:
+    """Read both streams to their end; False if the deadline came first.
+
+    Raises:
+        KeyboardInterrupt: it was to stop.
+    """
     with selectors.DefaultSelector() as selector:
         for stream, capture in zip(_streams(process), captures, strict=True):
             selector.register(stream, selectors.EVENT_READ, capture)
@@ -131,6 +146,8 @@ def _follow(process: subprocess.Popen[bytes], captures: Sequence[_Capture], *, d
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
+            if stop is not None and stop.is_set():
+                raise KeyboardInterrupt
             ready = selector.select(min(left, _TICK_SECONDS))
             if not ready and process.poll() is not None:
                 return True

@@ -11,9 +11,10 @@ import json
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,7 @@ def _run_on_gpu(files: Mapping[str, Path], options: tuple[str, ...], time_limit:
             for done in as_completed(waiting):
                 yield done.result()
         finally:
+            how.stop.set()
             for future in waiting:
                 future.cancel()
 
@@ -131,6 +133,8 @@ class _Setting:
     descriptors: tuple[int, ...]
     """Of the GPU's lock, which lasts as long as the last test that has them."""
     time_limit: float
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Set when nobody waits for the tests any more: a kernel may be compiled for minutes."""
 
 
 def _run_one(name: str, path: Path, options: tuple[str, ...], how: _Setting) -> TestRun:
@@ -145,6 +149,7 @@ def _run_one(name: str, path: Path, options: tuple[str, ...], how: _Setting) -> 
                 timeout=how.time_limit,
                 env=how.environment,
                 descriptors=how.descriptors,
+                stop=how.stop,
             )
         except ChildTimeoutError as error:
             return TestRun(name=name, problem=str(error))

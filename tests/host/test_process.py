@@ -56,6 +56,26 @@ signal.pause()
     assert [is_gone(pid) for pid in pids] == [True, True]
 
 
+def test_another_thread_ends_a_command(tmp_path: Path, is_gone: Callable[[int], bool]) -> None:
+    pipe, stop = tmp_path / "pipe", threading.Event()
+    ended: list[bool] = []
+    os.mkfifo(pipe)
+    code = "import os, signal; open('pipe', 'w').write(str(os.getpid())); signal.pause()"
+
+    def run() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            run_command(python(code), cwd=tmp_path, timeout=60, env=ENVIRONMENT, stop=stop)
+        ended.append(True)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    pid = int(pipe.read_text(encoding="utf-8"))  # it waits until the command has written
+    stop.set()
+    thread.join(20)
+    assert ended == [True]
+    assert is_gone(pid)
+
+
 def test_a_daemon_that_keeps_the_output_open_does_not_hold_the_command_up(tmp_path: Path) -> None:
     code = "import os, signal\nif os.fork() == 0: signal.pause()\nprint('done', flush=True)"
     assert run_command(python(code), cwd=tmp_path, timeout=20, env=ENVIRONMENT).stdout == "done\n"
