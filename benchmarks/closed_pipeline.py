@@ -71,7 +71,11 @@ def fib(*words: str, workspace: Path, seconds: float | None, log: Path, outside:
             said, _ = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGINT)
-            said, _ = process.communicate()
+            try:
+                said, _ = process.communicate(timeout=SPARE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                said, _ = process.communicate()
     found = json.loads(said) if said.strip() else {}
     return {
         "command": " ".join(["fib", *words]),
