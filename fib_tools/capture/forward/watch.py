@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -64,13 +65,6 @@ class Widths:
     """That convolutions give, in the axis before the last."""
 
 
-class _Own(threading.local):
-    """What each thread has of its own."""
-
-    is_inside = False
-    sum: ref[torch.Tensor] | None = None
-
-
 class Watch:
     """What was seen of one run; of code that torch compiles, nothing is."""
 
@@ -79,35 +73,40 @@ class Watch:
 
         self.widths = Widths()
         self._seen: list[_Seen] = []
-        self._own = _Own()
+        self._inside: set[int] = set()
+        """Threads that are in a call which stands for all that it makes; it takes half the time of a `threading.local`."""
+        self._sums: dict[int, ref[torch.Tensor]] = {}
+        """By thread: the result of the last addition."""
         self._learning = threading.Lock()
         self._is_compiling = torch.compiler.is_compiling
 
     @property
     def is_inside(self) -> bool:
         """Tell whether a call is under way that stands for all that it makes."""
-        return self._own.is_inside
+        return get_ident() in self._inside
 
     @property
     def is_blind(self) -> bool:
         """Tell whether a call is not to be looked at."""
-        return self._is_compiling() or self._own.is_inside
+        return self._is_compiling() or self.is_inside
 
     def wrap(self, operator: Operator, original: Callable[..., Any]) -> Callable[..., Any]:
         """Have every call of a function counted, and nothing of what it calls itself."""
-        own, key, is_compiling, is_whole = self._own, operator.key, self._is_compiling, operator.is_whole
+        inside, key, is_compiling, is_whole = self._inside, operator.key, self._is_compiling, operator.is_whole
+        enter, leave = inside.add, inside.discard
         known: dict[Hashable, _Seen] = {}
         find = known.get
 
         def watched(*inputs: Any, **options: Any) -> Any:
-            if is_compiling() or own.is_inside:
+            if is_compiling() or (inside and get_ident() in inside):
                 return original(*inputs, **options)
             if is_whole:
-                own.is_inside = True
+                thread = get_ident()
+                enter(thread)
                 try:
                     result = original(*inputs, **options)
                 finally:
-                    own.is_inside = False
+                    leave(thread)
             else:
                 result = original(*inputs, **options)
             kind = key(*inputs, **options)
@@ -131,30 +130,32 @@ class Watch:
         """Have the result of the last addition of two tensors remembered: a norm of it may be fused with it."""
         import torch
 
-        own, is_compiling, tensor = self._own, self._is_compiling, torch.Tensor
+        inside, sums, is_compiling, tensor = self._inside, self._sums, self._is_compiling, torch.Tensor
 
         def add(self: torch.Tensor, other: Any) -> Any:
             total = original(self, other)
-            if isinstance(other, tensor) and not is_compiling() and not own.is_inside:
+            if isinstance(other, tensor) and not is_compiling() and not (inside and get_ident() in inside):
                 size = other.numel()
                 if self.numel() == size and total.numel() == size:  # neither was spread over the other
-                    own.sum = ref(total)
+                    sums[get_ident()] = ref(total)
             return total
 
         return add
 
     def is_sum(self, tensor: torch.Tensor) -> bool:
         """Tell whether a tensor is the result of the last addition."""
-        last = self._own.sum
+        last = self._sums.get(get_ident())
         return last is not None and last() is tensor
 
     def call_inside(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Call a function and count nothing of what it calls."""
-        before, self._own.is_inside = self._own.is_inside, True
+        if self.is_inside:
+            return function(*arguments, **options)
+        self._inside.add(get_ident())
         try:
             return function(*arguments, **options)
         finally:
-            self._own.is_inside = before
+            self._inside.discard(get_ident())
 
     @property
     def tallies(self) -> tuple[Tally, ...]:
