@@ -45,7 +45,7 @@ from fib_tools.op_types.moe_templates import (
 )
 from fib_tools.op_types.moe_work import moe_work
 from fib_tools.op_types.moe_wrappers import blackwell_only, block_moe_ground_truth, plain_moe_ground_truth
-from fib_tools.op_types.tolerance import chained, requantised
+from fib_tools.op_types.tolerance import chained, requantised, routed
 
 __all__ = ["OP_TYPE"]
 
@@ -246,7 +246,7 @@ def _kernel(form: _Form[P]) -> KernelType[P]:
         template=form.template,
         sglang_symbols=form.sglang_symbols,
         ground_truth=partial(_ground_truth, form),
-        policy=chained if form.id == "moe_bf16" else requantised,
+        policy=routed(chained if form.id == "moe_bf16" else requantised),
     )
 
 

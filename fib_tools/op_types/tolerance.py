@@ -11,7 +11,7 @@ The unit roundoff u of a format with p bits of significand is 2^-p (Higham, Accu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fib_tools.model.definition import DType
 
@@ -25,6 +25,7 @@ __all__ = [
     "filtered",
     "requantised",
     "rounded",
+    "routed",
     "sampled",
     "summed",
 ]
@@ -56,6 +57,8 @@ class Tolerance:
     """`values`, or `samples` for draws that agree in distribution only, or `choice` for experts in any order."""
     source: str = ""
     """Where the bounds come from."""
+    has_choice: bool = False
+    """Whether a row follows from a choice made on the way, which rounding turns at a near tie: rarely a whole row differs."""
 
 
 Policy = Callable[[DType], Tolerance]
@@ -111,6 +114,11 @@ def requantised(dtype: DType) -> Tolerance:
         hit_ratio=0.995,
         source="e4m3 rounds by up to 2^-4, 2.6% in the mean square, and a sum keeps that: four deviations and more",
     )
+
+
+def routed(policy: Policy) -> Policy:
+    """Allow for a token whose last expert, or group of experts, is a near tie: of hundreds of tokens one may have another."""
+    return lambda dtype: replace(policy(dtype), has_choice=True)
 
 
 def codes(dtype: DType) -> Tolerance:

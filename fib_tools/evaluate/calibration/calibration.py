@@ -159,7 +159,9 @@ def find_tolerances(
     """
     found = {name: _find_policy(definition, kernel, name) for name in definition.outputs}
     if calibration is not None and not calibration.refused and calibration.definition_hash == hash_kernel(definition):
-        found.update({name: output.tolerance for name, output in calibration.outputs.items() if name in found})
+        for name, output in calibration.outputs.items():
+            if name in found:
+                found[name] = replace(output.tolerance, has_choice=found[name].has_choice)
     return found
 
 

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,8 @@ _MISS_DEVIATIONS = 3
 """How far a call's misses may scatter above their share, in deviations of a Poisson count."""
 _ROW_FACTOR = 16
 """So many times the average share of misses one row may have: misses scatter, a wrong row does not."""
+_ROWS_A_STRAY = 256
+"""Near ties are rarer than one in so many rows."""
 _POISON_BYTES = 4
 """So many bytes of poison in a row are no chance: one byte of it is a code that kernels write."""
 _CHUNK = 1 << 27
@@ -157,8 +159,11 @@ def _weigh(got: torch.Tensor, want: torch.Tensor, tolerance: Tolerance, calls: S
     width = got.shape[-1] if got.dim() > 1 else 1
     wrong = {call: _judge(measure, width, tolerance) for call, measure in enumerate(calls)}
     wrong = {call: reasons for call, reasons in wrong.items() if reasons}
+    stray = _find_stray(wrong, calls, width, tolerance)
+    wrong = {call: reasons for call, reasons in wrong.items() if call != stray}
     together = _pool(calls)
-    reasons = _explain(wrong, len(calls)) or (_judge(together, 0, tolerance) if len(calls) > 1 else ())
+    judged = _pool([measure for call, measure in enumerate(calls) if call != stray])
+    reasons = _explain(wrong, len(calls)) or (_judge(judged, 0, tolerance) if len(calls) > 1 else ())
     places, first = _find_places(got, want, tolerance, calls, wrong) if reasons else ((), None)
     return OutputVerdict(
         errors=_to_errors(together, tolerance),
@@ -168,6 +173,17 @@ def _weigh(got: torch.Tensor, want: torch.Tensor, tolerance: Tolerance, calls: S
         places=places,
         first=first,
     )
+
+
+def _find_stray(wrong: Collection[int], calls: Sequence[Measure], width: int, tolerance: Tolerance) -> int | None:
+    """Find the only wrong call, if all that is wrong in it is one row, of so many that one may be at a near tie."""
+    if not tolerance.has_choice or len(wrong) != 1 or sum(call.values for call in calls) < _ROWS_A_STRAY * width:
+        return None
+    only = next(iter(wrong))
+    measure = calls[only]
+    is_row = measure.row_misses > row_limit(width, tolerance.hit_ratio)
+    elsewhere = measure.misses - measure.row_misses
+    return only if is_row and elsewhere <= limit_misses(measure.values - width, tolerance) else None
 
 
 def limit_misses(values: int, tolerance: Tolerance) -> int:

@@ -17,7 +17,7 @@ from fib_tools.evaluate.judge.comparison import (
     limit_misses,
 )
 from fib_tools.model.definition import DType
-from fib_tools.op_types.tolerance import Tolerance, chosen, codes, exact, filtered, requantised, rounded, summed
+from fib_tools.op_types.tolerance import Tolerance, chosen, codes, exact, filtered, requantised, rounded, routed, summed
 
 CALLS = 20
 ROUNDED = rounded(DType.BFLOAT16)
@@ -350,6 +350,33 @@ def test_weights_that_are_shares_change_with_an_expert_exchanged_at_a_tie() -> N
     verdict = compare_outputs(got, want, tolerances)
     assert not verdict.is_right
     assert verdict.outputs["weights"].errors.misses == 8
+
+
+def test_one_token_of_hundreds_may_have_another_expert() -> None:
+    want = _draw(8, 48, 512).bfloat16()
+    got, policy = want.clone(), routed(requantised)
+    got[5, 44] = -got[5, 44]
+    assert compare_call_outputs(got, want, policy(DType.BFLOAT16)).is_right
+    assert not compare_call_outputs(got, want, requantised(DType.BFLOAT16)).is_right
+    few = compare_call_outputs(got[4:7, 20:], want[4:7, 20:], policy(DType.BFLOAT16))
+    assert few.wrong_calls == (1,), "84 rows are too few for one at a near tie"
+
+
+@pytest.mark.parametrize("wrong", [((5, 44), (5, 45)), ((5, 44), (6, 44))], ids=["two rows", "two calls"])
+def test_more_than_one_token_is_no_near_tie(wrong: tuple[tuple[int, int], ...]) -> None:
+    want = _draw(8, 48, 512).bfloat16()
+    got = want.clone()
+    for place in wrong:
+        got[place] = -got[place]
+    verdict = compare_call_outputs(got, want, routed(requantised)(DType.BFLOAT16))
+    assert set(verdict.wrong_calls) == {call for call, _ in wrong}
+
+
+def test_a_call_of_another_scale_is_no_near_tie() -> None:
+    want = _draw(8, 48, 512).bfloat16()
+    got = want.clone()
+    got[5] *= 1.03
+    assert compare_call_outputs(got, want, routed(requantised)(DType.BFLOAT16)).wrong_calls == (5,)
 
 
 def test_a_list_with_padding_is_matched_as_often_as_it_holds_each_id() -> None:
