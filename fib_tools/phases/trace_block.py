@@ -15,7 +15,7 @@ from fib_tools.host.paths import check_component
 from fib_tools.phases.context import Context
 from fib_tools.phases.trace_best import Best, annotate_best, find_best
 from fib_tools.phases.trace_block_result import TraceBlockResult, TracedOperator
-from fib_tools.phases.weights import load_tokenizer, load_weights
+from fib_tools.phases.weights import WeightsArgument, load_tokenizer, load_weights
 
 if TYPE_CHECKING:
     from fib_tools.capture.timeline import Span, Timeline
@@ -28,12 +28,7 @@ _SEED = 0
 
 def trace_block(
     context: Context,
-    model: Annotated[
-        str,
-        Field(
-            description="Folder or file of weights (safetensors, .pth, .gguf), or a model in the Hugging Face cache."
-        ),
-    ],
+    model: WeightsArgument,
     *,
     layer: Annotated[int, Field(ge=0, description="The block, counted from 0; those before it run unrecorded.")] = 0,
     whole: Annotated[bool, Field(description="All blocks, not one.")] = False,

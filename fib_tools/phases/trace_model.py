@@ -21,7 +21,7 @@ from fib_tools.phases.collect import list_targets, settle_workloads
 from fib_tools.phases.collect_result import CollectEntry
 from fib_tools.phases.context import Context
 from fib_tools.phases.inventory import workspace_lock
-from fib_tools.phases.weights import load_tokenizer, load_weights
+from fib_tools.phases.weights import WeightsArgument, load_tokenizer, load_weights
 
 if TYPE_CHECKING:
     from fib_tools.capture.collection.candidates import Tally as Collected
@@ -115,12 +115,7 @@ class TraceModelResult(Result):
 
 def trace_model(
     context: Context,
-    model: Annotated[
-        str,
-        Field(
-            description="Folder or file of weights (safetensors, .pth, .gguf), or a model in the Hugging Face cache."
-        ),
-    ],
+    model: WeightsArgument,
     *,
     max_new_tokens: Annotated[int, Field(ge=1, le=4096, description="Tokens to generate after each prompt.")] = 16,
     prompts: Annotated[
