@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,7 +22,7 @@ from fib_tools.phases.collect import list_targets, settle_workloads
 from fib_tools.phases.collect_result import CollectEntry
 from fib_tools.phases.context import Context
 from fib_tools.phases.inventory import workspace_lock
-from fib_tools.phases.weights import WeightsArgument, load_tokenizer, load_weights
+from fib_tools.phases.weights import DummyOption, Loading, WeightsArgument, load_tokenizer, load_weights
 
 if TYPE_CHECKING:
     from fib_tools.capture.collection.candidates import Tally as Collected
@@ -110,7 +111,8 @@ class TraceModelResult(Result):
         if self.created:
             yield f"created: {', '.join(self.created)}"
         if any(not each.reason for each in self.missing):
-            yield f"to create what is missing: fib trace model {shlex.quote(self.model)} --create-missing"
+            dummy = " --dummy-weights" * (self.origin == "dummy")
+            yield f"to create what is missing: fib trace model {shlex.quote(self.model)}{dummy} --create-missing"
 
 
 def trace_model(
@@ -133,6 +135,7 @@ def trace_model(
         Literal["bfloat16", "float16", "float32"], Field(description="What the weights are converted to.")
     ] = "bfloat16",
     device: Annotated[Literal["cpu", "cuda"], Field(description="Where to run it.")] = "cpu",
+    dummy_weights: DummyOption = False,
     num_samples: Annotated[int, Field(ge=1, le=10_000, description="The most Workloads of one Definition.")] = 100,
     create_missing: Annotated[bool, Field(description="Create the Definitions that the dataset has not got.")] = False,
     dry_run: Annotated[bool, Field(description="Say what would be written; nothing is written.")] = False,
@@ -145,7 +148,8 @@ def trace_model(
 
     dataset = context.dataset if create_missing else Dataset.open(context.dataset.root)
     context.progress(f"loading {model}", 0, 3)
-    loaded, inputs, origin = _load(context, model, prompts, lengths, layers=layers, dtype=dtype, device=device)
+    how = Loading(layers=layers, dtype=dtype, device=device, is_dummy=dummy_weights)
+    loaded, inputs, origin = _load(context, model, prompts, lengths, how)
     context.progress("generating", 1, 3)
     begun = time.perf_counter()
     tallies = _generate(loaded, inputs, max_new_tokens)
@@ -169,14 +173,7 @@ def trace_model(
 
 
 def _load(
-    context: Context,
-    model: str,
-    prompts: Path | None,
-    lengths: Sequence[int],
-    *,
-    layers: int | None,
-    dtype: str,
-    device: str,
+    context: Context, model: str, prompts: Path | None, lengths: Sequence[int], how: Loading
 ) -> tuple[Any, dict[str, Any], Origin]:
     """Load the weights and make a batch; what was drawn at random is no real prompt.
 
@@ -185,22 +182,24 @@ def _load(
     """
     import torch
 
-    if device == "cuda" and not torch.cuda.is_available():
+    if how.device == "cuda" and not torch.cuda.is_available():
         raise RequestError(
             "torch sees no GPU", where="--device", todo="use --device cpu, with --layers for a large model"
         )
     lines = None if prompts is None else _read_prompts(context, prompts)
     try:
-        _, loaded = load_weights(context, model, layers=layers, dtype=dtype, device=device, attention="sdpa")
+        loaded, _ = load_weights(context, model, replace(how, attention="sdpa"))
     except ConfigError:  # it has no such attention, or is not one that transformers knows: then this says so
-        _, loaded = load_weights(context, model, layers=layers, dtype=dtype, device=device, attention="eager")
+        loaded, _ = load_weights(context, model, replace(how, attention="eager"))
+    origin: Origin = "dummy" if how.is_dummy else "synthetic"
     if lines is not None:
-        return loaded, _tokenize(model, lines), "synthetic" if layers else "real"
-    most = getattr(loaded.config, "max_position_embeddings", None)
+        return loaded, _tokenize(model, lines), origin if how.is_dummy or how.layers else "real"
+    text = loaded.config.get_text_config()
+    most = getattr(text, "max_position_embeddings", None)
     if most is not None and max(lengths) >= most:
         todo = f"the model has {most} positions: take shorter sequences"
         raise RequestError(f"{max(lengths)} tokens are too many", where="--lengths", todo=todo)
-    return loaded, _draw(int(loaded.config.vocab_size), lengths), "synthetic"
+    return loaded, _draw(int(text.vocab_size), lengths), origin
 
 
 def _draw(vocabulary: int, lengths: Sequence[int]) -> dict[str, Any]:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
+from fib_tools.architecture.quirks import find_quirk
 from fib_tools.errors import RequestError
 from fib_tools.host.env import read_settings
 from fib_tools.phases.context import Context
-from fib_tools.sources.huggingface import Hub
+from fib_tools.sources.huggingface import Hub, load_config
 from fib_tools.sources.weights import fetch_weights, find_weights, name_repository
 
-if TYPE_CHECKING:
-    from fib_tools.capture.checkpoints.stored import Checkpoint
-
-__all__ = ["WeightsArgument", "load_tokenizer", "load_weights"]
+__all__ = ["DummyOption", "Loaded", "Loading", "WeightsArgument", "load_tokenizer", "load_weights"]
 
 WeightsArgument = Annotated[
     str,
@@ -25,36 +24,88 @@ WeightsArgument = Annotated[
         "name (qwen3-30b-a3b), whose weights are downloaded if the hub's cache has not got them."
     ),
 ]
+DummyOption = Annotated[
+    bool, Field(description="Make the weights up, from the model's config alone: nothing is downloaded but that.")
+]
 
 
-def load_weights(
-    context: Context,
-    model: str,
-    *,
-    layers: int | None = None,
-    layer: int | None = None,
-    dtype: str,
-    device: str = "cpu",
-    attention: str = "eager",
-) -> tuple[Checkpoint, Any]:
-    """Open a folder or file of weights, or those of a model at the Hugging Face Hub, and load its first layers.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loading:
+    """How a model is loaded."""
+
+    layers: int | None = None
+    """The first layers alone."""
+    layer: int | None = None
+    """Instead: the number of the last one, from 0."""
+    dtype: str
+    device: str = "cpu"
+    attention: str = "eager"
+    is_dummy: bool = False
+    """Weights are made up."""
+
+
+class Loaded(NamedTuple):
+    """A model that can be run."""
+
+    model: Any
+    weights: str
+    """The format that they were read from, or `dummy`."""
+
+
+def load_weights(context: Context, model: str, how: Loading) -> Loaded:
+    """Load a model from a folder or file of weights, or by its name at the Hugging Face Hub, or make its weights up.
 
     What is not in the hub's cache is brought there, unless nothing may reach for the network.
-    `layers` is how many; `layer` is the last one's number, from 0.
 
     Raises:
         FibError: they are not there, or not what they say.
     """
     # torch and transformers are heavy, and `fib --help` can do without them
-    from fib_tools.capture.checkpoints.configs import count_layers
-    from fib_tools.capture.checkpoints.loading import load_model
-    from fib_tools.capture.checkpoints.opening import open_checkpoint
+    from fib_tools.capture.checkpoints.configs import make_config
+    from fib_tools.capture.checkpoints.dummy import make_dummy
+    from fib_tools.capture.checkpoints.loading import load_model, parse_dtype
+    from fib_tools.capture.checkpoints.opening import open_checkpoint, require_transformers
 
+    options = {"device": how.device, "attention": how.attention}
+    if how.is_dummy:
+        require_transformers()
+        fields, where = _find_config(context, model)
+        config = make_config(fields, where=where)
+        layers, dtype = _count_layers(how, config), parse_dtype(how.dtype)
+        return Loaded(make_dummy(config, where=where, layers=layers, dtype=dtype, **options), "dummy")
     checkpoint = open_checkpoint(_find(context, model))
-    if layer is not None:
-        _check_layer(layer, count_layers(checkpoint.config))
-        layers = layer + 1
-    return checkpoint, load_model(checkpoint, layers=layers, dtype=dtype, device=device, attention=attention)
+    layers = _count_layers(how, checkpoint.config)
+    return Loaded(load_model(checkpoint, layers=layers, dtype=how.dtype, **options), checkpoint.format)
+
+
+def _count_layers(how: Loading, config: Any) -> int | None:
+    from fib_tools.capture.checkpoints.configs import count_layers
+
+    if how.layer is None:
+        return how.layers
+    total = count_layers(config)
+    if how.layer >= total:
+        raise RequestError(
+            f"the model has no layer {how.layer}", todo=f"take --layer 0 to {total - 1}: it has {total} layers"
+        )
+    return how.layer + 1
+
+
+def _find_config(context: Context, model: str) -> tuple[dict[str, Any], str]:
+    """Read a model's config, and say where; under the name that transformers has for its code."""
+    source = load_config(
+        model,
+        offline=context.offline,
+        hub=_hub(),
+        inside=context.workspace.root if context.is_confined else None,
+    )
+    quirk = find_quirk(str(source.config.get("model_type")))
+    same = {"model_type": quirk.traced_as} if quirk is not None and quirk.traced_as else {}
+    return {**source.config, **same}, source.location
+
+
+def _hub() -> Hub:
+    return Hub(endpoint=read_settings().hf_endpoint)
 
 
 def _find(context: Context, model: str) -> Path | str:
@@ -68,15 +119,8 @@ def _find(context: Context, model: str) -> Path | str:
         return model
     repo_id = name_repository(model)
     if find_weights(repo_id) is None:
-        fetch_weights(repo_id, report=context.progress, hub=Hub(endpoint=read_settings().hf_endpoint))
+        fetch_weights(repo_id, report=context.progress, hub=_hub())
     return model
-
-
-def _check_layer(layer: int, total: int) -> None:
-    if layer >= total:
-        raise RequestError(
-            f"the model has no layer {layer}", todo=f"take --layer 0 to {total - 1}: it has {total} layers"
-        )
 
 
 def load_tokenizer(model: str, *, todo: str) -> Any:
@@ -88,8 +132,13 @@ def load_tokenizer(model: str, *, todo: str) -> Any:
     from transformers import AutoTokenizer
 
     path = Path(model)
-    where = path if path.is_dir() else path.parent if path.is_file() else find_weights(name_repository(model)) or model
+    where = path if path.is_dir() else path.parent if path.is_file() else _find_cached(model)
     try:
         return AutoTokenizer.from_pretrained(where, local_files_only=True, padding_side="left")
     except (OSError, ValueError, KeyError) as error:
         raise RequestError("there is no tokenizer with these weights", where=str(where), todo=todo) from error
+
+
+def _find_cached(model: str) -> Path | str:
+    repo_id = name_repository(model)
+    return find_weights(repo_id) or repo_id

@@ -1,18 +1,20 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from fib_tools.capture.perfetto_reading import read_trace
 from fib_tools.errors import OfflineError, RequestError
 from fib_tools.phases.context import Context
 from fib_tools.phases.trace_block import trace_block
 from fib_tools.phases.trace_model import trace_model
 from hosted_weights import HostedWeights
 from loopback import serve
-from tiny_checkpoints import make_llama, write_safetensors
+from tiny_checkpoints import LLAMA, make_llama, write_safetensors
 
 REPO = "acme/Tiny-1B"
 
@@ -74,3 +76,35 @@ def test_prompts_are_read_by_the_tokenizer_that_was_fetched(
     (embedding,) = [each for each in result.entries if each.op_type == "embedding"]
     found = context.dataset.load_workloads("embedding", embedding.definition)
     assert [each.axes["num_tokens"] for each in found] == [3], "padding is no token"
+
+
+def test_a_known_model_is_traced_without_its_weights(context: Context, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA), encoding="utf-8")
+    result = trace_model(
+        context, str(tmp_path), dummy_weights=True, layers=1, max_new_tokens=1, lengths=(4,), create_missing=True
+    )
+    assert (result.origin, result.missing, result.unmapped) == ("dummy", (), ())
+    found = [
+        workload
+        for entry in result.entries
+        for workload in context.dataset.load_workloads(entry.op_type, entry.definition)
+    ]
+    assert {each.origin for each in found} == {"dummy"}
+    block = trace_block(context, str(tmp_path), dummy_weights=True, layer=1, tokens=3)
+    assert read_trace(Path(block.path)).details["weights"] == "dummy"
+    with pytest.raises(RequestError, match="the model has no layer 3; take --layer 0 to 2"):
+        trace_block(context, str(tmp_path), dummy_weights=True, layer=3)
+
+
+def test_without_weights_a_known_name_needs_no_network(context: Context) -> None:
+    with pytest.raises(RequestError, match=r"the weights take \d+ GB.*--layers"):
+        trace_model(context, "kimi-k2", dummy_weights=True, create_missing=True)
+    with pytest.raises(OfflineError, match="config of 'acme/Tiny-1B'"):
+        trace_model(context, REPO, dummy_weights=True, create_missing=True)
+
+
+def test_what_is_missing_is_created_with_made_up_weights_again(context: Context, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA), encoding="utf-8")
+    (context.dataset.root / "definitions").mkdir(parents=True)
+    result = trace_model(context, str(tmp_path), dummy_weights=True, layers=1, max_new_tokens=1, lengths=(4,))
+    assert result.summary().lines[-1].endswith(f"{tmp_path} --dummy-weights --create-missing")

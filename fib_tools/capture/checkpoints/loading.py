@@ -17,7 +17,7 @@ from fib_tools.errors import ConfigError, FormatError, RequestError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["load_model"]
+__all__ = ["load_model", "parse_dtype"]
 
 _TABLES = 1 << 30
 """Bytes that a model may compute beside its weights, rotary tables for instance; a config could ask for any number."""
@@ -43,7 +43,7 @@ def load_model(
     """
     import torch
 
-    kind = _parse_dtype(dtype)
+    kind = parse_dtype(dtype)
     _check_size(checkpoint)
     settings = cut_config(checkpoint.config, layers)
     whole = build_empty(checkpoint.config, dtype=kind, attention=attention, where=checkpoint.origin)
@@ -61,7 +61,12 @@ def load_model(
     return model
 
 
-def _parse_dtype(dtype: torch.dtype | str) -> torch.dtype:
+def parse_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """Give the dtype of a name that weights can have.
+
+    Raises:
+        RequestError: it is none.
+    """
     import torch
 
     kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype

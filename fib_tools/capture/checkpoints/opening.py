@@ -10,7 +10,7 @@ from fib_tools.errors import FormatError, MissingDependencyError, OfflineError, 
 from fib_tools.host.paths import check_path
 from fib_tools.sources.weights import find_weights, name_repository
 
-__all__ = ["is_file_name", "open_checkpoint"]
+__all__ = ["is_file_name", "open_checkpoint", "require_transformers"]
 
 
 def open_checkpoint(path_or_model: Path | str) -> Checkpoint:
@@ -25,7 +25,7 @@ def open_checkpoint(path_or_model: Path | str) -> Checkpoint:
         OfflineError: the model is not in the cache.
         UnknownModelError: the name is that of no model.
     """
-    _require_transformers()
+    require_transformers()
     path = check_path(Path(path_or_model))
     if path.is_dir():
         return _open_folder(path)
@@ -41,7 +41,12 @@ def is_file_name(name: str) -> bool:
     return Path(name).suffix in (gguf_file.SUFFIX, meta_shards.SUFFIX, safetensors_folder.SUFFIX)
 
 
-def _require_transformers() -> None:
+def require_transformers() -> None:
+    """Refuse to go on without what models are built with.
+
+    Raises:
+        MissingDependencyError: torch or transformers are not installed.
+    """
     try:
         import torch
         import transformers  # noqa: F401
