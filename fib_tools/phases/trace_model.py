@@ -22,7 +22,7 @@ from fib_tools.phases.collect import list_targets, settle_workloads
 from fib_tools.phases.collect_result import CollectEntry
 from fib_tools.phases.context import Context
 from fib_tools.phases.inventory import workspace_lock
-from fib_tools.phases.weights import DummyOption, Loading, WeightsArgument, load_tokenizer, load_weights
+from fib_tools.phases.weights import DummyOption, Loading, WeightsArgument, find_device, load_tokenizer, load_weights
 
 if TYPE_CHECKING:
     from fib_tools.capture.collection.candidates import Tally as Collected
@@ -135,6 +135,12 @@ def trace_model(
         Literal["bfloat16", "float16", "float32"], Field(description="What the weights are converted to.")
     ] = "bfloat16",
     device: Annotated[Literal["cpu", "cuda"], Field(description="Where to run it.")] = "cpu",
+    device_map: Annotated[
+        Literal["auto"] | None,
+        Field(
+            description="auto, in place of --device: what has no room on one GPU goes to others, then to the host's memory and the disk, by accelerate."
+        ),
+    ] = None,
     dummy_weights: DummyOption = False,
     num_samples: Annotated[int, Field(ge=1, le=10_000, description="The most Workloads of one Definition.")] = 100,
     create_missing: Annotated[bool, Field(description="Create the Definitions that the dataset has not got.")] = False,
@@ -147,8 +153,10 @@ def trace_model(
     import time
 
     dataset = context.dataset if create_missing else Dataset.open(context.dataset.root)
+    if device_map is not None:
+        context.workspace.create()  # for the weights that go to the disk
     context.progress(f"loading {model}", 0, 3)
-    how = Loading(layers=layers, dtype=dtype, device=device, is_dummy=dummy_weights)
+    how = Loading(layers=layers, dtype=dtype, device=device, is_dummy=dummy_weights, device_map=device_map)
     loaded, inputs, origin = _load(context, model, prompts, lengths, how)
     context.progress("generating", 1, 3)
     begun = time.perf_counter()
@@ -182,7 +190,7 @@ def _load(
     """
     import torch
 
-    if how.device == "cuda" and not torch.cuda.is_available():
+    if how.device == "cuda" and how.device_map is None and not torch.cuda.is_available():
         raise RequestError(
             "torch sees no GPU", where="--device", todo="use --device cpu, with --layers for a large model"
         )
@@ -191,15 +199,24 @@ def _load(
         loaded, _ = load_weights(context, model, replace(how, attention="sdpa"))
     except ConfigError:  # it has no such attention, or is not one that transformers knows: then this says so
         loaded, _ = load_weights(context, model, replace(how, attention="eager"))
+    text = loaded.config.get_text_config()
+    _check_layers(text)
     origin: Origin = "dummy" if how.is_dummy else "synthetic"
     if lines is not None:
         return loaded, _tokenize(model, lines), origin if how.is_dummy or how.layers else "real"
-    text = loaded.config.get_text_config()
     most = getattr(text, "max_position_embeddings", None)
     if most is not None and max(lengths) >= most:
         todo = f"the model has {most} positions: take shorter sequences"
         raise RequestError(f"{max(lengths)} tokens are too many", where="--lengths", todo=todo)
     return loaded, _draw(int(text.vocab_size), lengths), origin
+
+
+def _check_layers(config: Any) -> None:
+    """Refuse to generate with linear attention alone: transformers counts tokens by what attention keeps of them."""
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if kinds == {"linear_attention"}:
+        todo = "pass more --layers, until there is one with attention, or none for all of them"
+        raise RequestError("the layers that were taken are all of linear attention", where="--layers", todo=todo)
 
 
 def _draw(vocabulary: int, lengths: Sequence[int]) -> dict[str, Any]:
@@ -239,7 +256,8 @@ def _generate(loaded: Any, inputs: dict[str, Any], tokens: int) -> tuple[Tally, 
 
     from fib_tools.capture.forward.observe import observe
 
-    on_device = {name: value.to(loaded.device) for name, value in inputs.items()}
+    device = find_device(loaded)
+    on_device = {name: value.to(device) for name, value in inputs.items()}
     with torch.no_grad(), observe(loaded, page_size=1) as watch:
         loaded.generate(
             **on_device,

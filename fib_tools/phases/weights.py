@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -15,7 +15,7 @@ from fib_tools.phases.context import Context
 from fib_tools.sources.huggingface import Hub, load_config
 from fib_tools.sources.weights import fetch_weights, find_weights, name_repository
 
-__all__ = ["DummyOption", "Loaded", "Loading", "WeightsArgument", "load_tokenizer", "load_weights"]
+__all__ = ["DummyOption", "Loaded", "Loading", "WeightsArgument", "find_device", "load_tokenizer", "load_weights"]
 
 WeightsArgument = Annotated[
     str,
@@ -42,6 +42,8 @@ class Loading:
     attention: str = "eager"
     is_dummy: bool = False
     """Weights are made up."""
+    device_map: Literal["auto"] | None = None
+    """Instead of one device: all of them, then the disk."""
 
 
 class Loaded(NamedTuple):
@@ -66,7 +68,10 @@ def load_weights(context: Context, model: str, how: Loading) -> Loaded:
     from fib_tools.capture.checkpoints.loading import load_model, parse_dtype
     from fib_tools.capture.checkpoints.opening import open_checkpoint, require_transformers
 
-    options = {"device": how.device, "attention": how.attention}
+    if how.is_dummy and how.device_map is not None:
+        todo = "leave --device-map out, and pass --layers for a large model"
+        raise RequestError("made-up weights are made on one device", where="--dummy-weights", todo=todo)
+    options: dict[str, Any] = {"device": how.device, "attention": how.attention}
     if how.is_dummy:
         require_transformers()
         fields, where = _find_config(context, model)
@@ -75,7 +80,14 @@ def load_weights(context: Context, model: str, how: Loading) -> Loaded:
         return Loaded(make_dummy(config, where=where, layers=layers, dtype=dtype, **options), "dummy")
     checkpoint = open_checkpoint(_find(context, model))
     layers = _count_layers(how, checkpoint.config)
-    return Loaded(load_model(checkpoint, layers=layers, dtype=how.dtype, **options), checkpoint.format)
+    spread = None if how.device_map is None else context.workspace.root
+    loaded = load_model(checkpoint, layers=layers, dtype=how.dtype, spread=spread, **options)
+    return Loaded(loaded, checkpoint.format)
+
+
+def find_device(model: Any) -> Any:
+    """Find where a model takes what it is given: parts whose weights are brought for each call lie nowhere by themselves."""
+    return next((each.device for each in model.parameters() if each.device.type != "meta"), "cpu")
 
 
 def _count_layers(how: Loading, config: Any) -> int | None:

@@ -4,9 +4,11 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fib_tools.capture.checkpoints import placement
 from fib_tools.capture.perfetto_reading import read_trace
 from fib_tools.errors import OfflineError, RequestError
 from fib_tools.phases.context import Context
@@ -15,6 +17,7 @@ from fib_tools.phases.trace_model import trace_model
 from hosted_weights import HostedWeights
 from loopback import serve
 from tiny_checkpoints import LLAMA, make_llama, write_safetensors
+from tiny_forward import make_model
 
 REPO = "acme/Tiny-1B"
 
@@ -108,3 +111,25 @@ def test_what_is_missing_is_created_with_made_up_weights_again(context: Context,
     (context.dataset.root / "definitions").mkdir(parents=True)
     result = trace_model(context, str(tmp_path), dummy_weights=True, layers=1, max_new_tokens=1, lengths=(4,))
     assert result.summary().lines[-1].endswith(f"{tmp_path} --dummy-weights --create-missing")
+
+
+def test_a_large_model_is_spread_over_what_there_is(
+    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = str(write_safetensors(make_llama(), tmp_path / "hf"))
+    plain = trace_model(context, weights, max_new_tokens=2, lengths=(9, 5), create_missing=True)
+    monkeypatch.setattr(placement, "_measure_room", lambda _model, _whole: {"cpu": 100_000})
+    spread = trace_model(context, weights, max_new_tokens=2, lengths=(9, 5), device_map="auto")
+    assert [(each.definition, each.calls) for each in spread.entries] == [
+        (each.definition, each.calls) for each in plain.entries
+    ]
+    assert {each.status for each in spread.entries} == {"unchanged"}
+    with pytest.raises(RequestError, match="made-up weights are made on one device"):
+        trace_model(context, weights, dummy_weights=True, device_map="auto")
+
+
+def test_layers_of_linear_attention_alone_cannot_generate(context: Context, tmp_path: Path) -> None:
+    model: Any = make_model("qwen3_next")
+    model.save_pretrained(tmp_path / "next")
+    with pytest.raises(RequestError, match=r"all of linear attention.*more --layers"):
+        trace_model(context, str(tmp_path / "next"), layers=1, create_missing=True)
