@@ -1,16 +1,19 @@
-"""Recurrent layers: linear attention and state spaces, which no kernel type describes as transformers calls them.
+"""Recurrent layers: the gated delta rule as calls of its kernels; other linear attention and state spaces are counted.
 
-They are counted, so that a run says what of it is not among its Workloads.
+A run so says what of it is not among its Workloads.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Hashable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fib_tools.capture.forward.call import Unmapped
+from fib_tools.capture.forward.call import Call, Unmapped
+from fib_tools.capture.forward.functions import name_dtype
+from fib_tools.capture.forward.padding import SEQUENCES
 from fib_tools.capture.forward.patches import Patches
 from fib_tools.capture.forward.watch import Operator, Watch
 
@@ -33,6 +36,8 @@ _FUNCTIONS = {
     "rwkv_linear_attention": "",
 }
 """Functions of modeling files, by what their names end with, and the kernel types that they would be."""
+_DELTA_RULES = ("chunk_gated_delta_rule", "recurrent_gated_delta_rule")
+"""Of those, the ones that take queries, keys, values, decay and strength, `[batch, tokens, heads]` and the size of a head."""
 _STATES = ("A_log", "time_decay", "recurrent_param", "slope_rate")
 """What a layer that keeps a state calls the decay of it: Mamba and all after it, RWKV, Griffin, lightning attention."""
 
@@ -44,7 +49,7 @@ def patch_recurrent(patches: Patches, watch: Watch, modules: Iterable[torch.nn.M
         file = sys.modules.get(path)
         named = {} if file is None else {name: end for name in vars(file) if (end := _find_function(name))}
         for name, end in named.items():
-            patches.wrap(file, name, partial(watch.wrap, _make_function(name, _FUNCTIONS[end])))
+            patches.wrap(file, name, partial(watch.wrap, _make_function(name, end)))
         if all(end.startswith("causal_conv1d") for end in named.values()):
             for kind, module in kinds.items():
                 if kind.__module__ == path and any(hasattr(module, name) for name in _STATES):
@@ -59,9 +64,52 @@ def _key(*inputs: Any, **options: Any) -> Hashable:
     return tuple(each.shape for each in (*inputs, *options.values()) if hasattr(each, "untyped_storage"))
 
 
-def _make_function(name: str, kernel: str) -> Operator:
+def _make_function(name: str, end: str) -> Operator:
+    kernel = _FUNCTIONS[end]
+    if end in _DELTA_RULES:
+        return Operator(name=name, key=_key_delta_rule, describe=partial(_describe_delta_rule, name, kernel))
     found = Unmapped(what=name, kernel=kernel, reason="its calls are counted, not yet described")
     return Operator(name=name, key=_key, describe=lambda *_, **__: found)
+
+
+def _key_delta_rule(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, g: torch.Tensor, *more: Any, **options: Any
+) -> Hashable:
+    is_packed = options.get("cu_seqlens") is not None
+    has_state = options.get("initial_state") is not None
+    is_normed = bool(options.get("use_qk_l2norm_in_kernel"))
+    return query.shape, key.shape, value.shape, g.shape, query.dtype, is_normed, is_packed, has_state, len(more)
+
+
+def _describe_delta_rule(name: str, kernel: str, kind: Any, /, *_: Any, **__: Any) -> Call | Unmapped:
+    """Describe it with the gates before it, from which its kernels make decay and strength themselves."""
+    query, keys, value, decay, dtype, is_normed, is_packed, has_state, _more = kind
+    batch, tokens, heads, size = query
+    is_decode = kernel == "gdn_decode"
+    if keys != query or value[-1] != size or decay != value[:-1]:
+        return Unmapped(
+            what=name, kernel=kernel, reason="its heads have other sizes than one for all, or many decays each"
+        )
+    if is_packed or (is_decode and (tokens != 1 or not has_state)):
+        reason = "its sequences are packed into one" if is_packed else "it is not of one token with a state before it"
+        return Unmapped(what=name, kernel=kernel, reason=reason)
+    call = Call(
+        kernel=kernel,
+        parameters={
+            "num_q_heads": heads,
+            "num_v_heads": value[2],
+            "head_size": size,
+            "use_qk_l2norm": is_normed,
+            "dtype": name_dtype(dtype),
+        },
+        axes={"batch_size": batch},
+        scalars={"scale": size**-0.5},
+    )
+    if is_decode:
+        return call
+    starts = tuple(range(0, (batch + 1) * tokens, tokens))
+    axes = {"total_seq_len": batch * tokens, "num_seqs": batch, "len_cu_seqlens": batch + 1}
+    return replace(call, axes=axes, given={SEQUENCES: starts}, rows=(batch, tokens))
 
 
 def _make_layer(name: str) -> Operator:

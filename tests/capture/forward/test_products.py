@@ -195,8 +195,6 @@ def test_what_older_models_compute_is_matched() -> None:
             {
                 "no causal_conv1d_fn: causal_conv1d_prefill",
                 "no causal_conv1d_update: causal_conv1d_decode",
-                "no torch_chunk_gated_delta_rule: gdn_prefill",
-                "no torch_recurrent_gated_delta_rule: gdn_decode",
                 "no Qwen3NextRMSNormGated: rmsnorm_gated",
             },
         ),
