@@ -17,8 +17,8 @@ __all__ = ["Counted", "leave_padding_out"]
 
 Counted = tuple[Call | Unmapped, int]
 """A kind of call, and how often it was made."""
-SEQUENCES = "cu_seqlens"
-"""The input of a kernel that runs along each sequence: where they start, and the total."""
+_SEQUENCES = frozenset({"cu_seqlens", "query_start_loc"})
+"""Inputs of kernels that run along each sequence: where they start, and the total."""
 _Starts = Mapping[tuple[int, ...], Counter[tuple[int, ...]]]
 """By the size of a batch, where its sequences start without padding, as often as attention had them so."""
 
@@ -29,7 +29,7 @@ def leave_padding_out(calls: Sequence[Counted]) -> Iterator[Counted]:
     for call, count in calls:
         if isinstance(call, Unmapped) or not call.rows:
             yield call, count
-        elif SEQUENCES in call.given:
+        elif _SEQUENCES & call.given.keys():
             yield from _share_sequences(call, count, starts)
         else:
             yield from _share_out(call, count, starts)
@@ -49,12 +49,17 @@ def _share_sequences(call: Call, count: int, starts: _Starts) -> Iterator[Counte
     plain = replace(call, rows=())
     known = starts.get(call.rows, Counter[tuple[int, ...]]())
     total = known.total()
+    if starts and not total:  # what came before was put in front of them, for instance
+        reason = "attention has no batch of this size, so that it is not known where sequences begin"
+        yield Unmapped(what=call.kernel, kernel=call.kernel, reason=reason, shapes=(call.rows,)), count
+        return
     if not total or any(count * each % total for each in known.values()):
         yield plain, count
         return
-    axis = next(iter(call.axes))
+    (name,), axis = _SEQUENCES & call.given.keys(), next(iter(call.axes))
     for each, times in known.items():
-        yield replace(plain, axes={**call.axes, axis: each[-1]}, given={SEQUENCES: each}), count * times // total
+        own = replace(plain, axes={**call.axes, axis: each[-1]}, given={**call.given, name: each})
+        yield own, count * times // total
 
 
 def _share_out(call: Call, count: int, starts: _Starts) -> Iterator[Counted]:

@@ -1,4 +1,4 @@
-"""Recurrent layers: the gated delta rule as calls of its kernels; other linear attention and state spaces are counted.
+"""Recurrent layers: the gated delta rule and the convolution before it as calls of their kernels; other ones are counted.
 
 A run so says what of it is not among its Workloads.
 """
@@ -6,14 +6,13 @@ A run so says what of it is not among its Workloads.
 from __future__ import annotations
 
 import sys
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fib_tools.capture.forward.call import Call, Unmapped
 from fib_tools.capture.forward.functions import name_dtype
-from fib_tools.capture.forward.padding import SEQUENCES
 from fib_tools.capture.forward.patches import Patches
 from fib_tools.capture.forward.watch import Operator, Watch
 
@@ -38,6 +37,9 @@ _FUNCTIONS = {
 """Functions of modeling files, by what their names end with, and the kernel types that they would be."""
 _DELTA_RULES = ("chunk_gated_delta_rule", "recurrent_gated_delta_rule")
 """Of those, the ones that take queries, keys, values, decay and strength, `[batch, tokens, heads]` and the size of a head."""
+_CONVOLUTIONS = ("causal_conv1d_fn", "causal_conv1d_update")
+"""And those that filter each channel, `[batch, channels, tokens]`, by taps of its own."""
+_ACTIVATIONS = {None: "none", "silu": "silu", "swish": "silu"}
 _STATES = ("A_log", "time_decay", "recurrent_param", "slope_rate")
 """What a layer that keeps a state calls the decay of it: Mamba and all after it, RWKV, Griffin, lightning attention."""
 
@@ -68,6 +70,10 @@ def _make_function(name: str, end: str) -> Operator:
     kernel = _FUNCTIONS[end]
     if end in _DELTA_RULES:
         return Operator(name=name, key=_key_delta_rule, describe=partial(_describe_delta_rule, name, kernel))
+    if end in _CONVOLUTIONS:
+        is_decode = end == _CONVOLUTIONS[1]
+        key = _key_update if is_decode else _key_convolution
+        return Operator(name=name, key=key, describe=partial(_describe_convolution, name, kernel))
     found = Unmapped(what=name, kernel=kernel, reason="its calls are counted, not yet described")
     return Operator(name=name, key=_key, describe=lambda *_, **__: found)
 
@@ -109,7 +115,61 @@ def _describe_delta_rule(name: str, kernel: str, kind: Any, /, *_: Any, **__: An
         return call
     starts = tuple(range(0, (batch + 1) * tokens, tokens))
     axes = {"total_seq_len": batch * tokens, "num_seqs": batch, "len_cu_seqlens": batch + 1}
-    return replace(call, axes=axes, given={SEQUENCES: starts}, rows=(batch, tokens))
+    return replace(call, axes=axes, given={"cu_seqlens": starts}, rows=(batch, tokens))
+
+
+def _key_update(
+    hidden_states: torch.Tensor,
+    conv_state: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    activation: str | None = None,
+    **options: Any,
+) -> Hashable:
+    is_plain = conv_state.dim() == 3 and conv_state.shape[-1] >= weight.shape[-1] - 1 and not _is_set(options)
+    return hidden_states.shape, weight.shape, hidden_states.dtype, weight.dtype, bias is not None, activation, is_plain
+
+
+def _key_convolution(
+    hidden_states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *more: Any, **options: Any
+) -> Hashable:
+    activation = options.pop("activation", None)
+    is_plain = not more and not _is_set(options)
+    return hidden_states.shape, weight.shape, hidden_states.dtype, weight.dtype, bias is not None, activation, is_plain
+
+
+def _is_set(options: Mapping[str, Any]) -> bool:
+    """Tell whether something is asked for that transformers' own function does not know: packed sequences, for instance."""
+    return any(value is not None for value in options.values() if hasattr(value, "untyped_storage"))
+
+
+def _describe_convolution(name: str, kernel: str, kind: Any, /, *_: Any, **__: Any) -> Call | Unmapped:
+    """Describe it with a pool of states that has one for each sequence, in their order."""
+    shape, taps, dtype, kept, has_bias, activation, is_plain = kind
+    is_decode = kernel == "causal_conv1d_decode"
+    if not is_plain or len(shape) != 3 or len(taps) != 2 or taps[0] != shape[1] or (is_decode and shape[2] != 1):
+        return Unmapped(
+            what=name, kernel=kernel, reason="it is not of one sequence in each row, by taps for each channel"
+        )
+    if activation not in _ACTIVATIONS or kept != dtype:
+        return Unmapped(what=name, kernel=kernel, reason=f"no kernel type has {activation!r}, or its weights in {kept}")
+    batch, channels, tokens = shape
+    parameters = {"channels": channels, "width": taps[1], "activation": _ACTIVATIONS[activation]}
+    parameters |= {"bias": has_bias, "dtype": name_dtype(dtype)}
+    slots = tuple(range(batch))
+    if is_decode:
+        axes = {"batch_size": batch, "state_cache_size": batch}
+        return Call(kernel=kernel, parameters=parameters, axes=axes, given={"conv_state_indices": slots})
+    starts = tuple(range(0, (batch + 1) * tokens, tokens))
+    axes = {"total_seq_len": batch * tokens, "num_seqs": batch, "len_query_start_loc": batch + 1}
+    given = {"query_start_loc": starts, "cache_indices": slots, "has_initial_state": (0,) * batch}
+    return Call(
+        kernel=kernel,
+        parameters=parameters,
+        axes={**axes, "state_cache_size": batch},
+        given=given,
+        rows=(batch, tokens),
+    )
 
 
 def _make_layer(name: str) -> Operator:

@@ -115,3 +115,67 @@ def test_sequences_that_are_packed_into_one_are_missed(monkeypatch: pytest.Monke
     found = watch_one(RULES[0], cu_seqlens=torch.tensor([0, 2, 5]))
     assert isinstance(found, Unmapped)
     assert found.reason == "its sequences are packed into one"
+
+
+def test_a_batch_that_attention_has_not_is_missed() -> None:
+    model: Any = make_model("qwen3_next")
+    with torch.no_grad(), observe(model) as watch:
+        model(**make_prompt((12, 8)))
+        modeling.torch_chunk_gated_delta_rule(**make_inputs(5))
+    missed = [
+        tally.call for tally in watch.tallies if isinstance(tally.call, Unmapped) and tally.call.kernel == "gdn_prefill"
+    ]
+    assert [(each.what, each.shapes) for each in missed] == [("gdn_prefill", ((2, 5),))]
+
+
+CHANNELS = {"channels": 128, "width": 4, "activation": "silu", "bias": False, "dtype": "bfloat16"}
+
+
+def test_the_convolution_before_it_has_a_state_for_each_sequence() -> None:
+    model = make_model("qwen3_next")
+    (prefill,) = find_calls(model, "causal_conv1d_prefill", (12, 8))
+    given = {"query_start_loc": (0, 12, 20), "cache_indices": (0, 1), "has_initial_state": (0, 0)}
+    axes = {"total_seq_len": 20, "num_seqs": 2, "len_query_start_loc": 3, "state_cache_size": 2}
+    assert prefill == (Call(kernel="causal_conv1d_prefill", parameters=CHANNELS, axes=axes, given=given), 1)
+    (decode,) = find_calls(model, "causal_conv1d_decode", (12, 8))
+    axes, given = {"batch_size": 2, "state_cache_size": 2}, {"conv_state_indices": (0, 1)}
+    assert decode == (Call(kernel="causal_conv1d_decode", parameters=CHANNELS, axes=axes, given=given), 2)
+
+
+def convolve(what: str, **options: Any) -> tuple[Call | Unmapped, torch.Tensor, dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    inputs = {"weight": torch.randn(8, 4), "bias": torch.randn(8)}
+    tokens = {"hidden_states": torch.randn(2, 8, 1 if what == "causal_conv1d_update" else 5)}
+    if what == "causal_conv1d_update":
+        tokens["conv_state"] = torch.randn(2, 8, 4)
+    kept = {name: each.clone() for name, each in (tokens | inputs).items()}
+    with observe(make_model("qwen3_next")) as watch:
+        made = getattr(modeling, what)(**tokens, **inputs, **options)
+    (tally,) = watch.tallies
+    return tally.call, made, kept
+
+
+def test_the_definition_of_a_convolution_computes_what_the_call_does() -> None:
+    for what, kind in (("causal_conv1d_fn", "prefill"), ("causal_conv1d_update", "decode")):
+        call, wanted, inputs = convolve(what, activation="silu")
+        assert isinstance(call, Call)
+        kernel = get_kernel_type(f"causal_conv1d_{kind}")
+        namespace: dict[str, Any] = {}
+        exec(kernel.define(kernel.parameters.model_validate(dict(call.parameters))).reference, namespace)  # noqa: S102
+        given = {name: torch.tensor(values, dtype=torch.int32) for name, values in call.given.items()}
+        if kind == "prefill":
+            given["has_initial_state"] = given["has_initial_state"].bool()
+            rows = inputs.pop("hidden_states").transpose(0, 1).flatten(1)
+            output, _ = namespace["run"](rows, *inputs.values(), torch.randn(2, 8, 3), *given.values())
+            output = output.reshape(8, 2, 5).transpose(0, 1)
+        else:
+            rows, pool = inputs.pop("hidden_states").squeeze(-1), inputs.pop("conv_state")[..., 1:]
+            output, _ = namespace["run"](rows, pool, *inputs.values(), *given.values())
+            output = output.unsqueeze(-1)
+        torch.testing.assert_close(output, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_convolution_of_another_kind_is_missed() -> None:
+    found, _, _ = convolve("causal_conv1d_fn", activation="gelu")
+    assert isinstance(found, Unmapped)
+    assert found.reason.startswith("no kernel type has 'gelu'")
