@@ -23,6 +23,8 @@ from collect_workloads import fib  # noqa: E402
 from forward_overhead import measure  # noqa: E402
 from machine import describe_machine  # noqa: E402
 
+from fib_tools.capture.checkpoints.configs import make_config  # noqa: E402
+from fib_tools.capture.checkpoints.dummy import make_dummy  # noqa: E402
 from fib_tools.sources.huggingface import load_config  # noqa: E402
 from tiny_forward import ARCHITECTURES, OTHERS, make_model, make_prompt  # noqa: E402
 
@@ -31,23 +33,19 @@ _TOKENS = 16
 
 
 def make_full(name: str, layers: int) -> torch.nn.Module:
-    """Make a known model with random weights, in its own sizes, with few layers."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = dict(load_config(name, offline=True).config) | {"num_hidden_layers": layers}
-    config.pop("quantization_config", None)
-    made = AutoConfig.for_model(config.pop("model_type"), **config)
-    torch.manual_seed(0)
-    with torch.device("cuda"):
-        model: torch.nn.Module = AutoModelForCausalLM.from_config(made, dtype=torch.bfloat16).eval()
+    """Make a known model as `fib trace model --dummy-weights` does."""
+    config = make_config(load_config(name, offline=True).config, where=name)
+    options = {"where": name, "layers": layers, "dtype": torch.bfloat16, "device": "cuda", "attention": "sdpa"}
+    model: torch.nn.Module = make_dummy(config, **options)
     model.generation_config.eos_token_id = None  # so that every run is as long
     return model
 
 
-def trace(name: str, folder: Path, device: str) -> tuple[bool, str]:
-    """Trace a checkpoint; give whether that went well, and a line on it."""
-    words = ("--device", device, "--max-new-tokens", str(_TOKENS), "--create-missing")
-    status, found = fib("trace", "model", str(folder), *words, "--workspace", f"{folder}-work", log=folder / "log.txt")
+def trace(name: str, folder: Path, *how: str) -> tuple[bool, str]:
+    """Trace a checkpoint, or a known model without one; give whether that went well, and a line on it."""
+    model = name if "--dummy-weights" in how else str(folder)
+    words = (*how, "--max-new-tokens", str(_TOKENS), "--create-missing", "--workspace", f"{folder}-work")
+    status, found = fib("trace", "model", model, *words, log=folder / "log.txt")
     if "calls" not in found:
         return False, f"{name}: exit {status}: {(folder / 'log.txt').read_text(errors='replace')[-600:]}"
     (folder / "trace.json").write_text(json.dumps(found, indent=1))
@@ -76,11 +74,12 @@ def measure_watching(model: torch.nn.Module, repeats: int) -> str:
     )
 
 
-def trace_block(folder: Path) -> tuple[bool, str]:
+def trace_block(name: str, folder: Path) -> tuple[bool, str]:
     """Draw the first block on the GPU, with the kernels that ran."""
-    words = ("--device", "cuda", "--profiler", "torch", "--tokens", "512", "--workspace", f"{folder}-work")
+    words = ("--dummy-weights", "--device", "cuda", "--profiler", "torch", "--tokens", "512")
     out = folder / "block.pftrace"
-    status, found = fib("trace", "block", str(folder), *words, "--out", str(out), log=folder / "block.txt")
+    places = ("--workspace", f"{folder}-work", "--out", str(out))
+    status, found = fib("trace", "block", name, *words, *places, log=folder / "block.txt")
     if "slices" not in found:
         return False, f"  block: exit {status}: {(folder / 'block.txt').read_text(errors='replace')[-600:]}"
     matched = sum(bool(each["definition"]) for each in found["operators"])
@@ -108,14 +107,17 @@ def main() -> int:
     good = True
     for name in (*options.tiny, *options.full):
         is_full = name in options.full
-        model = make_full(name, options.layers) if is_full else make_model(name)
         folder = options.out / name
-        model.save_pretrained(folder)
-        went_well, line = trace(name, folder, "cuda" if is_full else "cpu")
+        folder.mkdir(exist_ok=True)
+        if is_full:
+            how = ("--dummy-weights", "--layers", str(options.layers), "--device", "cuda")
+        else:
+            make_model(name).save_pretrained(folder)
+            how = ("--device", "cpu")
+        went_well, line = trace(name, folder, *how)
         lines.append(line)
         if is_full:
-            drawn, block = trace_block(folder)
-            del model
+            drawn, block = trace_block(name, folder)
             lines += [measure_watching(make_full(name, options.watched_layers), options.repeats), block]
             went_well &= drawn
         good &= went_well

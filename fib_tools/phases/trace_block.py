@@ -15,7 +15,7 @@ from fib_tools.host.paths import check_component
 from fib_tools.phases.context import Context
 from fib_tools.phases.trace_best import Best, annotate_best, find_best
 from fib_tools.phases.trace_block_result import TraceBlockResult, TracedOperator
-from fib_tools.phases.weights import load_tokenizer, load_weights
+from fib_tools.phases.weights import DummyOption, Loading, WeightsArgument, load_tokenizer, load_weights
 
 if TYPE_CHECKING:
     from fib_tools.capture.timeline import Span, Timeline
@@ -28,12 +28,7 @@ _SEED = 0
 
 def trace_block(
     context: Context,
-    model: Annotated[
-        str,
-        Field(
-            description="Folder or file of weights (safetensors, .pth, .gguf), or a model in the Hugging Face cache."
-        ),
-    ],
+    model: WeightsArgument,
     *,
     layer: Annotated[int, Field(ge=0, description="The block, counted from 0; those before it run unrecorded.")] = 0,
     whole: Annotated[bool, Field(description="All blocks, not one.")] = False,
@@ -45,6 +40,7 @@ def trace_block(
         Literal["bfloat16", "float16", "float32"], Field(description="What the weights are converted to.")
     ] = "bfloat16",
     device: Annotated[Literal["cpu", "cuda"], Field(description="Where to run it.")] = "cpu",
+    dummy_weights: DummyOption = False,
     profiler: Annotated[
         Literal["torch"] | None,
         Field(description="Also write torch.profiler's view of the run, as <trace>.pt.trace.json for TensorBoard."),
@@ -77,7 +73,8 @@ def trace_block(
     target = _find_target(context, model, layer, out, whole=whole)
     begun = time.perf_counter()
     context.progress(f"loading {model}", 0, 3)
-    checkpoint, loaded = load_weights(context, model, layer=None if whole else layer, dtype=dtype, device=device)
+    how = Loading(layer=None if whole else layer, dtype=dtype, device=device, is_dummy=dummy_weights)
+    loaded, weights = load_weights(context, model, how)
     inputs, described = _make_inputs(loaded, model, prompt, tokens)
     loading = time.perf_counter() - begun
     context.progress("running it", 1, 3)
@@ -89,13 +86,13 @@ def trace_block(
         profiler=profiler,
     )
     timeline, best = _look_up(context, timeline, gpu or _find_gpu(loaded))
-    details = {"model": model, "weights": checkpoint.format, "input": described, "dtype": dtype, "device": device}
+    details = {"model": model, "weights": weights, "input": described, "dtype": dtype, "device": device}
     written = write_trace(timeline.model_copy(update={"details": details}), target)
     profile = target.with_name(target.name.removesuffix(target.suffix) + SUFFIX)
     if document is not None:
         write_atomically(profile, document)
     context.progress("written", 3, 3)
-    count = int(loaded.config.num_hidden_layers)
+    count = int(loaded.config.get_text_config().num_hidden_layers)
     return TraceBlockResult(
         model=model,
         path=str(target),
@@ -142,7 +139,7 @@ def _make_inputs(loaded: Any, model: str, prompt: str | None, tokens: int) -> tu
         encoded = load_tokenizer(model, todo=todo)(prompt, return_tensors="pt")
         return {name: tensor.to(device) for name, tensor in encoded.items()}, f"the prompt {prompt!r}"
     generator = torch.Generator().manual_seed(_SEED)
-    ids = torch.randint(0, int(loaded.config.vocab_size), (1, tokens), generator=generator)
+    ids = torch.randint(0, int(loaded.config.get_text_config().vocab_size), (1, tokens), generator=generator)
     return {"input_ids": ids.to(device)}, f"{tokens} token ids drawn with the seed {_SEED}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,7 +22,7 @@ from fib_tools.phases.collect import list_targets, settle_workloads
 from fib_tools.phases.collect_result import CollectEntry
 from fib_tools.phases.context import Context
 from fib_tools.phases.inventory import workspace_lock
-from fib_tools.phases.weights import load_tokenizer, load_weights
+from fib_tools.phases.weights import DummyOption, Loading, WeightsArgument, find_device, load_tokenizer, load_weights
 
 if TYPE_CHECKING:
     from fib_tools.capture.collection.candidates import Tally as Collected
@@ -110,17 +111,13 @@ class TraceModelResult(Result):
         if self.created:
             yield f"created: {', '.join(self.created)}"
         if any(not each.reason for each in self.missing):
-            yield f"to create what is missing: fib trace model {shlex.quote(self.model)} --create-missing"
+            dummy = " --dummy-weights" * (self.origin == "dummy")
+            yield f"to create what is missing: fib trace model {shlex.quote(self.model)}{dummy} --create-missing"
 
 
 def trace_model(
     context: Context,
-    model: Annotated[
-        str,
-        Field(
-            description="Folder or file of weights (safetensors, .pth, .gguf), or a model in the Hugging Face cache."
-        ),
-    ],
+    model: WeightsArgument,
     *,
     max_new_tokens: Annotated[int, Field(ge=1, le=4096, description="Tokens to generate after each prompt.")] = 16,
     prompts: Annotated[
@@ -138,6 +135,13 @@ def trace_model(
         Literal["bfloat16", "float16", "float32"], Field(description="What the weights are converted to.")
     ] = "bfloat16",
     device: Annotated[Literal["cpu", "cuda"], Field(description="Where to run it.")] = "cpu",
+    device_map: Annotated[
+        Literal["auto"] | None,
+        Field(
+            description="auto, in place of --device: what has no room on one GPU goes to others, then to the host's memory and the disk, by accelerate."
+        ),
+    ] = None,
+    dummy_weights: DummyOption = False,
     num_samples: Annotated[int, Field(ge=1, le=10_000, description="The most Workloads of one Definition.")] = 100,
     create_missing: Annotated[bool, Field(description="Create the Definitions that the dataset has not got.")] = False,
     dry_run: Annotated[bool, Field(description="Say what would be written; nothing is written.")] = False,
@@ -149,8 +153,11 @@ def trace_model(
     import time
 
     dataset = context.dataset if create_missing else Dataset.open(context.dataset.root)
+    if device_map is not None:
+        context.workspace.create()  # for the weights that go to the disk
     context.progress(f"loading {model}", 0, 3)
-    loaded, inputs, origin = _load(context, model, prompts, lengths, layers=layers, dtype=dtype, device=device)
+    how = Loading(layers=layers, dtype=dtype, device=device, is_dummy=dummy_weights, device_map=device_map)
+    loaded, inputs, origin = _load(context, model, prompts, lengths, how)
     context.progress("generating", 1, 3)
     begun = time.perf_counter()
     tallies = _generate(loaded, inputs, max_new_tokens)
@@ -174,14 +181,7 @@ def trace_model(
 
 
 def _load(
-    context: Context,
-    model: str,
-    prompts: Path | None,
-    lengths: Sequence[int],
-    *,
-    layers: int | None,
-    dtype: str,
-    device: str,
+    context: Context, model: str, prompts: Path | None, lengths: Sequence[int], how: Loading
 ) -> tuple[Any, dict[str, Any], Origin]:
     """Load the weights and make a batch; what was drawn at random is no real prompt.
 
@@ -190,22 +190,33 @@ def _load(
     """
     import torch
 
-    if device == "cuda" and not torch.cuda.is_available():
+    if how.device == "cuda" and how.device_map is None and not torch.cuda.is_available():
         raise RequestError(
             "torch sees no GPU", where="--device", todo="use --device cpu, with --layers for a large model"
         )
     lines = None if prompts is None else _read_prompts(context, prompts)
     try:
-        _, loaded = load_weights(context, model, layers=layers, dtype=dtype, device=device, attention="sdpa")
+        loaded, _ = load_weights(context, model, replace(how, attention="sdpa"))
     except ConfigError:  # it has no such attention, or is not one that transformers knows: then this says so
-        _, loaded = load_weights(context, model, layers=layers, dtype=dtype, device=device, attention="eager")
+        loaded, _ = load_weights(context, model, replace(how, attention="eager"))
+    text = loaded.config.get_text_config()
+    _check_layers(text)
+    origin: Origin = "dummy" if how.is_dummy else "synthetic"
     if lines is not None:
-        return loaded, _tokenize(model, lines), "synthetic" if layers else "real"
-    most = getattr(loaded.config, "max_position_embeddings", None)
+        return loaded, _tokenize(model, lines), origin if how.is_dummy or how.layers else "real"
+    most = getattr(text, "max_position_embeddings", None)
     if most is not None and max(lengths) >= most:
         todo = f"the model has {most} positions: take shorter sequences"
         raise RequestError(f"{max(lengths)} tokens are too many", where="--lengths", todo=todo)
-    return loaded, _draw(int(loaded.config.vocab_size), lengths), "synthetic"
+    return loaded, _draw(int(text.vocab_size), lengths), origin
+
+
+def _check_layers(config: Any) -> None:
+    """Refuse to generate with linear attention alone: transformers counts tokens by what attention keeps of them."""
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if kinds == {"linear_attention"}:
+        todo = "pass more --layers, until there is one with attention, or none for all of them"
+        raise RequestError("the layers that were taken are all of linear attention", where="--layers", todo=todo)
 
 
 def _draw(vocabulary: int, lengths: Sequence[int]) -> dict[str, Any]:
@@ -245,7 +256,8 @@ def _generate(loaded: Any, inputs: dict[str, Any], tokens: int) -> tuple[Tally, 
 
     from fib_tools.capture.forward.observe import observe
 
-    on_device = {name: value.to(loaded.device) for name, value in inputs.items()}
+    device = find_device(loaded)
+    on_device = {name: value.to(device) for name, value in inputs.items()}
     with torch.no_grad(), observe(loaded, page_size=1) as watch:
         loaded.generate(
             **on_device,

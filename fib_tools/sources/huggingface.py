@@ -5,21 +5,19 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
-from fib_tools.errors import DocumentTooLargeError, FibError, GatedError, OfflineError, SourceError, UnknownModelError
+from fib_tools.errors import DocumentTooLargeError, OfflineError, SourceError, UnknownModelError
 from fib_tools.host.files import read_limited
 from fib_tools.host.paths import locate, slugify
 from fib_tools.model.base import Model
 from fib_tools.sources.config_text import parse_config
+from fib_tools.sources.hub_refusals import explain_refusal
 from fib_tools.sources.registry import ModelEntry, find_model, find_nearest_names
 
-if TYPE_CHECKING:
-    from huggingface_hub.errors import HfHubHTTPError
-
-__all__ = ["ConfigSource", "Hub", "load_config"]
+__all__ = ["ConfigSource", "Hub", "check_repo_id", "load_config"]
 
 _FILE = "config.json"
 # The largest published config known here has 40 KB; quantisation lists make some ten times as large.
@@ -86,9 +84,18 @@ def load_config(
     if entry is not None and entry.config_bytes is not None and not refresh and hub.revision is None:
         return _from_registry(entry)
     repo_id = entry.repo_id if entry else name
-    if not _REPO_ID.fullmatch(repo_id) or ".." in repo_id or "--" in repo_id:
-        raise UnknownModelError(name, find_nearest_names(name))
+    check_repo_id(repo_id)
     return _from_hub(repo_id, entry, hub=hub, offline=offline)
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Refuse a name that cannot be a repository's.
+
+    Raises:
+        UnknownModelError: with the nearest known names.
+    """
+    if not _REPO_ID.fullmatch(repo_id) or ".." in repo_id or "--" in repo_id:
+        raise UnknownModelError(repo_id, find_nearest_names(repo_id))
 
 
 def _find_folder(name: str, inside: Path | None) -> Path | None:
@@ -152,7 +159,7 @@ def _download(repo_id: str, *, hub: Hub, offline: bool) -> tuple[Path, Literal["
             repo_id, _FILE, revision=hub.revision, endpoint=hub.endpoint, cache_dir=hub.cache_dir, token=hub.token
         )
     except HfHubHTTPError as error:
-        raise _refused(repo_id, error) from error
+        raise explain_refusal(repo_id, error, missing=_FILE, instead="pass --config FILE") from error
     except (HTTPError, ConnectionError):
         return _find_cached(repo_id, hub=hub, offline=False), "cache"
     except OSError as error:
@@ -189,33 +196,6 @@ def _offline(repo_id: str, *, offline: bool) -> OfflineError:
         where="Hugging Face Hub",
         todo="pass --config FILE, or go online once to fetch it",
     )
-
-
-def _refused(repo_id: str, error: HfHubHTTPError) -> FibError:
-    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
-
-    status = error.response.status_code
-    if isinstance(error, GatedRepoError) or (status in {401, 403} and not isinstance(error, RepositoryNotFoundError)):
-        return GatedError(
-            f"the hub does not show {repo_id!r} to you",
-            where=repo_id,
-            todo="accept its licence on its page there and set HF_TOKEN, or pass --config FILE",
-        )
-    if isinstance(error, RepositoryNotFoundError) and status == 401:
-        return GatedError(
-            f"{repo_id!r} does not exist, or is private",
-            where="Hugging Face Hub",
-            todo="check the name; for a private repository set HF_TOKEN",
-        )
-    if isinstance(error, RepositoryNotFoundError):
-        return UnknownModelError(repo_id, find_nearest_names(repo_id))
-    if isinstance(error, EntryNotFoundError):
-        return _without_config(repo_id)
-    return SourceError(f"the hub answered with status {status}", where=repo_id, todo="try again later")
-
-
-def _without_config(repo_id: str) -> SourceError:
-    return SourceError(f"the repository has no {_FILE}", where=repo_id, todo="pass --config FILE")
 
 
 def _slug(name: str, entry: ModelEntry | None) -> str:

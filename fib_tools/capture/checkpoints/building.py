@@ -1,4 +1,4 @@
-"""A transformers model without weights, to be filled: which class, what dtype each parameter has, what is computed."""
+"""A transformers model without weights, to be filled, or with random ones: which class, what dtype each parameter has, what is computed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fib_tools.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["build_empty", "fill_computed_buffers", "plan_dtypes", "set_tensor"]
+__all__ = ["build_empty", "build_random", "fill_computed_buffers", "find_text", "plan_dtypes", "set_tensor"]
 
 _PUBLISHED = "take the config that was published with the weights"
 
@@ -23,18 +23,39 @@ def build_empty(config: Any, *, dtype: torch.dtype, attention: str, where: str) 
     Raises:
         ConfigError: transformers has no class for it, or cannot build it.
     """
+    return _build(config, dtype=dtype, attention=attention, where=where, device="meta")
+
+
+def build_random(config: Any, *, dtype: torch.dtype, attention: str, where: str, device: str) -> Any:
+    """Build the language model of a config with weights as they are before training.
+
+    Raises:
+        ConfigError: transformers has no class for it, or cannot build it.
+    """
+    return _build(config, dtype=dtype, attention=attention, where=where, device=device)
+
+
+def _build(config: Any, *, dtype: torch.dtype, attention: str, where: str, device: str) -> Any:
     import torch
     from huggingface_hub.errors import StrictDataclassError
 
     model_class = _find_class(config, where)
     try:
-        with torch.device("meta"):
+        with torch.device(device):
             # from_config of one class, which `AutoModel` calls as well
             model = model_class._from_config(copy.deepcopy(config), attn_implementation=attention, dtype=dtype)  # noqa: SLF001
     except (*REFUSALS, StrictDataclassError) as error:
         reason = f"{type(error).__name__}: {str(error)[:300]}"
         raise ConfigError(f"transformers cannot build the model: {reason}", where=where, todo=_PUBLISHED) from error
     return model.eval()
+
+
+def find_text(config: Any) -> Any:
+    """Find the config of the language model alone in that of one that also sees, where transformers has a class for it."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    text = config.get_text_config()
+    return text if type(text) in MODEL_FOR_CAUSAL_LM_MAPPING else config
 
 
 def _find_class(config: Any, where: str) -> Any:

@@ -6,18 +6,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fib_tools.capture.checkpoints.assignment import Assignment, plan_assignments
 from fib_tools.capture.checkpoints.building import build_empty, fill_computed_buffers, plan_dtypes, set_tensor
 from fib_tools.capture.checkpoints.configs import count_layers, cut_config
+from fib_tools.capture.checkpoints.placement import Placement, place_on, plan_placement
 from fib_tools.capture.checkpoints.stored import Checkpoint
 from fib_tools.errors import ConfigError, FormatError, RequestError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["load_model"]
+__all__ = ["load_model", "parse_dtype"]
 
 _TABLES = 1 << 30
 """Bytes that a model may compute beside its weights, rotary tables for instance; a config could ask for any number."""
@@ -30,11 +32,13 @@ def load_model(
     dtype: torch.dtype | str = "bfloat16",
     device: str = "cpu",
     attention: str = "eager",
+    spread: Path | None = None,
 ) -> Any:
     """Load the first layers with their embedding and head, and read only what they need.
 
     All names and shapes are compared before the first value is read; one tensor is converted at a time.
     Where file and model agree in dtype, a parameter on the CPU is a view of the mapped file: its first use reads the disk.
+    With a folder to `spread` into, parts go where there is room for them, to GPUs, the host's memory or files in there.
 
     Raises:
         ConfigError: transformers cannot build the model.
@@ -43,7 +47,7 @@ def load_model(
     """
     import torch
 
-    kind = _parse_dtype(dtype)
+    kind = parse_dtype(dtype)
     _check_size(checkpoint)
     settings = cut_config(checkpoint.config, layers)
     whole = build_empty(checkpoint.config, dtype=kind, attention=attention, where=checkpoint.origin)
@@ -51,17 +55,24 @@ def load_model(
     plan = plan_assignments(checkpoint, model=model, whole=whole)
     del whole
     dtypes = plan_dtypes(model, kind)
+    placement = place_on(device) if spread is None else plan_placement(model, spread)
     with torch.no_grad():
         for assignment in plan.assignments:
-            _assign(model, assignment, dtypes, device)
+            _assign(model, assignment, dtypes, placement)
     model.tie_weights(missing_keys=set(plan.tied), recompute_mapping=False)
     limit = checkpoint.bytes + _TABLES
-    fill_computed_buffers(model, device=device, limit_bytes=limit, where=checkpoint.origin)
+    fill_computed_buffers(model, device="cpu" if spread else device, limit_bytes=limit, where=checkpoint.origin)
     _check_filled(model, checkpoint)
+    placement.finish(model)
     return model
 
 
-def _parse_dtype(dtype: torch.dtype | str) -> torch.dtype:
+def parse_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """Give the dtype of a name that weights can have.
+
+    Raises:
+        RequestError: it is none.
+    """
     import torch
 
     kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
@@ -83,10 +94,10 @@ def _check_size(checkpoint: Checkpoint) -> None:
         )
 
 
-def _assign(model: Any, assignment: Assignment, dtypes: dict[str, torch.dtype], device: str) -> None:
+def _assign(model: Any, assignment: Assignment, dtypes: dict[str, torch.dtype], placement: Placement) -> None:
     dtype = dtypes[assignment.targets[0]]
     for name, value in assignment.convert(model, lambda stored: stored.read(dtype)).items():
-        set_tensor(model, name, value.to(device=device, dtype=dtypes[name]))
+        set_tensor(model, name, placement.put(name, value.to(dtypes[name])))
 
 
 def _check_filled(model: Any, checkpoint: Checkpoint) -> None:

@@ -8,11 +8,9 @@ from fib_tools.capture.checkpoints import gguf_file, meta_shards, safetensors_fo
 from fib_tools.capture.checkpoints.stored import Checkpoint
 from fib_tools.errors import FormatError, MissingDependencyError, OfflineError, RequestError
 from fib_tools.host.paths import check_path
-from fib_tools.sources.registry import find_model
+from fib_tools.sources.weights import find_weights, name_repository
 
-__all__ = ["open_checkpoint"]
-
-_PATTERNS = ("config.json", "*.safetensors", "model.safetensors.index.json")
+__all__ = ["is_file_name", "open_checkpoint", "require_transformers"]
 
 
 def open_checkpoint(path_or_model: Path | str) -> Checkpoint:
@@ -25,19 +23,30 @@ def open_checkpoint(path_or_model: Path | str) -> Checkpoint:
         FormatError: a file is missing, cut off, or not what its name says.
         MissingDependencyError: torch, transformers or gguf are not installed.
         OfflineError: the model is not in the cache.
+        UnknownModelError: the name is that of no model.
     """
-    _require_transformers()
+    require_transformers()
     path = check_path(Path(path_or_model))
     if path.is_dir():
         return _open_folder(path)
     if path.is_file():
         return _open_file(path)
-    if isinstance(path_or_model, Path) or path.suffix in (".gguf", ".pth", ".safetensors"):
+    if isinstance(path_or_model, Path) or is_file_name(path_or_model):
         raise RequestError(f"{str(path)!r} is not there", todo="pass the folder or file of the weights")
     return _open_cached(path_or_model)
 
 
-def _require_transformers() -> None:
+def is_file_name(name: str) -> bool:
+    """Tell whether a name is meant as that of a file of weights, be it there or not."""
+    return Path(name).suffix in (gguf_file.SUFFIX, meta_shards.SUFFIX, safetensors_folder.SUFFIX)
+
+
+def require_transformers() -> None:
+    """Refuse to go on without what models are built with.
+
+    Raises:
+        MissingDependencyError: torch or transformers are not installed.
+    """
     try:
         import torch
         import transformers  # noqa: F401
@@ -74,17 +83,13 @@ def _open_file(path: Path) -> Checkpoint:
 
 
 def _open_cached(name: str) -> Checkpoint:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    entry = find_model(name)
-    repo_id = entry.repo_id if entry else name
-    try:
-        folder = Path(snapshot_download(repo_id, allow_patterns=list(_PATTERNS), local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError) as error:
+    repo_id = name_repository(name)
+    folder = find_weights(repo_id)
+    if folder is None:
         raise OfflineError(
-            f"the weights of {repo_id!r} are not in the hub's cache",
+            f"the weights of {repo_id!r} are not in the hub's cache, or not all of them",
             where="Hugging Face cache",
-            todo=f"run: hf download {repo_id} --include 'config.json' '*.safetensors*'; or pass a folder or file",
-        ) from error
+            todo=f"leave out --offline, run: hf download {repo_id} --include '*.json' '*.safetensors'; "
+            "or pass a folder or file, or --dummy-weights",
+        )
     return safetensors_folder.open_safetensors(folder, origin=f"{repo_id}@{folder.name}")

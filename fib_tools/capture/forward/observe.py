@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fib_tools.capture.forward.attention import patch_attention
 from fib_tools.capture.forward.experts import patch_experts
 from fib_tools.capture.forward.functions import patch_activations, patch_functions
+from fib_tools.capture.forward.hooked import patch_hooked
 from fib_tools.capture.forward.norms import patch_norms
 from fib_tools.capture.forward.patches import Patches
 from fib_tools.capture.forward.products import patch_products
@@ -62,6 +63,7 @@ def _patch_modules(patches: Patches, watch: Watch, model: torch.nn.Module) -> No
     patch_experts(patches, watch, modules)
     patch_routers(patches, watch, modules)
     patch_recurrent(patches, watch, modules)
+    patch_hooked(patches, watch, modules)
 
 
 def _patch_models_to_come(patches: Patches, watch: Watch) -> None:

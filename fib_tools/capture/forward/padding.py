@@ -17,32 +17,57 @@ __all__ = ["Counted", "leave_padding_out"]
 
 Counted = tuple[Call | Unmapped, int]
 """A kind of call, and how often it was made."""
-_Totals = Mapping[tuple[int, ...], Counter[int]]
-"""By the size of a batch, its tokens without padding, each as often as attention had them."""
+_SEQUENCES = frozenset({"cu_seqlens", "query_start_loc"})
+"""Inputs of kernels that run along each sequence: where they start, and the total."""
+_Starts = Mapping[tuple[int, ...], Counter[tuple[int, ...]]]
+"""By the size of a batch, where its sequences start without padding, as often as attention had them so."""
 
 
 def leave_padding_out(calls: Sequence[Counted]) -> Iterator[Counted]:
     """Count rows as attention does; calls that no attention tells about stay as they are."""
-    totals = _list_totals(calls)
+    starts = _list_starts(calls)
     for call, count in calls:
         if isinstance(call, Unmapped) or not call.rows:
             yield call, count
+        elif _SEQUENCES & call.given.keys():
+            yield from _share_sequences(call, count, starts)
         else:
-            yield from _share_out(call, count, totals)
+            yield from _share_out(call, count, starts)
 
 
-def _list_totals(calls: Iterable[Counted]) -> _Totals:
-    found: dict[tuple[int, ...], Counter[int]] = {}
+def _list_starts(calls: Iterable[Counted]) -> _Starts:
+    found: dict[tuple[int, ...], Counter[tuple[int, ...]]] = {}
     for call, count in calls:
         if isinstance(call, Call) and call.rows and "qo_indptr" in call.given:
-            found.setdefault(call.rows, Counter())[int(call.given["qo_indptr"][-1])] += count
+            starts = tuple(int(start) for start in call.given["qo_indptr"])
+            found.setdefault(call.rows, Counter())[starts] += count
     return found
 
 
-def _share_out(call: Call, count: int, totals: _Totals) -> Iterator[Counted]:
+def _share_sequences(call: Call, count: int, starts: _Starts) -> Iterator[Counted]:
+    """Give a kernel that runs along sequences those that attention had."""
     plain = replace(call, rows=())
-    batch = None if "qo_indptr" in call.given else _find_batch(call.rows, totals)
-    tokens = Counter[int]() if batch is None else totals[batch]
+    known = starts.get(call.rows, Counter[tuple[int, ...]]())
+    total = known.total()
+    if starts and not total:  # what came before was put in front of them, for instance
+        reason = "attention has no batch of this size, so that it is not known where sequences begin"
+        yield Unmapped(what=call.kernel, kernel=call.kernel, reason=reason, shapes=(call.rows,)), count
+        return
+    if not total or any(count * each % total for each in known.values()):
+        yield plain, count
+        return
+    (name,), axis = _SEQUENCES & call.given.keys(), next(iter(call.axes))
+    for each, times in known.items():
+        own = replace(plain, axes={**call.axes, axis: each[-1]}, given={**call.given, name: each})
+        yield own, count * times // total
+
+
+def _share_out(call: Call, count: int, starts: _Starts) -> Iterator[Counted]:
+    plain = replace(call, rows=())
+    batch = None if "qo_indptr" in call.given else _find_batch(call.rows, starts)
+    tokens = Counter[int]()
+    for sequences, times in starts.get(batch or (), Counter[tuple[int, ...]]()).items():
+        tokens[sequences[-1]] += times
     padded = math.prod(batch or ())
     axis, length = next(iter(call.axes.items()))
     calls = tokens.total()
@@ -54,10 +79,10 @@ def _share_out(call: Call, count: int, totals: _Totals) -> Iterator[Counted]:
         yield replace(plain, axes={**call.axes, axis: length // padded * total}), count * each // calls
 
 
-def _find_batch(rows: tuple[int, ...], totals: _Totals) -> tuple[int, ...] | None:
+def _find_batch(rows: tuple[int, ...], starts: _Starts) -> tuple[int, ...] | None:
     """Find the batch that rows are of; where they are flat, by its size if there is one such only."""
     for length in rows[1:]:
-        if (rows[0], length) in totals:
+        if (rows[0], length) in starts:
             return rows[0], length
-    found = [batch for batch in totals if math.prod(batch) == rows[0]]
+    found = [batch for batch in starts if math.prod(batch) == rows[0]]
     return found[0] if len(found) == 1 else None

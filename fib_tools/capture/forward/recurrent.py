@@ -1,16 +1,18 @@
-"""Recurrent layers: linear attention and state spaces, which no kernel type describes as transformers calls them.
+"""Recurrent layers: the gated delta rule and the convolution before it as calls of their kernels; other ones are counted.
 
-They are counted, so that a run says what of it is not among its Workloads.
+A run so says what of it is not among its Workloads.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fib_tools.capture.forward.call import Unmapped
+from fib_tools.capture.forward.call import Call, Unmapped
+from fib_tools.capture.forward.functions import name_dtype
 from fib_tools.capture.forward.patches import Patches
 from fib_tools.capture.forward.watch import Operator, Watch
 
@@ -33,6 +35,11 @@ _FUNCTIONS = {
     "rwkv_linear_attention": "",
 }
 """Functions of modeling files, by what their names end with, and the kernel types that they would be."""
+_DELTA_RULES = ("chunk_gated_delta_rule", "recurrent_gated_delta_rule")
+"""Of those, the ones that take queries, keys, values, decay and strength, `[batch, tokens, heads]` and the size of a head."""
+_CONVOLUTIONS = ("causal_conv1d_fn", "causal_conv1d_update")
+"""And those that filter each channel, `[batch, channels, tokens]`, by taps of its own."""
+_ACTIVATIONS = {None: "none", "silu": "silu", "swish": "silu"}
 _STATES = ("A_log", "time_decay", "recurrent_param", "slope_rate")
 """What a layer that keeps a state calls the decay of it: Mamba and all after it, RWKV, Griffin, lightning attention."""
 
@@ -44,7 +51,7 @@ def patch_recurrent(patches: Patches, watch: Watch, modules: Iterable[torch.nn.M
         file = sys.modules.get(path)
         named = {} if file is None else {name: end for name in vars(file) if (end := _find_function(name))}
         for name, end in named.items():
-            patches.wrap(file, name, partial(watch.wrap, _make_function(name, _FUNCTIONS[end])))
+            patches.wrap(file, name, partial(watch.wrap, _make_function(name, end)))
         if all(end.startswith("causal_conv1d") for end in named.values()):
             for kind, module in kinds.items():
                 if kind.__module__ == path and any(hasattr(module, name) for name in _STATES):
@@ -59,9 +66,110 @@ def _key(*inputs: Any, **options: Any) -> Hashable:
     return tuple(each.shape for each in (*inputs, *options.values()) if hasattr(each, "untyped_storage"))
 
 
-def _make_function(name: str, kernel: str) -> Operator:
+def _make_function(name: str, end: str) -> Operator:
+    kernel = _FUNCTIONS[end]
+    if end in _DELTA_RULES:
+        return Operator(name=name, key=_key_delta_rule, describe=partial(_describe_delta_rule, name, kernel))
+    if end in _CONVOLUTIONS:
+        is_decode = end == _CONVOLUTIONS[1]
+        key = _key_update if is_decode else _key_convolution
+        return Operator(name=name, key=key, describe=partial(_describe_convolution, name, kernel))
     found = Unmapped(what=name, kernel=kernel, reason="its calls are counted, not yet described")
     return Operator(name=name, key=_key, describe=lambda *_, **__: found)
+
+
+def _key_delta_rule(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, g: torch.Tensor, *more: Any, **options: Any
+) -> Hashable:
+    is_packed = options.get("cu_seqlens") is not None
+    has_state = options.get("initial_state") is not None
+    is_normed = bool(options.get("use_qk_l2norm_in_kernel"))
+    return query.shape, key.shape, value.shape, g.shape, query.dtype, is_normed, is_packed, has_state, len(more)
+
+
+def _describe_delta_rule(name: str, kernel: str, kind: Any, /, *_: Any, **__: Any) -> Call | Unmapped:
+    """Describe it with the gates before it, from which its kernels make decay and strength themselves."""
+    query, keys, value, decay, dtype, is_normed, is_packed, has_state, _more = kind
+    batch, tokens, heads, size = query
+    is_decode = kernel == "gdn_decode"
+    if keys != query or value[-1] != size or decay != value[:-1]:
+        return Unmapped(
+            what=name, kernel=kernel, reason="its heads have other sizes than one for all, or many decays each"
+        )
+    if is_packed or (is_decode and (tokens != 1 or not has_state)):
+        reason = "its sequences are packed into one" if is_packed else "it is not of one token with a state before it"
+        return Unmapped(what=name, kernel=kernel, reason=reason)
+    call = Call(
+        kernel=kernel,
+        parameters={
+            "num_q_heads": heads,
+            "num_v_heads": value[2],
+            "head_size": size,
+            "use_qk_l2norm": is_normed,
+            "dtype": name_dtype(dtype),
+        },
+        axes={"batch_size": batch},
+        scalars={"scale": size**-0.5},
+    )
+    if is_decode:
+        return call
+    starts = tuple(range(0, (batch + 1) * tokens, tokens))
+    axes = {"total_seq_len": batch * tokens, "num_seqs": batch, "len_cu_seqlens": batch + 1}
+    return replace(call, axes=axes, given={"cu_seqlens": starts}, rows=(batch, tokens))
+
+
+def _key_update(
+    hidden_states: torch.Tensor,
+    conv_state: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    activation: str | None = None,
+    **options: Any,
+) -> Hashable:
+    is_plain = conv_state.dim() == 3 and conv_state.shape[-1] >= weight.shape[-1] - 1 and not _is_set(options)
+    return hidden_states.shape, weight.shape, hidden_states.dtype, weight.dtype, bias is not None, activation, is_plain
+
+
+def _key_convolution(
+    hidden_states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *more: Any, **options: Any
+) -> Hashable:
+    activation = options.pop("activation", None)
+    is_plain = not more and not _is_set(options)
+    return hidden_states.shape, weight.shape, hidden_states.dtype, weight.dtype, bias is not None, activation, is_plain
+
+
+def _is_set(options: Mapping[str, Any]) -> bool:
+    """Tell whether something is asked for that transformers' own function does not know: packed sequences, for instance."""
+    return any(value is not None for value in options.values() if hasattr(value, "untyped_storage"))
+
+
+def _describe_convolution(name: str, kernel: str, kind: Any, /, *_: Any, **__: Any) -> Call | Unmapped:
+    """Describe it with a pool of states that has one for each sequence, in their order."""
+    shape, taps, dtype, kept, has_bias, activation, is_plain = kind
+    is_decode = kernel == "causal_conv1d_decode"
+    if not is_plain or len(shape) != 3 or len(taps) != 2 or taps[0] != shape[1] or (is_decode and shape[2] != 1):
+        return Unmapped(
+            what=name, kernel=kernel, reason="it is not of one sequence in each row, by taps for each channel"
+        )
+    if activation not in _ACTIVATIONS or kept != dtype:
+        return Unmapped(what=name, kernel=kernel, reason=f"no kernel type has {activation!r}, or its weights in {kept}")
+    batch, channels, tokens = shape
+    parameters = {"channels": channels, "width": taps[1], "activation": _ACTIVATIONS[activation]}
+    parameters |= {"bias": has_bias, "dtype": name_dtype(dtype)}
+    slots = tuple(range(batch))
+    if is_decode:
+        axes = {"batch_size": batch, "state_cache_size": batch}
+        return Call(kernel=kernel, parameters=parameters, axes=axes, given={"conv_state_indices": slots})
+    starts = tuple(range(0, (batch + 1) * tokens, tokens))
+    axes = {"total_seq_len": batch * tokens, "num_seqs": batch, "len_query_start_loc": batch + 1}
+    given = {"query_start_loc": starts, "cache_indices": slots, "has_initial_state": (0,) * batch}
+    return Call(
+        kernel=kernel,
+        parameters=parameters,
+        axes={**axes, "state_cache_size": batch},
+        given=given,
+        rows=(batch, tokens),
+    )
 
 
 def _make_layer(name: str) -> Operator:

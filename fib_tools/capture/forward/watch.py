@@ -142,6 +142,10 @@ class Watch:
 
         return add
 
+    def note_sum(self, tensor: torch.Tensor) -> None:
+        """Take a tensor for the result of the last addition: it is a copy of that."""
+        self._own.sum = ref(tensor)
+
     def is_sum(self, tensor: torch.Tensor) -> bool:
         """Tell whether a tensor is the result of the last addition."""
         last = self._sums.get(get_ident())
