@@ -144,7 +144,7 @@ class Watch:
 
     def note_sum(self, tensor: torch.Tensor) -> None:
         """Take a tensor for the result of the last addition: it is a copy of that."""
-        self._own.sum = ref(tensor)
+        self._sums[get_ident()] = ref(tensor)
 
     def is_sum(self, tensor: torch.Tensor) -> bool:
         """Tell whether a tensor is the result of the last addition."""
