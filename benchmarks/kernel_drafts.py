@@ -24,7 +24,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from baselines import describe_inputs, fib  # noqa: E402  # the path must be there first
+from baselines import fib  # noqa: E402  # the path must be there first
 from machine import describe_machine  # noqa: E402
 
 from fib_tools.dataset.store import Dataset  # noqa: E402
@@ -35,6 +35,7 @@ from fib_tools.model.solution import BuildSpec, Language, Solution, SourceFile  
 from fib_tools.model.trace import Trace  # noqa: E402
 from fib_tools.model.workload import Workload, workload_uuid  # noqa: E402
 from fib_tools.op_types.axes import choose_axes  # noqa: E402
+from fib_tools.op_types.size_workloads import describe_inputs  # noqa: E402
 
 DRAFTS = Path(__file__).parent / "drafts"
 ROWS = (1, 64, 1024, 8192)
