@@ -68,7 +68,7 @@ PLAN: dict[str, tuple[str, list[dict[str, int]]]] = {
     "fused_add_rmsnorm_h7168": ("fused_add_rmsnorm", rows("batch_size")),
     "fused_add_rmsnorm_h4096": ("fused_add_rmsnorm", rows("batch_size")),
     "fused_add_rmsnorm_h2048": ("fused_add_rmsnorm", rows("batch_size")),
-    "rmsnorm_h7168": ("rmsnorm_wide rmsnorm_row rmsnorm_row8", rows("batch_size")),
+    "rmsnorm_h7168": ("rmsnorm_wide", rows("batch_size")),
     "rmsnorm_h128": ("rmsnorm_narrow", rows("batch_size", 32)),
     "silu_and_mul_i14336": ("silu_and_mul", rows("num_tokens")),
     "silu_and_mul_i2304": ("silu_and_mul", rows("num_tokens")),
@@ -77,10 +77,10 @@ PLAN: dict[str, tuple[str, list[dict[str, int]]]] = {
     "merge_state_h32_d128": ("merge_state", rows("seq_len")),
     "moe_routing_ds_topk8_ng1_kg1_e384": ("moe_routing_ds", rows("num_tokens")),
     "fp8_quantize_1x128_k2048": ("fp8_quantize", rows("M")),
-    "gqa_paged_decode_h32_kv4_d128_ps64": ("gqa_paged_decode gqa_paged_decode_even", pages()),
-    "gqa_paged_decode_h32_kv8_d128_ps64": ("gqa_paged_decode gqa_paged_decode_even", pages()),
-    "mla_paged_decode_h16_ckv512_kpe64_ps64": ("mla_paged_decode mla_paged_decode_even", pages()),
-    "mla_paged_decode_h128_ckv512_kpe64_ps64": ("mla_paged_decode mla_paged_decode_even", pages()[:3]),
+    "gqa_paged_decode_h32_kv4_d128_ps64": ("gqa_paged_decode", pages()),
+    "gqa_paged_decode_h32_kv8_d128_ps64": ("gqa_paged_decode", pages()),
+    "mla_paged_decode_h16_ckv512_kpe64_ps64": ("mla_paged_decode", pages()),
+    "mla_paged_decode_h128_ckv512_kpe64_ps64": ("mla_paged_decode", pages()[:3]),
 }
 """By Definition: the drafts, of which the table has the fastest, and their sizes."""
 

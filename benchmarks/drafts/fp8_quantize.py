@@ -1,9 +1,10 @@
-"""FP8 with a scale for each 128 values: a tile of such blocks, 16 bytes a thread and load; a warp alone has no barriers."""
+"""FP8 with a scale for each 128 values: a tile of such blocks, 16 bytes a thread and load."""
 
 import triton
 import triton.language as tl
 
 LARGEST = 448.0
+ROWS = 16
 
 
 @triton.jit
@@ -21,5 +22,4 @@ def _kernel(x, q, s, blocks, LARGEST: tl.constexpr, ROWS: tl.constexpr):
 
 def run(input, quantized, scale):
     blocks = scale.numel()
-    tile, warps = (2, 1) if blocks <= 4096 else (16, 4)
-    _kernel[(triton.cdiv(blocks, tile),)](input, quantized, scale, blocks, LARGEST, tile, num_warps=warps)
+    _kernel[(triton.cdiv(blocks, ROWS),)](input, quantized, scale, blocks, LARGEST, ROWS, num_warps=4)

@@ -5,10 +5,10 @@ import triton.language as tl
 
 
 @triton.jit
-def _kernel(va, sa, vb, sb, vm, sm, rows, D: tl.constexpr, ROWS: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    inside = row < rows
-    at = row[:, None] * D + tl.arange(0, D)[None, :]
+def _kernel(va, sa, vb, sb, vm, sm, rows, D: tl.constexpr, ROWS: tl.constexpr, EVEN: tl.constexpr):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = (row < rows) | EVEN
+    at = row.to(tl.int64)[:, None] * D + tl.arange(0, D)[None, :]
     first = tl.load(va + at, mask=inside[:, None], other=0.0).to(tl.float32)
     second = tl.load(vb + at, mask=inside[:, None], other=0.0).to(tl.float32)
     a = tl.load(sa + row, mask=inside, other=0.0)
@@ -25,7 +25,10 @@ def _kernel(va, sa, vb, sb, vm, sm, rows, D: tl.constexpr, ROWS: tl.constexpr):
 
 def run(v_a, s_a, v_b, s_b, v_merged, s_merged):
     rows, size = s_a.numel(), v_a.shape[-1]
-    tile = 4 if rows <= 4096 else 8 if rows <= 65536 else 16
+    if size & (size - 1) or not 8 <= size <= 1024:
+        raise ValueError(f"heads of {size} values are not supported")
+    # one load a thread is done soonest; a warp that has four and no barrier moves more, once the blocks fill the GPU
+    tile, warps = max(1, 1024 // size), 4 if rows * size <= 1 << 21 else 1
     _kernel[(triton.cdiv(rows, tile),)](
-        v_a, s_a, v_b, s_b, v_merged, s_merged, rows, size, tile, num_warps=2 if tile == 4 else 4
+        v_a, s_a, v_b, s_b, v_merged, s_merged, rows, size, tile, rows % tile == 0, num_warps=warps
     )
