@@ -229,11 +229,13 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     write_dataset(options.definitions, options.out / "dataset", options.only)
     fib("baselines", "write", options=options, log="write.log")
-    fib("bench", "--time-limit", "20", options=options, log="bench.log")
-    text = "\n".join([describe_machine(VERSIONS), "", *tabulate(read_evidence(options.out / "dataset"))])
+    said = fib("bench", "--time-limit", "20", options=options, log="bench.log")
+    found = read_evidence(options.out / "dataset")
+    failures = [said["what"]] if "error" in said else [str(failure)[:300] for failure in said.get("failures", ())]
+    text = "\n".join([describe_machine(VERSIONS), "", *tabulate(found), *failures])
     (options.out / "kernel_drafts.txt").write_text(text + "\n")
     print(text)
-    return 0
+    return 0 if found else 1
 
 
 if __name__ == "__main__":
