@@ -1,4 +1,6 @@
-"""An engine of apply_in_sglang.py: starts SGLang, then does what a file of orders says: python apply_in_sglang_engine.py REQUEST.json
+"""An engine of apply_in_sglang.py: starts SGLang, then does what a file of orders says.
+
+python benchmarks/apply_in_sglang_engine.py REQUEST.json
 
 SGLang's scheduler is a process of its own, and FlashInfer counts there what it dispatches. So the scheduler is started
 through `Engine.run_scheduler_process_func`, which SGLang has for such purposes, with a thread that writes the counters
@@ -11,6 +13,7 @@ counts.json      {"at": 12.5, "enabled": true, "stats": {"flashinfer.norm.rmsnor
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -134,10 +137,13 @@ def run(request: dict[str, Any], progress: Progress) -> None:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("request", type=Path)
+    options = parser.parse_args()
     # Python puts the script's folder first, where modules of ours would hide others of their names
     own = Path(__file__).resolve().parent
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != own]
-    request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    request = json.loads(options.request.read_text(encoding="utf-8"))
     progress = Progress(Path(request["progress"]))
     progress.tell(event="started", pid=os.getpid())
     try:

@@ -33,6 +33,8 @@ from fib_tools.op_types.size_workloads import make_size_workloads  # noqa: E402
 from fib_tools.op_types.sizes import SIZES  # noqa: E402
 
 _DETAIL = 160
+_END_SECONDS = 15.0
+"""Of a command's time, kept for it to end in once it is interrupted."""
 
 
 def write_dataset(source: Path, root: Path, options: argparse.Namespace) -> dict[str, str]:
@@ -62,12 +64,22 @@ def fib(*words: str, options: argparse.Namespace, log: str, share: float = 1.0) 
             command, stdout=subprocess.PIPE, stderr=stream, env={**os.environ, "PYTHONPATH": paths}
         )
         try:
-            said, _ = process.communicate(timeout=max(1.0, share * (options.deadline - time.perf_counter())))
+            seconds = share * (options.deadline - time.perf_counter()) - _END_SECONDS
+            said, _ = process.communicate(timeout=max(1.0, seconds))
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)
-            said, _ = process.communicate()
+            said = end(process)
             print(f"{words[0]} was interrupted: the time is over", file=sys.stderr)
     return json.loads(said) if said.strip() else {}
+
+
+def end(process: subprocess.Popen[bytes]) -> bytes:
+    """Interrupt a command, and kill it if it goes on; give what it printed."""
+    process.send_signal(signal.SIGINT)
+    try:
+        return process.communicate(timeout=_END_SECONDS)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return b""
 
 
 def read_rows(dataset: Path) -> list[dict[str, Any]]:

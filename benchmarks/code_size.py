@@ -5,6 +5,7 @@ python benchmarks/code_size.py
 
 from __future__ import annotations
 
+import argparse
 import ast
 import statistics
 from pathlib import Path
@@ -27,6 +28,7 @@ def functions(path: Path) -> list[tuple[int, str]]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     source = sorted([*ROOT.glob("fib_tools/**/*.py"), *ROOT.glob("mcp_server/**/*.py")])
     tests = sorted(ROOT.glob("tests/**/*.py"))
     modules = sorted((lines(path), str(path.relative_to(ROOT))) for path in source)

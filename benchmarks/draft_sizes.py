@@ -21,8 +21,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from baselines import describe_inputs  # noqa: E402  # the path must be there first
-from kernel_drafts import PLAN, make_workload  # noqa: E402
+from kernel_drafts import PLAN, make_workload  # noqa: E402  # the path must be there first
 
 from fib_tools.dataset.store import Dataset  # noqa: E402
 from fib_tools.draft.attempt import Attempt  # noqa: E402
@@ -38,6 +37,7 @@ from fib_tools.model.solution import Language  # noqa: E402
 from fib_tools.model.trace import Trace  # noqa: E402
 from fib_tools.model.workload import Workload, workload_uuid  # noqa: E402
 from fib_tools.op_types.registry import get_kernel_type  # noqa: E402
+from fib_tools.op_types.size_workloads import describe_inputs  # noqa: E402
 from fib_tools.op_types.sizes import choose_test_axes  # noqa: E402
 from fib_tools.phases.context import Context, Workspace  # noqa: E402
 from fib_tools.phases.optimize import optimize_kernel  # noqa: E402

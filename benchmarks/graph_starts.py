@@ -9,6 +9,7 @@ behind the other; the same by side_by_side.py's yardstick, one replay at a time;
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import subprocess
 import sys
@@ -19,8 +20,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import pynvml  # noqa: E402  # the path must be there first
-import torch  # noqa: E402
+import torch  # noqa: E402  # the path must be there first
 from side_by_side import time_graphs  # noqa: E402
 
 from fib_tools.evaluate._runner.gpu import Gpu  # noqa: E402
@@ -42,7 +42,9 @@ class Probe:
     """The graphs, and what they take."""
 
     def __init__(self) -> None:
-        self.gpu = Gpu()
+        import pynvml  # of the extra `gpu`
+
+        self.gpu, self.nvml = Gpu(), pynvml
         self.flushed: Any = self.gpu._flushed  # noqa: SLF001  # the same bytes as the evaluator writes
         weight = torch.randn(7168, device="cuda").bfloat16()
         row = torch.randn(1, 7168, device="cuda").bfloat16()
@@ -54,16 +56,16 @@ class Probe:
             capture(lambda: [flush() for _ in self.sets]),
         )
         self.once = capture(lambda: (flush(), [norm(*one) for one in self.sets])), capture(flush)
-        pynvml.nvmlInit()
-        self.handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        self.nvml.nvmlInit()
+        self.handle = self.nvml.nvmlDeviceGetHandleByIndex(0)
 
     def show(self, what: str) -> None:
         """Measure, and print a line."""
         before = self.clock()
         each, once = self.time(*self.each), self.time(*self.once)
         alone = 1e3 * time_graphs(norm, list(self.sets[0]), self.flushed, lambda: None)
-        sm = pynvml.nvmlDeviceGetClockInfo(self.handle, pynvml.NVML_CLOCK_SM)
-        watts = pynvml.nvmlDeviceGetPowerUsage(self.handle) / 1000
+        sm = self.nvml.nvmlDeviceGetClockInfo(self.handle, self.nvml.NVML_CLOCK_SM)
+        watts = self.nvml.nvmlDeviceGetPowerUsage(self.handle) / 1000
         print(
             f"{what:24} MHz {before:.0f} {self.clock():.0f}  A {each:.3f}  B {once:.3f}  one at a time {alone:.3f}"
             f"  NVML: {sm} MHz, {watts:.0f} W",
@@ -124,8 +126,11 @@ def start(code: str) -> subprocess.Popen[str]:
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     probe = Probe()
-    print(f"{torch.cuda.get_device_name()}, driver {pynvml.nvmlSystemGetDriverVersion()}, torch {torch.__version__}")
+    print(
+        f"{torch.cuda.get_device_name()}, driver {probe.nvml.nvmlSystemGetDriverVersion()}, torch {torch.__version__}"
+    )
     probe.show("alone")
     probe.show("alone")
     neighbour = start(NEIGHBOUR)

@@ -16,9 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from baselines import describe_inputs  # noqa: E402  # the path must be there first
-
-from bench_dataset import Case, make_evidence  # noqa: E402
+from bench_dataset import Case, make_evidence  # noqa: E402  # the path must be there first
 from fib_tools.dataset.layout import Kind, Location  # noqa: E402
 from fib_tools.dataset.store import Dataset  # noqa: E402
 from fib_tools.errors import FormatError  # noqa: E402
@@ -29,6 +27,7 @@ from fib_tools.model.solution import BASELINE, BuildSpec, Language, Solution, So
 from fib_tools.model.trace import EvaluationStatus, Trace  # noqa: E402
 from fib_tools.model.workload import Workload, workload_uuid  # noqa: E402
 from fib_tools.op_types.axes import choose_axes  # noqa: E402
+from fib_tools.op_types.size_workloads import describe_inputs  # noqa: E402
 from fib_tools.operations import get_operation  # noqa: E402
 from fib_tools.phases.context import Context, Workspace  # noqa: E402
 

@@ -1,5 +1,9 @@
-"""Fused add and RMSNorm: one block a row, the row in registers, in tiles that are powers of two so that no lane idles."""
+"""Fused add and RMSNorm: one block a row, the row in registers, in tiles that are powers of two so that no lane idles.
 
+From Hopper on its blocks are launched while the kernel before it ends, and wait for that end before they read.
+"""
+
+import torch
 import triton
 import triton.language as tl
 
@@ -22,7 +26,12 @@ def _scale(value, w, o, factor, offset, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _kernel(x, r, w, o, ro, EPS: tl.constexpr, N: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr):
+def _kernel(
+    x, r, w, o, ro,
+    EPS: tl.constexpr, N: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr, EARLY: tl.constexpr,
+):
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
     row = tl.program_id(0).to(tl.int64) * N
     first, squares = _add(x + row, r + row, ro + row, 0, A)
     if B > 0:
@@ -31,6 +40,8 @@ def _kernel(x, r, w, o, ro, EPS: tl.constexpr, N: tl.constexpr, A: tl.constexpr,
     if C > 0:
         third, more = _add(x + row, r + row, ro + row, A + B, C)
         squares += more
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
     factor = tl.rsqrt(squares / N + EPS)
     _scale(first, w, o + row, factor, 0, A)
     if B > 0:
@@ -50,6 +61,9 @@ def _split(size):
 def run(hidden_states, residual, weight, output, residual_output):
     rows, size = hidden_states.shape
     warps = min(16 if rows <= 264 else 8, max(4, triton.next_power_of_2(size) // 512))
+    early = weight.is_cuda and torch.cuda.get_device_capability(weight.device)[0] >= 9
+    options = {"launch_pdl": True} if early else {}
     _kernel[(rows,)](
-        hidden_states, residual, weight, output, residual_output, EPS, size, *_split(size), num_warps=warps
+        hidden_states, residual, weight, output, residual_output, EPS, size, *_split(size), early,
+        num_warps=warps, **options,
     )

@@ -1,14 +1,22 @@
-"""Merging two attention states: a tile of rows (query and head) a block, 16 bytes a thread and load."""
+"""Merging two attention states: a tile of rows (query and head) a block, 16 bytes a thread and load.
 
+From Hopper on its blocks are launched while the kernel before it ends, and wait for that end before they read.
+"""
+
+import torch
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def _kernel(va, sa, vb, sb, vm, sm, rows, D: tl.constexpr, ROWS: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    inside = row < rows
-    at = row[:, None] * D + tl.arange(0, D)[None, :]
+def _kernel(
+    va, sa, vb, sb, vm, sm, rows, D: tl.constexpr, ROWS: tl.constexpr, EVEN: tl.constexpr, EARLY: tl.constexpr
+):
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = (row < rows) | EVEN
+    at = row.to(tl.int64)[:, None] * D + tl.arange(0, D)[None, :]
     first = tl.load(va + at, mask=inside[:, None], other=0.0).to(tl.float32)
     second = tl.load(vb + at, mask=inside[:, None], other=0.0).to(tl.float32)
     a = tl.load(sa + row, mask=inside, other=0.0)
@@ -19,13 +27,21 @@ def _kernel(va, sa, vb, sb, vm, sm, rows, D: tl.constexpr, ROWS: tl.constexpr):
     total = weight_a + weight_b
     share = 1.0 / tl.where(total > 0, total, 1.0)
     merged = first * (weight_a * share)[:, None] + second * (weight_b * share)[:, None]
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
     tl.store(vm + at, merged.to(vm.dtype.element_ty), mask=inside[:, None])
     tl.store(sm + row, tl.log2(total) + top, mask=inside)
 
 
 def run(v_a, s_a, v_b, s_b, v_merged, s_merged):
     rows, size = s_a.numel(), v_a.shape[-1]
-    tile = 4 if rows <= 4096 else 8 if rows <= 65536 else 16
+    if size & (size - 1) or not 8 <= size <= 1024:
+        raise ValueError(f"heads of {size} values are not supported")
+    # one load a thread is done soonest; a warp that has four and no barrier moves more, once the blocks fill the GPU
+    tile, warps = max(1, 1024 // size), 4 if rows * size <= 1 << 21 else 1
+    early = v_a.is_cuda and torch.cuda.get_device_capability(v_a.device)[0] >= 9
+    options = {"launch_pdl": True} if early else {}
     _kernel[(triton.cdiv(rows, tile),)](
-        v_a, s_a, v_b, s_b, v_merged, s_merged, rows, size, tile, num_warps=2 if tile == 4 else 4
+        v_a, s_a, v_b, s_b, v_merged, s_merged, rows, size, tile, rows % tile == 0, early,
+        num_warps=warps, **options,
     )

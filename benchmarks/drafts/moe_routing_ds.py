@@ -1,8 +1,10 @@
 """Routing by sigmoid with a bias over one group: a warp a token, which finds the best score and the lowest expert that has it.
 
 Scores are compared as integers that sort like them, for which a warp has an instruction.
+From Hopper on its blocks are launched while the kernel before it ends, and wait for that end before they read.
 """
 
+import torch
 import triton
 import triton.language as tl
 
@@ -10,7 +12,11 @@ TOP_K = 8
 
 
 @triton.jit
-def _kernel(logits, bias, scaling, weights, ids, E: tl.constexpr, BLOCK: tl.constexpr, K: tl.constexpr):
+def _kernel(
+    logits, bias, scaling, weights, ids, E: tl.constexpr, BLOCK: tl.constexpr, K: tl.constexpr, EARLY: tl.constexpr
+):
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
     token = tl.program_id(0).to(tl.int64)
     expert = tl.arange(0, BLOCK)
     inside = expert < E
@@ -29,13 +35,17 @@ def _kernel(logits, bias, scaling, weights, ids, E: tl.constexpr, BLOCK: tl.cons
         key = tl.where(expert == which, -2147483648, key)
     value = 1.0 / (1.0 + tl.exp(-tl.load(logits + token * E + chosen)))
     total = tl.sum(value, axis=0) + 1e-20
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
     tl.store(weights + token * K + place, value / total * scaling)
     tl.store(ids + token * K + place, chosen)
 
 
 def run(routing_logits, routing_bias, routed_scaling_factor, topk_weights, topk_ids):
     tokens, experts = routing_logits.shape
+    early = routing_logits.is_cuda and torch.cuda.get_device_capability(routing_logits.device)[0] >= 9
+    options = {"launch_pdl": True} if early else {}
     _kernel[(tokens,)](
         routing_logits, routing_bias, routed_scaling_factor, topk_weights, topk_ids, experts,
-        triton.next_power_of_2(experts), TOP_K, num_warps=1,
+        triton.next_power_of_2(experts), TOP_K, early, num_warps=1, **options,
     )

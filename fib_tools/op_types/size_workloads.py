@@ -11,7 +11,7 @@ from fib_tools.op_types.axes import choose_axes
 from fib_tools.op_types.inputs import generate_inputs
 from fib_tools.op_types.sizes import SIZES, choose_test_axes
 
-__all__ = ["make_size_workloads"]
+__all__ = ["describe_inputs", "make_size_workloads"]
 
 
 def make_size_workloads(definition: Definition, sizes: Sequence[str] = SIZES) -> dict[str, Workload]:
@@ -20,7 +20,7 @@ def make_size_workloads(definition: Definition, sizes: Sequence[str] = SIZES) ->
     Raises:
         FormatError: the Definition's constraints cannot hold at any length.
     """
-    inputs = _describe_inputs(definition)
+    inputs = describe_inputs(definition)
     made: dict[str, Workload] = {}
     for size in sizes:
         try:
@@ -33,8 +33,8 @@ def make_size_workloads(definition: Definition, sizes: Sequence[str] = SIZES) ->
     return made
 
 
-def _describe_inputs(definition: Definition) -> dict[str, InputSpec]:
-    """Tensors are random, by the op_type's rules; scalars have the value that those rules give."""
+def describe_inputs(definition: Definition) -> dict[str, InputSpec]:
+    """Describe made-up inputs: tensors are random, by the op_type's rules; scalars have the value that those rules give."""
     if all(spec.shape is not None for spec in definition.inputs.values()):
         return {name: RandomInput() for name in definition.inputs}
     made = generate_inputs(definition, choose_axes(definition, {}))
