@@ -118,7 +118,7 @@ def _write_head(target: Target) -> str:
     if definition.constraints:
         lines.append(f"Constraints: {'; '.join(definition.constraints)}")
     for name, bound in target.bounds.items():
-        if bound.how == "values":
+        if bound.to_tolerance().is_by_value:
             share = f", for {bound.hit_ratio:.2%} of the values" if bound.hit_ratio < 1 else ""
             lines.append(
                 f"{name} must be within {bound.atol:.3g} x its row's rms + {bound.rtol:.3g} x |value| of the reference's{share}"

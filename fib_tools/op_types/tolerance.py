@@ -54,11 +54,18 @@ class Tolerance:
     """In units of the root mean square of the value's row in the reference's output."""
     hit_ratio: float = 1.0
     how: str = "values"
-    """`values`, or `samples` for draws that agree in distribution only, or `choice` for experts in any order."""
+    """`values`; `filter` for values that a threshold keeps or drops; `routed` for rows that follow from a choice of experts;
+    `choice` for the experts, in any order; `samples` for draws that agree in distribution only.
+
+    Of all but `values`, errors at a near tie tell nothing of rounding: they are not calibrated.
+    """
     source: str = ""
     """Where the bounds come from."""
-    has_choice: bool = False
-    """Whether a row follows from a choice made on the way, which rounding turns at a near tie: rarely a whole row differs."""
+
+    @property
+    def is_by_value(self) -> bool:
+        """Tell whether values are compared, each with its own."""
+        return self.how in {"values", "filter", "routed"}
 
 
 Policy = Callable[[DType], Tolerance]
@@ -118,7 +125,7 @@ def requantised(dtype: DType) -> Tolerance:
 
 def routed(policy: Policy) -> Policy:
     """Allow for a token whose last expert, or group of experts, is a near tie: of hundreds of tokens one may have another."""
-    return lambda dtype: replace(policy(dtype), has_choice=True)
+    return lambda dtype: replace(policy(dtype), how="routed")
 
 
 def codes(dtype: DType) -> Tolerance:
@@ -135,6 +142,7 @@ def filtered(dtype: DType) -> Tolerance:
         rtol=2**-10,
         atol=2**-14,
         hit_ratio=1 - 2**-19,
+        how="filter",
         source="a float32 sum errs by less than the token at the threshold: that one, in a row of four of 2^17 tokens",
     )
 

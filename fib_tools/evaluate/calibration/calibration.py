@@ -159,9 +159,13 @@ def find_tolerances(
     """
     found = {name: _find_policy(definition, kernel, name) for name in definition.outputs}
     if calibration is not None and not calibration.refused and calibration.definition_hash == hash_kernel(definition):
-        for name, output in calibration.outputs.items():
-            if name in found:
-                found[name] = replace(output.tolerance, has_choice=found[name].has_choice)
+        found.update(
+            {
+                name: output.tolerance
+                for name, output in calibration.outputs.items()
+                if name in found and output.how == found[name].how
+            }
+        )
     return found
 
 

@@ -172,7 +172,7 @@ class Bound(Model):
 
     def to_tolerance(self) -> Tolerance:
         """Read it again."""
-        return Tolerance(rtol=self.rtol, atol=self.atol, hit_ratio=self.hit_ratio, how=self.how, source=self.source)
+        return Tolerance(**self.model_dump())
 
 
 class Bundle(Model):

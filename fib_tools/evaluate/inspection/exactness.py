@@ -64,7 +64,7 @@ def list_numbers(definition: Definition, tolerances: Mapping[str, Tolerance]) ->
     return {
         name: tolerance
         for name, tolerance in tolerances.items()
-        if tolerance.how == "values" and _is_number(definition.outputs[name].dtype)
+        if tolerance.is_by_value and _is_number(definition.outputs[name].dtype)
     }
 
 

@@ -177,7 +177,7 @@ def _weigh(got: torch.Tensor, want: torch.Tensor, tolerance: Tolerance, calls: S
 
 def _find_stray(wrong: Collection[int], calls: Sequence[Measure], width: int, tolerance: Tolerance) -> int | None:
     """Find the only wrong call, if all that is wrong in it is one row, of so many that one may be at a near tie."""
-    if not tolerance.has_choice or len(wrong) != 1 or sum(call.values for call in calls) < _ROWS_A_STRAY * width:
+    if tolerance.how != "routed" or len(wrong) != 1 or sum(call.values for call in calls) < _ROWS_A_STRAY * width:
         return None
     only = next(iter(wrong))
     measure = calls[only]

@@ -316,6 +316,21 @@ def test_a_calibration_comes_back_as_it_was_written(tmp_path: Path, norm_cases: 
     assert tolerances == {"output": calibration.outputs["output"].tolerance}
 
 
+def test_what_a_threshold_decides_keeps_its_policy(norm_cases: list[Case]) -> None:
+    kernel = get_kernel_type("top_p_renorm_probs")
+    renorm = kernel.build({"vocab_size": 64})
+    policies = find_tolerances(renorm, kernel)
+    assert {policy.how for policy in policies.values()} == {"filter"}
+    calibration = _calibrate(norm_cases)
+    old = calibration.model_copy(
+        update={
+            "definition_hash": hash_kernel(renorm),
+            "outputs": dict.fromkeys(renorm.outputs, calibration.outputs["output"]),
+        }
+    )
+    assert find_tolerances(renorm, kernel, old) == policies
+
+
 def test_a_calibration_of_another_reference_does_not_count(tmp_path: Path, norm_cases: list[Case]) -> None:
     definition = _norm()
     calibration = _calibrate(norm_cases)

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
+
+import pytest
 
 from engine_worlds import World, definition, solution, workload
 from fib_tools.evaluate.engines.items import (
     BlobHasher,
+    Bound,
     Bundle,
     Plan,
     find_task,
@@ -14,7 +18,9 @@ from fib_tools.evaluate.engines.items import (
 )
 from fib_tools.model.base import read_strict, to_document
 from fib_tools.model.canonical import canonical_bytes, load_json
+from fib_tools.model.definition import DType
 from fib_tools.model.workload import Workload
+from fib_tools.op_types.tolerance import Policy, Tolerance, chosen, exact, requantised, routed, sampled, summed
 
 
 def no_blob(_path: str) -> str:
@@ -117,3 +123,10 @@ def test_a_task_has_the_documents_of_its_item(tmp_path: Path) -> None:
     task = find_task(second, world.load("a"))
     assert task.workload.uuid == "w1"
     assert [each.sources[0].content for each in task.solutions] == ["y"]
+
+
+@pytest.mark.parametrize("policy", [exact, summed, chosen, sampled, routed(requantised)])
+def test_a_tolerance_is_the_same_when_it_was_a_document(policy: Policy) -> None:
+    tolerance = policy(DType.BFLOAT16)
+    assert Bound.of(tolerance).to_tolerance() == tolerance
+    assert {field.name for field in fields(Tolerance)} == set(Bound.model_fields)
