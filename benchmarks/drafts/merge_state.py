@@ -1,11 +1,15 @@
 """Merging two attention states: a tile of rows (query and head) a block, 16 bytes a thread and load.
 
-From Hopper on its blocks are launched while the kernel before it ends, and wait for that end before they read.
+From Hopper on blocks that find room at once are launched while the kernel before them ends, and wait for that end before
+they read; of more blocks those that wait only stand in the way.
 """
 
 import torch
 import triton
 import triton.language as tl
+
+EARLY_BLOCKS = 528
+"""Four on each multiprocessor of an H200."""
 
 
 @triton.jit
@@ -39,9 +43,10 @@ def run(v_a, s_a, v_b, s_b, v_merged, s_merged):
         raise ValueError(f"heads of {size} values are not supported")
     # one load a thread is done soonest; a warp that has four and no barrier moves more, once the blocks fill the GPU
     tile, warps = max(1, 1024 // size), 4 if rows * size <= 1 << 21 else 1
-    early = v_a.is_cuda and torch.cuda.get_device_capability(v_a.device)[0] >= 9
+    blocks = triton.cdiv(rows, tile)
+    early = blocks <= EARLY_BLOCKS and v_a.is_cuda and torch.cuda.get_device_capability(v_a.device)[0] >= 9
     options = {"launch_pdl": True} if early else {}
-    _kernel[(triton.cdiv(rows, tile),)](
+    _kernel[(blocks,)](
         v_a, s_a, v_b, s_b, v_merged, s_merged, rows, size, tile, rows % tile == 0, early,
         num_warps=warps, **options,
     )

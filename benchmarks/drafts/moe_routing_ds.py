@@ -1,7 +1,8 @@
 """Routing by sigmoid with a bias over one group: a warp a token, which finds the best score and the lowest expert that has it.
 
 Scores are compared as integers that sort like them, for which a warp has an instruction.
-From Hopper on its blocks are launched while the kernel before it ends, and wait for that end before they read.
+From Hopper on blocks that find room at once are launched while the kernel before them ends, and wait for that end before
+they read; of more blocks those that wait only stand in the way.
 """
 
 import torch
@@ -9,6 +10,8 @@ import triton
 import triton.language as tl
 
 TOP_K = 8
+EARLY_BLOCKS = 528
+"""Four on each multiprocessor of an H200."""
 
 
 @triton.jit
@@ -43,7 +46,8 @@ def _kernel(
 
 def run(routing_logits, routing_bias, routed_scaling_factor, topk_weights, topk_ids):
     tokens, experts = routing_logits.shape
-    early = routing_logits.is_cuda and torch.cuda.get_device_capability(routing_logits.device)[0] >= 9
+    device = routing_logits.device
+    early = tokens <= EARLY_BLOCKS and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
     options = {"launch_pdl": True} if early else {}
     _kernel[(tokens,)](
         routing_logits, routing_bias, routed_scaling_factor, topk_weights, topk_ids, experts,

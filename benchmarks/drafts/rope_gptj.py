@@ -1,9 +1,5 @@
-"""RoPE (neighbouring pairs) of queries and keys in one launch: a tile of rows (token and head) a block.
+"""RoPE (neighbouring pairs) of queries and keys in one launch: a tile of rows (token and head) a block."""
 
-From Hopper on its blocks are launched while the kernel before it ends, and wait for that end before they read.
-"""
-
-import torch
 import triton
 import triton.language as tl
 
@@ -31,27 +27,20 @@ def _turn(
 @triton.jit
 def _kernel(
     q, k, table, positions, q_out, k_out, tokens, pieces,
-    QH: tl.constexpr, KH: tl.constexpr, HEAD: tl.constexpr, ROWS: tl.constexpr, EARLY: tl.constexpr,
+    QH: tl.constexpr, KH: tl.constexpr, HEAD: tl.constexpr, ROWS: tl.constexpr,
 ):
-    if EARLY:
-        tl.extra.cuda.gdc_wait()
     piece = tl.program_id(0)
     if piece < pieces:
         _turn(q, q_out, table, positions, piece * ROWS, tokens * QH, QH, HEAD, ROWS)
     else:
         _turn(k, k_out, table, positions, (piece - pieces) * ROWS, tokens * KH, KH, HEAD, ROWS)
-    if EARLY:
-        tl.extra.cuda.gdc_launch_dependents()
 
 
 def run(q, k, cos_sin_cache, positions, q_out, k_out):
     tokens, q_heads, k_heads = q.shape[0], q.shape[1] // HEAD, k.shape[1] // HEAD
     if q.shape[1] % HEAD or k.shape[1] % HEAD or cos_sin_cache.shape[1] != HEAD:
         raise ValueError(f"rows of {q.shape[1]} and {k.shape[1]} values, {cos_sin_cache.shape[1]} of a head turned")
-    early = q.is_cuda and torch.cuda.get_device_capability(q.device)[0] >= 9
-    options = {"launch_pdl": True} if early else {}
     pieces = triton.cdiv(tokens * q_heads, ROWS)
     _kernel[(pieces + triton.cdiv(tokens * k_heads, ROWS),)](
-        q, k, cos_sin_cache, positions, q_out, k_out, tokens, pieces, q_heads, k_heads, HEAD, ROWS, early,
-        num_warps=4, **options,
+        q, k, cos_sin_cache, positions, q_out, k_out, tokens, pieces, q_heads, k_heads, HEAD, ROWS, num_warps=4
     )

@@ -1,9 +1,5 @@
-"""RoPE (halves) of queries and keys in one launch: a block for a token, or for some heads of one where tokens are few.
+"""RoPE (halves) of queries and keys in one launch: a block for a token, or for some heads of one where tokens are few."""
 
-From Hopper on its blocks are launched while the kernel before it ends, and wait for that end before they read.
-"""
-
-import torch
 import triton
 import triton.language as tl
 
@@ -20,11 +16,9 @@ def _turn(a, b, cos, sin, target, at, inside, HALF: tl.constexpr):
 @triton.jit
 def _token_kernel(
     q, k, table, positions, q_out, k_out,
-    QH: tl.constexpr, KH: tl.constexpr, HEAD: tl.constexpr, EARLY: tl.constexpr, Q: tl.constexpr, K: tl.constexpr,
+    QH: tl.constexpr, KH: tl.constexpr, HEAD: tl.constexpr, Q: tl.constexpr, K: tl.constexpr,
 ):
     """Turn all heads; all loads are asked for before the first is used."""
-    if EARLY:
-        tl.extra.cuda.gdc_wait()
     token = tl.program_id(0).to(tl.int64)
     half: tl.constexpr = HEAD // 2
     column = tl.arange(0, half)[None, :]
@@ -35,20 +29,15 @@ def _token_kernel(
     qa, qb = tl.load(q + q_at, mask=q_in, other=0.0), tl.load(q + q_at + half, mask=q_in, other=0.0)
     ka, kb = tl.load(k + k_at, mask=k_in, other=0.0), tl.load(k + k_at + half, mask=k_in, other=0.0)
     cos, sin = tl.load(angles + column), tl.load(angles + half + column)
-    if EARLY:
-        tl.extra.cuda.gdc_launch_dependents()
     _turn(qa, qb, cos, sin, q_out, q_at, q_in, half)
     _turn(ka, kb, cos, sin, k_out, k_at, k_in, half)
 
 
 @triton.jit
 def _heads_kernel(
-    q, k, table, positions, q_out, k_out,
-    QH: tl.constexpr, KH: tl.constexpr, HEAD: tl.constexpr, EARLY: tl.constexpr, HEADS: tl.constexpr,
+    q, k, table, positions, q_out, k_out, QH: tl.constexpr, KH: tl.constexpr, HEAD: tl.constexpr, HEADS: tl.constexpr
 ):
     """Turn HEADS heads of the queries; the blocks after these turn those of the keys."""
-    if EARLY:
-        tl.extra.cuda.gdc_wait()
     piece, token = tl.program_id(0), tl.program_id(1).to(tl.int64)
     half: tl.constexpr = HEAD // 2
     pieces: tl.constexpr = (QH + HEADS - 1) // HEADS
@@ -65,8 +54,6 @@ def _heads_kernel(
         at, inside = (token * KH + head) * HEAD + column, head < KH
         a, b = tl.load(k + at, mask=inside, other=0.0), tl.load(k + at + half, mask=inside, other=0.0)
         _turn(a, b, cos, sin, k_out, at, inside, half)
-    if EARLY:
-        tl.extra.cuda.gdc_launch_dependents()
 
 
 def run(q, k, cos_sin_cache, positions, q_out, k_out):
@@ -74,12 +61,9 @@ def run(q, k, cos_sin_cache, positions, q_out, k_out):
     most = triton.next_power_of_2(max(q_heads, k_heads))
     if q.shape[1] % HEAD or k.shape[1] % HEAD or cos_sin_cache.shape[1] != HEAD or most > 128:
         raise ValueError(f"rows of {q.shape[1]} and {k.shape[1]} values, {cos_sin_cache.shape[1]} of a head turned")
-    early = q.is_cuda and torch.cuda.get_device_capability(q.device)[0] >= 9
-    options = {"launch_pdl": True} if early else {}
-    arguments = (q, k, cos_sin_cache, positions, q_out, k_out, q_heads, k_heads, HEAD, early)
+    arguments = (q, k, cos_sin_cache, positions, q_out, k_out, q_heads, k_heads, HEAD)
     if tokens > 264:  # two blocks a multiprocessor of an H200
         sizes = (triton.next_power_of_2(q_heads), triton.next_power_of_2(k_heads))
-        _token_kernel[(tokens,)](*arguments, *sizes, num_warps=max(1, most // 16), **options)
+        _token_kernel[(tokens,)](*arguments, *sizes, num_warps=max(1, most // 16))
     else:
-        pieces = triton.cdiv(q_heads, 8) + triton.cdiv(k_heads, 8)
-        _heads_kernel[(pieces, tokens)](*arguments, 8, num_warps=4, **options)
+        _heads_kernel[(triton.cdiv(q_heads, 8) + triton.cdiv(k_heads, 8), tokens)](*arguments, 8, num_warps=4)
