@@ -28,6 +28,11 @@ def workspace(device):
     return WORKSPACES[device]
 """
 _WIDTH = 114
+_FA2_FOR_EMPTY = (
+    "# Where a sequence has no keys, FlashInfer 0.7.2's own choice on Hopper, FA3, ends with an illegal memory access.",
+    'backend = "fa2" if bool((kv_indptr[1:] == kv_indptr[:-1]).any()) else "auto"',
+)
+"""SGLang asks for FA2 always (`FlashInferAttnBackend.prefill_backend` of 0.5.17)."""
 _FULL_PAGES = "kv_last_page_len = torch.ones(kv_indptr.shape[0] - 1, dtype=torch.int32, device=kv_indptr.device)"
 _FLASHINFER = ("import flashinfer",)
 _CUDA_CORE_GROUPS = (1, 2, 3, 4)
@@ -109,7 +114,8 @@ def prefill_ground_truth(
     if page_size is None:
         return _ragged(inputs, f"    {shape}", types, constants)
     lines = [
-        "wrapper = flashinfer.BatchPrefillWithPagedKVCacheWrapper(workspace(q.device))",
+        *_FA2_FOR_EMPTY,
+        "wrapper = flashinfer.BatchPrefillWithPagedKVCacheWrapper(workspace(q.device), backend=backend)",
         *([] if page_size > 1 else [_FULL_PAGES]),
         "wrapper.plan(",
         "    qo_indptr, kv_indptr, kv_indices, kv_last_page_len, NUM_QO_HEADS, NUM_KV_HEADS, HEAD_DIM, PAGE_SIZE,",

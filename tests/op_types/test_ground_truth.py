@@ -247,6 +247,34 @@ def test_a_planned_kernel_takes_what_setup_made(
     assert len(namespace["WORKSPACES"]) == 1
 
 
+@pytest.mark.parametrize(
+    ("lengths", "backend"), [((5, 3), "auto"), ((8, 0), "fa2")], ids=["keys for all", "none for one"]
+)
+def test_prefill_leaves_fa3_alone_where_a_sequence_has_no_keys(
+    lengths: tuple[int, int], backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel, truth = _truth("gqa_paged_prefill", {**HEADS, "page_size": 1, "causal": False})
+    definition = kernel.build({**HEADS, "page_size": 1, "causal": False})
+    inputs = generate_inputs(definition, choose_axes(definition, {"len_indptr": 3, "num_kv_indices": 8}))
+    inputs["kv_indptr"] = torch.tensor([0, lengths[0], sum(lengths)], dtype=torch.int32)
+    asked = []
+
+    class Planned:
+        def __init__(self, _workspace: torch.Tensor, **options: Any) -> None:
+            asked.append(options["backend"])
+
+        def plan(self, *_: Any, **__: Any) -> None:
+            pass
+
+    package: Any = types.ModuleType("flashinfer")
+    package.BatchPrefillWithPagedKVCacheWrapper = Planned
+    monkeypatch.setitem(sys.modules, "flashinfer", package)
+    namespace: dict[str, Any] = {}
+    exec(compile(truth.wrappers[0].source, "source", "exec"), namespace)  # noqa: S102  # our own source
+    namespace["setup"](*inputs.values())
+    assert asked == [backend]
+
+
 @pytest.mark.parametrize(("kernel_id", "parameters"), OF_TORCH)
 def test_torch_agrees_with_the_reference(kernel_id: str, parameters: dict[str, Any]) -> None:
     kernel, truth = _truth(kernel_id, parameters)
