@@ -162,10 +162,12 @@ def _download(repo_id: str, wanted: Mapping[str, int], *, hub: Hub, report: Repo
     from huggingface_hub import hf_hub_download
 
     total = sum(wanted.values()) >> 20
-    lock, done = threading.Lock(), 0
+    lock, stop, done = threading.Lock(), threading.Event(), 0
 
     def count(size: float) -> None:
         nonlocal done
+        if stop.is_set():
+            raise KeyboardInterrupt
         with lock:
             done += int(size)
             report(f"downloading {repo_id}: MB", done >> 20, total)
@@ -182,8 +184,12 @@ def _download(repo_id: str, wanted: Mapping[str, int], *, hub: Hub, report: Repo
         )
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for _ in pool.map(fetch, wanted):
-            pass
+        try:
+            for _ in pool.map(fetch, wanted):
+                pass
+        except BaseException:
+            stop.set()  # an interrupt reaches this thread alone, and a file may be gigabytes
+            raise
 
 
 def _make_counter(count: Callable[[float], None]) -> Any:

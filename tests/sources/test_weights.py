@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -147,3 +149,22 @@ def test_weights_are_those_of_the_repository_that_is_named(name: str, repo_id: s
 def test_a_name_without_a_repository_is_unknown() -> None:
     with pytest.raises(UnknownModelError, match="did you mean"):
         name_repository("qwen3-30b-a3c")
+
+
+def test_an_interrupt_ends_the_files_that_are_under_way(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = []
+
+    def never_ends(_repo: str, name: str, *, tqdm_class: Any, **_: Any) -> None:
+        bar = tqdm_class()
+        if name == "config.json":
+            signal.raise_signal(signal.SIGINT)
+        try:
+            while True:
+                bar.update(1)
+        finally:
+            ended.append(name)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", never_ends)
+    with pytest.raises(KeyboardInterrupt):
+        fetch(hub)
+    assert ended
