@@ -130,7 +130,7 @@ def routed(policy: Policy) -> Policy:
 
 def codes(dtype: DType) -> Tolerance:
     """Allow for a quantiser that multiplies with 1 / scale: near a tie it takes the neighbouring code."""
-    if _unit(dtype) < 2**-8:
+    if _unit(dtype) <= 2**-8:
         return rounded(dtype)
     return Tolerance(rtol=2**-9, atol=0.0, hit_ratio=0.995, source="the same code, but for ties: 1 / scale is rounded")
 

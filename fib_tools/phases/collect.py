@@ -156,6 +156,8 @@ def _choose_source(model: str | None, from_dir: Path | None, origin: Origin | No
         raise RequestError("where the calls come from is known of a model that is served here", todo=todo)
     if from_dir is None:
         raise RequestError("nothing to collect from", todo=todo)
+    if not from_dir.is_dir():
+        raise RequestError("no such folder", where=str(from_dir), todo="name the folder of FLASHINFER_DUMP_DIR")
     if origin is None:
         raise RequestError("no dump says where its calls come from", todo="pass --origin real, dummy or synthetic")
     return from_dir, origin

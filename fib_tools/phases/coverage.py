@@ -179,6 +179,8 @@ def _cover_all(
         try:
             yield cover_model(context, name, hardware, standing, lines, keep=keep)
         except FibError as error:
+            if len(models) == 1:
+                raise
             yield CoverageFailure(model=name, reason=str(error)), []
 
 

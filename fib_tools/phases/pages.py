@@ -198,6 +198,8 @@ def _survey_all(
         try:
             found = _survey(context, name, options, standing)
         except FibError as error:
+            if len(models) == 1:
+                raise
             failures.append(PageFailure(model=name, reason=str(error)))
             continue
         own = documents.setdefault(found.entry.id, found)
@@ -210,7 +212,10 @@ def _survey_all(
 def _find_place(context: Context, models_ts: Path | None, out: Path | None, *, dry_run: bool) -> _Place:
     folder = out or context.workspace.root / _FOLDER
     if models_ts is not None and not models_ts.is_file():
-        raise RequestError("no such file", where=str(models_ts), todo="leave --models-ts out, and one is made")
+        what = "this is a folder" if models_ts.is_dir() else "no such file"
+        raise RequestError(
+            what, where=str(models_ts), todo="name the web page's models.ts, or leave it out: one is made"
+        )
     return _Place(folder=folder, models_ts=models_ts or folder / _LIST, dry_run=dry_run)
 
 

@@ -96,7 +96,11 @@ def fetch_weights(repo_id: str, *, report: Report, hub: Hub | None = None) -> Pa
         UnknownModelError: there is no such repository.
     """
     from huggingface_hub import constants
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined] # base of its transport's
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]
+        HfHubHTTPError,
+        HTTPError,  # base of its transport's
+        LocalEntryNotFoundError,  # an OSError, and no fault of the disk: the hub did not answer
+    )
 
     hub = hub or Hub()
     cache = hub.cache_dir or Path(constants.HF_HUB_CACHE)
@@ -108,14 +112,18 @@ def fetch_weights(repo_id: str, *, report: Report, hub: Hub | None = None) -> Pa
         _download(repo_id, wanted, hub=hub, report=report)
     except HfHubHTTPError as error:
         raise explain_refusal(repo_id, error, missing="such file", instead=_INSTEAD) from error
-    except (HTTPError, ConnectionError) as error:
+    except (HTTPError, ConnectionError, LocalEntryNotFoundError) as error:
         raise OfflineError(
             f"{repo_id!r} cannot be downloaded: {type(error).__name__}",
             where="Hugging Face Hub",
             todo=f"run it again, which goes on with the files that are missing; or {_INSTEAD}",
         ) from error
     except OSError as error:
-        raise StorageError(f"the hub's cache cannot be written: {error}", where=str(cache)) from error
+        raise StorageError(
+            f"the hub's cache cannot be written: {error}",
+            where=str(cache),
+            todo="free some space, or set HF_HOME to a folder that can be written",
+        ) from error
     folder = find_weights(repo_id, hub=hub)
     if folder is None:
         raise SourceError("the repository is not whole: its index names files that it lacks", where=repo_id)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from fib_tools.errors import FibError, GatedError, OfflineError, SourceError, StorageError, UnknownModelError
 from fib_tools.sources.huggingface import Hub
@@ -168,3 +169,12 @@ def test_an_interrupt_ends_the_files_that_are_under_way(hub: Hub, monkeypatch: p
     with pytest.raises(KeyboardInterrupt):
         fetch(hub)
     assert ended
+
+
+def test_a_hub_that_does_not_answer_is_no_fault_of_the_disk(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise LocalEntryNotFoundError("An error happened while trying to locate the file on the Hub")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
+    with pytest.raises(OfflineError, match="cannot be downloaded"):
+        fetch(hub)

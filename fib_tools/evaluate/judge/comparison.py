@@ -39,7 +39,7 @@ _MISS_DEVIATIONS = 3
 _ROW_FACTOR = 16
 """So many times the average share of misses one row may have: misses scatter, a wrong row does not."""
 _ROWS_A_STRAY = 256
-"""Near ties are rarer than one in so many rows."""
+"""Of at least so many rows one may be at a near tie, and no second one: they are far rarer than that."""
 _POISON_BYTES = 4
 """So many bytes of poison in a row are no chance: one byte of it is a code that kernels write."""
 _CHUNK = 1 << 27
@@ -164,11 +164,12 @@ def _weigh(got: torch.Tensor, want: torch.Tensor, tolerance: Tolerance, calls: S
     together = _pool(calls)
     judged = _pool([measure for call, measure in enumerate(calls) if call != stray])
     reasons = _explain(wrong, len(calls)) or (_judge(judged, 0, tolerance) if len(calls) > 1 else ())
-    places, first = _find_places(got, want, tolerance, calls, wrong) if reasons else ((), None)
+    blamed = tuple(wrong) or tuple(call for call in range(len(calls)) if call != stray)
+    places, first = _find_places(got, want, tolerance, calls, blamed) if reasons else ((), None)
     return OutputVerdict(
         errors=_to_errors(together, tolerance),
         calls=tuple(calls),
-        wrong_calls=tuple(wrong) if wrong or not reasons else tuple(range(len(calls))),
+        wrong_calls=blamed if reasons else (),
         reasons=reasons,
         places=places,
         first=first,
@@ -268,10 +269,10 @@ def _find_places(
     want: torch.Tensor,
     tolerance: Tolerance,
     calls: Sequence[Measure],
-    wrong: Mapping[int, Sequence[str]],
+    blamed: Collection[int],
 ) -> tuple[tuple[Place, ...], Place | None]:
-    """Find the worst values of the worst call, and the first that is wrong."""
-    call = max(wrong or range(len(calls)), key=lambda at: (calls[at].misses, abs(calls[at].bias)))
+    """Find the worst values of the worst of some calls, and the first that is wrong."""
+    call = max(blamed, key=lambda at: (calls[at].misses, abs(calls[at].bias)))
     shape = tuple(got.shape[1:])
     first = find_first_excess(got[call], want[call], tolerance)
     found = [*([first] if first else []), *find_excess(got[call], want[call], tolerance, _PLACES)]
