@@ -151,7 +151,9 @@ def _write_tail(target: Target) -> str:
         lines.append(f"- measured: {target.bandwidth / 1e12:.2f} TB/s of a copy (read plus written)")
     if target.flops_per_second:
         lines.append(f"- measured: {target.flops_per_second / 1e12:.0f} TFLOP/s in this kernel's arithmetic")
-    against = f"baseline ({target.baseline})" if target.baseline else "no baseline was measured, the reference counts"
+    against = (
+        f"baseline ({target.baseline})" if target.baseline else "no baseline was measured on it, the reference counts"
+    )
     lines += ["", f"## Sizes that count; {against}", _describe_weights(target), _HEAD]
     return "\n".join([*lines, *_list_shapes(target), ""])
 

@@ -6,7 +6,10 @@ from fib_tools.host.cpu import read_cpu_name
 from fib_tools.host.env import read_gpu_settings
 from fib_tools.host.gpus import discover_gpus
 
-__all__ = ["find_hardware"]
+__all__ = ["NO_GPU", "find_hardware"]
+
+NO_GPU = "no GPU"
+"""In place of a model."""
 
 
 def find_hardware(device: str) -> tuple[str, int]:
@@ -14,4 +17,4 @@ def find_hardware(device: str) -> tuple[str, int]:
     if device == "cpu":
         return read_cpu_name(), 0
     found = discover_gpus(read_gpu_settings()).visible
-    return (found[0].name, found[0].capability) if found else ("no GPU", 0)
+    return (found[0].name, found[0].capability) if found else (NO_GPU, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from fib_tools.host.hardware import NO_GPU
 from fib_tools.model.evidence import Evidence
 from fib_tools.model.summary import Result, Summary, Table
 
@@ -110,6 +111,8 @@ class BenchResult(Result):
         unfit = (f"{len(self.unfit)} left out, for other hardware (spec.target_hardware): {names}",) * bool(names)
         if not self.run:
             said = f"{self.planned} evaluations would be made on {self.hardware}{label}; the dataset has evidence on {self.reused} more"
+            if self.hardware == NO_GPU:
+                said = f"{self.planned} evaluations, for which there is no GPU here: --device cpu shows the way"
             return Summary(lines=(*self.failures, said, *unfit))
         return Summary(tables=tables, lines=(*more, *wrong, *self.failures, *self.conflicts, said, *kept, *unfit))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from fib_tools.model.base import Model
@@ -95,15 +96,24 @@ def _is_error(entry: SubmitEntry) -> bool:
 
 
 def _join_failures(failures: Iterable[Failure]) -> tuple[tuple[str, str, str, str], ...]:
-    """Name what is missing once for all Definitions that lack it, with what to do about the first."""
+    """Name what is missing once for all Definitions that lack it, with what to do about all of them."""
     alike: dict[tuple[str, str], list[Failure]] = {}
     for item in failures:
         alike.setdefault((item.check, item.found), []).append(item)
     rows = []
     for (check, found), items in alike.items():
         more = f" and {len(items) - 1} more" if len(items) > 1 else ""
-        rows.append((f"{items[0].definition or items[0].group}{more}", check, found, items[0].todo))
+        rows.append((f"{items[0].definition or items[0].group}{more}", check, found, _do_for_all(items)))
     return tuple(rows)
+
+
+def _do_for_all(items: Sequence[Failure]) -> str:
+    """Write the first one's remedy with the names of all where its commands take them."""
+    todo = items[0].todo
+    for before, between in (("--definitions ", ","), ("fib bench ", " ")):
+        names = between.join(item.definition for item in items)
+        todo = re.sub(rf"{before}{re.escape(items[0].definition)}(?![\w.])", f"{before}{names}", todo)
+    return todo
 
 
 def _show(request: Request) -> list[str]:

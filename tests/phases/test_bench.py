@@ -124,6 +124,7 @@ def test_a_dry_run_counts_the_baselines_that_would_be_written(tmp_path: Path, mo
     planned = benchmark_kernels(context(tmp_path), baselines=True, dry_run=True)
     assert made
     assert planned.planned == 2 * len(made)
+    assert "there is no GPU here" in planned.summary().lines[-1]
     assert not (dataset.root / "solutions").exists()
     dataset.write_solution("rmsnorm", make_baselines(norm())[0][0])
     assert benchmark_kernels(context(tmp_path), authors=("baseline",), baselines=True, dry_run=True) == planned

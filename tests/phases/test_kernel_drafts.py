@@ -268,7 +268,7 @@ def test_a_brief_measures_nothing_and_says_what_comes_next(context: Context, tmp
     for word in ("GPU", "stream", "CUDA graph", "cold L2", "baseline)"):
         assert word not in brief.contract, word
     assert "batch_size=3 | 100.0% | 0.000896 | 0 | - | - | -" in brief.brief
-    assert "no baseline was measured, the reference counts" in brief.brief
+    assert "no baseline was measured on it, the reference counts" in brief.brief
     assert "ratios to the reference" in brief.brief
     assert "fib_submit_solution" in brief.next
     assert not (tmp_path / "work").exists()

@@ -270,8 +270,10 @@ def test_a_definition_written_by_hand_is_submitted_too(ready: Context) -> None:
 @pytest.mark.usefixtures("executed")
 def test_a_summary_names_what_is_missing_once_for_all_that_lack_it(ready: Context) -> None:
     remove("logs/*/*/*")(ready)
-    (held, _) = submit(ready).summary().tables
+    summary = submit(ready).summary()
+    (held, _) = summary.tables
     assert [row[:2] for row in held.rows] == [(f"{EMBEDDING} and 1 more", "reference test")]
+    assert summary.lines[0].endswith(f"then fib tests run --definitions {EMBEDDING},{NORM}")
 
 
 def test_what_to_do_is_never_cut_off() -> None:
