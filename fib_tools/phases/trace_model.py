@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -75,6 +74,8 @@ class TraceModelResult(Result):
     entries: tuple[CollectEntry, ...]
     created: tuple[str, ...] = ()
     """Definitions that were created."""
+    would_create: tuple[MissingDefinition, ...] = ()
+    """In a dry run: Definitions that would be brought to the gate."""
     missing: tuple[MissingDefinition, ...] = ()
     unmapped: tuple[UnmappedCall, ...] = ()
 
@@ -92,6 +93,9 @@ class TraceModelResult(Result):
         tables = [
             Table(title=self.model, columns=("Definition", "status", "calls", "distinct", "Workloads"), rows=rows)
         ]
+        if self.would_create:
+            names = tuple((each.name, str(each.calls)) for each in self.would_create[:_SHOWN])
+            tables.append(Table(title="would be created", columns=("name", "calls"), rows=names))
         if self.missing:
             lines = tuple((each.name, str(each.calls), each.reason) for each in self.missing[:_SHOWN])
             tables.append(Table(title="no Definition", columns=("name", "calls", "why"), rows=lines))
@@ -110,9 +114,11 @@ class TraceModelResult(Result):
         yield f"calls seen: {self.calls}, matched: {self.matched}, without a Definition: {missing}, missed: {unmapped}"
         if self.created:
             yield f"created: {', '.join(self.created)}"
+        if self.would_create:
+            count = sum(each.calls for each in self.would_create)
+            yield f"would be created: {len(self.would_create)} Definitions, of {count} more calls"
         if any(not each.reason for each in self.missing):
-            dummy = " --dummy-weights" * (self.origin == "dummy")
-            yield f"to create what is missing: fib trace model {shlex.quote(self.model)}{dummy} --create-missing"
+            yield "to create what is missing, run it again with --create-missing"
 
 
 def trace_model(
@@ -165,6 +171,7 @@ def trace_model(
     context.progress("matching", 2, 3)
     created = _create(context, dataset, tallies) if create_missing and not dry_run else ()
     collected, missing, unmapped = match_calls(dataset, tallies, num_samples)
+    would_create = tuple(each for each in missing if create_missing and dry_run and not each.reason)
     calls = sum(tally.count for tally in tallies)
     return TraceModelResult(
         model=model,
@@ -172,10 +179,11 @@ def trace_model(
         origin=origin,
         seconds=round(seconds, 3),
         calls=calls,
-        matched=calls - sum(each.calls for each in missing) - sum(each.calls for each in unmapped),
+        matched=calls - sum(each.calls for each in (*missing, *unmapped)),
         entries=tuple(settle_workloads(context, dataset, collected, origin=origin, dry_run=dry_run)),
         created=created,
-        missing=missing,
+        would_create=would_create,
+        missing=tuple(each for each in missing if each not in would_create),
         unmapped=unmapped,
     )
 

@@ -37,7 +37,7 @@ def test_a_model_that_runs_gives_workloads_of_all_that_it_calls(context: Context
     ]
 
 
-def test_what_the_dataset_has_not_got_is_listed_with_the_command_that_creates_it(context: Context, llama: str) -> None:
+def test_what_the_dataset_has_not_got_is_listed_with_the_option_that_creates_it(context: Context, llama: str) -> None:
     trace_model(context, llama, max_new_tokens=1, lengths=(4,), create_missing=True)
     for path in (context.dataset.root / "definitions").glob("rope/*.json"):
         path.unlink()
@@ -45,7 +45,18 @@ def test_what_the_dataset_has_not_got_is_listed_with_the_command_that_creates_it
     (missing,) = result.missing
     assert (missing.kernel, missing.calls, missing.reason) == ("rope", 3, "")
     assert {entry.status for entry in result.entries} == {"would write"}
-    assert result.summary().lines[-1].endswith("--create-missing")
+    assert result.summary().lines[-1] == "to create what is missing, run it again with --create-missing"
+
+
+def test_a_dry_run_says_what_would_be_created(context: Context, llama: str) -> None:
+    result = trace_model(context, llama, max_new_tokens=1, lengths=(4,), create_missing=True, dry_run=True)
+    assert (result.created, result.missing, result.entries, result.matched) == ((), (), (), 0)
+    assert sum(each.calls for each in result.would_create) == result.calls
+    assert "rope" in {each.kernel for each in result.would_create}
+    summary = result.summary()
+    assert summary.tables[-1].title == "would be created"
+    assert "--create-missing" not in summary.lines[-1]
+    assert not context.dataset.root.exists()
 
 
 def test_experts_need_a_definition_that_says_how_they_are_chosen(context: Context, tmp_path: Path) -> None:
