@@ -158,7 +158,7 @@ def trace_model(
     """
     import time
 
-    dataset = context.dataset if create_missing else Dataset.open(context.dataset.root)
+    dataset = context.dataset if create_missing else _open_dataset(context)
     if device_map is not None:
         context.workspace.create()  # for the weights that go to the disk
     context.progress(f"loading {model}", 0, 3)
@@ -186,6 +186,14 @@ def trace_model(
         missing=tuple(each for each in missing if each not in would_create),
         unmapped=unmapped,
     )
+
+
+def _open_dataset(context: Context) -> Dataset:
+    try:
+        return Dataset.open(context.dataset.root)
+    except RequestError as error:
+        todo = f"{error.todo}, or pass --create-missing: what the model calls is then created there"
+        raise RequestError(error.what, where=error.where, todo=todo) from error
 
 
 def _load(

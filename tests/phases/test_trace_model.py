@@ -59,6 +59,11 @@ def test_a_dry_run_says_what_would_be_created(context: Context, llama: str) -> N
     assert not context.dataset.root.exists()
 
 
+def test_without_a_dataset_the_remedy_names_the_option_that_makes_one(context: Context, llama: str) -> None:
+    with pytest.raises(RequestError, match=r"there is no dataset.*fib define MODEL, or pass --create-missing"):
+        trace_model(context, llama)
+
+
 def test_experts_need_a_definition_that_says_how_they_are_chosen(context: Context, tmp_path: Path) -> None:
     model = make_model("qwen3_moe")
     model.save_pretrained(tmp_path / "moe")  # type: ignore[operator]  # a transformers model
