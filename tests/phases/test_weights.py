@@ -102,6 +102,8 @@ def test_a_known_model_is_traced_without_its_weights(context: Context, tmp_path:
 def test_without_weights_a_known_name_needs_no_network(context: Context) -> None:
     with pytest.raises(RequestError, match=r"the weights take \d+ GB.*--layers"):
         trace_model(context, "kimi-k2", dummy_weights=True, create_missing=True)
+    with pytest.raises(RequestError, match=r"the weights take \d+ GB.*take fewer layers"):
+        trace_model(context, "kimi-k2", dummy_weights=True, layers=60, create_missing=True)
     with pytest.raises(OfflineError, match="config of 'acme/Tiny-1B'"):
         trace_model(context, REPO, dummy_weights=True, create_missing=True)
 
