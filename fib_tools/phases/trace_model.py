@@ -163,7 +163,7 @@ def trace_model(
         context.workspace.create()  # for the weights that go to the disk
     context.progress(f"loading {model}", 0, 3)
     how = Loading(layers=layers, dtype=dtype, device=device, is_dummy=dummy_weights, device_map=device_map)
-    loaded, inputs, origin = _load(context, model, prompts, lengths, how)
+    loaded, inputs, origin = _load(context, model, prompts, lengths, how, max_new_tokens)
     context.progress("generating", 1, 3)
     begun = time.perf_counter()
     tallies = _generate(loaded, inputs, max_new_tokens)
@@ -197,20 +197,24 @@ def _open_dataset(context: Context) -> Dataset:
 
 
 def _load(
-    context: Context, model: str, prompts: Path | None, lengths: Sequence[int], how: Loading
+    context: Context, model: str, prompts: Path | None, lengths: Sequence[int], how: Loading, more: int
 ) -> tuple[Any, dict[str, Any], Origin]:
     """Load the weights and make a batch; what was drawn at random is no real prompt.
 
     Raises:
-        RequestError: there is no such device, no prompt, or no room for so many tokens.
+        RequestError: there is no such device, no prompt, or no room for so many tokens and `more`.
     """
     import torch
 
-    if how.device == "cuda" and how.device_map is None and not torch.cuda.is_available():
+    if how.device == "cuda" and not torch.cuda.is_available():
         raise RequestError(
             "torch sees no GPU", where="--device", todo="use --device cpu, with --layers for a large model"
         )
     lines = None if prompts is None else _read_prompts(context, prompts)
+    is_local = bool(model.strip()) and Path(model).exists()
+    if is_local:
+        context.check_readable(Path(model))
+    inputs = _tokenize(model, lines) if lines is not None and is_local else None  # before minutes of loading
     try:
         loaded, _ = load_weights(context, model, replace(how, attention="sdpa"))
     except ConfigError:  # it has no such attention, or is not one that transformers knows: then this says so
@@ -219,12 +223,19 @@ def _load(
     _check_layers(text)
     origin: Origin = "dummy" if how.is_dummy else "synthetic"
     if lines is not None:
-        return loaded, _tokenize(model, lines), origin if how.is_dummy or how.layers else "real"
-    most = getattr(text, "max_position_embeddings", None)
-    if most is not None and max(lengths) >= most:
-        todo = f"the model has {most} positions: take shorter sequences"
-        raise RequestError(f"{max(lengths)} tokens are too many", where="--lengths", todo=todo)
+        inputs = inputs or _tokenize(model, lines)
+        _check_positions(text, inputs["input_ids"].shape[1], more, where="--prompts")
+        return loaded, inputs, origin if how.is_dummy or how.layers else "real"
+    _check_positions(text, max(lengths), more, where="--lengths")
     return loaded, _draw(int(text.vocab_size), lengths), origin
+
+
+def _check_positions(config: Any, longest: int, more: int, *, where: str) -> None:
+    """Refuse sequences that the model has no positions for, with the tokens that come after them."""
+    most = getattr(config, "max_position_embeddings", None)
+    if most is not None and longest + more > most:
+        todo = f"the model has {most} positions: take shorter sequences, or fewer --max-new-tokens"
+        raise RequestError(f"{longest} tokens and {more} new ones are too many", where=where, todo=todo)
 
 
 def _check_layers(config: Any) -> None:
