@@ -179,7 +179,7 @@ def trace_model(
         origin=origin,
         seconds=round(seconds, 3),
         calls=calls,
-        matched=calls - sum(each.calls for each in (*missing, *unmapped)),
+        matched=calls - sum(each.calls for each in missing) - sum(each.calls for each in unmapped),
         entries=tuple(settle_workloads(context, dataset, collected, origin=origin, dry_run=dry_run)),
         created=created,
         would_create=would_create,
