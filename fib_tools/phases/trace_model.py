@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -75,6 +74,8 @@ class TraceModelResult(Result):
     entries: tuple[CollectEntry, ...]
     created: tuple[str, ...] = ()
     """Definitions that were created."""
+    would_create: tuple[MissingDefinition, ...] = ()
+    """In a dry run: Definitions that would be brought to the gate."""
     missing: tuple[MissingDefinition, ...] = ()
     unmapped: tuple[UnmappedCall, ...] = ()
 
@@ -92,6 +93,9 @@ class TraceModelResult(Result):
         tables = [
             Table(title=self.model, columns=("Definition", "status", "calls", "distinct", "Workloads"), rows=rows)
         ]
+        if self.would_create:
+            names = tuple((each.name, str(each.calls)) for each in self.would_create[:_SHOWN])
+            tables.append(Table(title="would be created", columns=("name", "calls"), rows=names))
         if self.missing:
             lines = tuple((each.name, str(each.calls), each.reason) for each in self.missing[:_SHOWN])
             tables.append(Table(title="no Definition", columns=("name", "calls", "why"), rows=lines))
@@ -110,9 +114,11 @@ class TraceModelResult(Result):
         yield f"calls seen: {self.calls}, matched: {self.matched}, without a Definition: {missing}, missed: {unmapped}"
         if self.created:
             yield f"created: {', '.join(self.created)}"
+        if self.would_create:
+            count = sum(each.calls for each in self.would_create)
+            yield f"would be created: {len(self.would_create)} Definitions, of {count} more calls"
         if any(not each.reason for each in self.missing):
-            dummy = " --dummy-weights" * (self.origin == "dummy")
-            yield f"to create what is missing: fib trace model {shlex.quote(self.model)}{dummy} --create-missing"
+            yield "to create what is missing, run it again with --create-missing"
 
 
 def trace_model(
@@ -152,12 +158,12 @@ def trace_model(
     """
     import time
 
-    dataset = context.dataset if create_missing else Dataset.open(context.dataset.root)
+    dataset = context.dataset if create_missing else _open_dataset(context)
     if device_map is not None:
         context.workspace.create()  # for the weights that go to the disk
     context.progress(f"loading {model}", 0, 3)
     how = Loading(layers=layers, dtype=dtype, device=device, is_dummy=dummy_weights, device_map=device_map)
-    loaded, inputs, origin = _load(context, model, prompts, lengths, how)
+    loaded, inputs, origin = _load(context, model, prompts, lengths, how, max_new_tokens)
     context.progress("generating", 1, 3)
     begun = time.perf_counter()
     tallies = _generate(loaded, inputs, max_new_tokens)
@@ -165,6 +171,7 @@ def trace_model(
     context.progress("matching", 2, 3)
     created = _create(context, dataset, tallies) if create_missing and not dry_run else ()
     collected, missing, unmapped = match_calls(dataset, tallies, num_samples)
+    would_create = tuple(each for each in missing if create_missing and dry_run and not each.reason)
     calls = sum(tally.count for tally in tallies)
     return TraceModelResult(
         model=model,
@@ -175,26 +182,39 @@ def trace_model(
         matched=calls - sum(each.calls for each in missing) - sum(each.calls for each in unmapped),
         entries=tuple(settle_workloads(context, dataset, collected, origin=origin, dry_run=dry_run)),
         created=created,
-        missing=missing,
+        would_create=would_create,
+        missing=tuple(each for each in missing if each not in would_create),
         unmapped=unmapped,
     )
 
 
+def _open_dataset(context: Context) -> Dataset:
+    try:
+        return Dataset.open(context.dataset.root)
+    except RequestError as error:
+        todo = f"{error.todo}, or pass --create-missing: what the model calls is then created there"
+        raise RequestError(error.what, where=error.where, todo=todo) from error
+
+
 def _load(
-    context: Context, model: str, prompts: Path | None, lengths: Sequence[int], how: Loading
+    context: Context, model: str, prompts: Path | None, lengths: Sequence[int], how: Loading, more: int
 ) -> tuple[Any, dict[str, Any], Origin]:
     """Load the weights and make a batch; what was drawn at random is no real prompt.
 
     Raises:
-        RequestError: there is no such device, no prompt, or no room for so many tokens.
+        RequestError: there is no such device, no prompt, or no room for so many tokens and `more`.
     """
     import torch
 
-    if how.device == "cuda" and how.device_map is None and not torch.cuda.is_available():
+    if how.device == "cuda" and not torch.cuda.is_available():
         raise RequestError(
             "torch sees no GPU", where="--device", todo="use --device cpu, with --layers for a large model"
         )
     lines = None if prompts is None else _read_prompts(context, prompts)
+    is_local = bool(model.strip()) and Path(model).exists()
+    if is_local:
+        context.check_readable(Path(model))
+    inputs = _tokenize(model, lines) if lines is not None and is_local else None  # before minutes of loading
     try:
         loaded, _ = load_weights(context, model, replace(how, attention="sdpa"))
     except ConfigError:  # it has no such attention, or is not one that transformers knows: then this says so
@@ -203,12 +223,19 @@ def _load(
     _check_layers(text)
     origin: Origin = "dummy" if how.is_dummy else "synthetic"
     if lines is not None:
-        return loaded, _tokenize(model, lines), origin if how.is_dummy or how.layers else "real"
-    most = getattr(text, "max_position_embeddings", None)
-    if most is not None and max(lengths) >= most:
-        todo = f"the model has {most} positions: take shorter sequences"
-        raise RequestError(f"{max(lengths)} tokens are too many", where="--lengths", todo=todo)
+        inputs = inputs or _tokenize(model, lines)
+        _check_positions(text, inputs["input_ids"].shape[1], more, where="--prompts")
+        return loaded, inputs, origin if how.is_dummy or how.layers else "real"
+    _check_positions(text, max(lengths), more, where="--lengths")
     return loaded, _draw(int(text.vocab_size), lengths), origin
+
+
+def _check_positions(config: Any, longest: int, more: int, *, where: str) -> None:
+    """Refuse sequences that the model has no positions for, with the tokens that come after them."""
+    most = getattr(config, "max_position_embeddings", None)
+    if most is not None and longest + more > most:
+        todo = f"the model has {most} positions: take shorter sequences, or fewer --max-new-tokens"
+        raise RequestError(f"{longest} tokens and {more} new ones are too many", where=where, todo=todo)
 
 
 def _check_layers(config: Any) -> None:

@@ -68,6 +68,9 @@ def load_weights(context: Context, model: str, how: Loading) -> Loaded:
     from fib_tools.capture.checkpoints.loading import load_model, parse_dtype
     from fib_tools.capture.checkpoints.opening import open_checkpoint, require_transformers
 
+    if not model.strip():
+        todo = "pass a folder or file of weights, or the name of a model; . is this folder"
+        raise RequestError("the model has no name", todo=todo)
     if how.is_dummy and how.device_map is not None:
         todo = "leave --device-map out, and pass --layers for a large model"
         raise RequestError("made-up weights are made on one device", where="--dummy-weights", todo=todo)

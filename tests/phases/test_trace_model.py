@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fib_tools.errors import RequestError
 from fib_tools.phases.context import Context
+from fib_tools.phases.trace_block import trace_block
 from fib_tools.phases.trace_model import trace_model
 from fib_tools.phases.validate import validate_dataset
 from tiny_checkpoints import make_llama, write_safetensors
@@ -37,7 +39,7 @@ def test_a_model_that_runs_gives_workloads_of_all_that_it_calls(context: Context
     ]
 
 
-def test_what_the_dataset_has_not_got_is_listed_with_the_command_that_creates_it(context: Context, llama: str) -> None:
+def test_what_the_dataset_has_not_got_is_listed_with_the_option_that_creates_it(context: Context, llama: str) -> None:
     trace_model(context, llama, max_new_tokens=1, lengths=(4,), create_missing=True)
     for path in (context.dataset.root / "definitions").glob("rope/*.json"):
         path.unlink()
@@ -45,7 +47,23 @@ def test_what_the_dataset_has_not_got_is_listed_with_the_command_that_creates_it
     (missing,) = result.missing
     assert (missing.kernel, missing.calls, missing.reason) == ("rope", 3, "")
     assert {entry.status for entry in result.entries} == {"would write"}
-    assert result.summary().lines[-1].endswith("--create-missing")
+    assert result.summary().lines[-1] == "to create what is missing, run it again with --create-missing"
+
+
+def test_a_dry_run_says_what_would_be_created(context: Context, llama: str) -> None:
+    result = trace_model(context, llama, max_new_tokens=1, lengths=(4,), create_missing=True, dry_run=True)
+    assert (result.created, result.missing, result.entries, result.matched) == ((), (), (), 0)
+    assert sum(each.calls for each in result.would_create) == result.calls
+    assert "rope" in {each.kernel for each in result.would_create}
+    summary = result.summary()
+    assert summary.tables[-1].title == "would be created"
+    assert "--create-missing" not in summary.lines[-1]
+    assert not context.dataset.root.exists()
+
+
+def test_without_a_dataset_the_remedy_names_the_option_that_makes_one(context: Context, llama: str) -> None:
+    with pytest.raises(RequestError, match=r"there is no dataset.*fib define MODEL, or pass --create-missing"):
+        trace_model(context, llama)
 
 
 def test_experts_need_a_definition_that_says_how_they_are_chosen(context: Context, tmp_path: Path) -> None:
@@ -58,7 +76,9 @@ def test_experts_need_a_definition_that_says_how_they_are_chosen(context: Contex
     assert "moe_routing_default_topk2_e8" in [entry.definition for entry in result.entries]
 
 
-def test_prompts_need_a_file_and_a_tokenizer(context: Context, llama: str, tmp_path: Path) -> None:
+def test_prompts_need_a_file_and_a_tokenizer(
+    context: Context, llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     context.dataset.root.mkdir(parents=True)
     (context.dataset.root / "definitions").mkdir()
     with pytest.raises(RequestError, match="is not there"):
@@ -68,8 +88,32 @@ def test_prompts_need_a_file_and_a_tokenizer(context: Context, llama: str, tmp_p
     with pytest.raises(RequestError, match="holds no prompt"):
         trace_model(context, llama, prompts=empty)
     empty.write_text("hello\n", encoding="utf-8")
+    monkeypatch.setattr("fib_tools.phases.trace_model.load_weights", None)  # it comes later
     with pytest.raises(RequestError, match="there is no tokenizer"):
         trace_model(context, llama, prompts=empty)
+
+
+def test_positions_are_needed_for_new_tokens_too(context: Context, llama: str) -> None:
+    told = "8190 tokens and 3 new ones are too many .*; the model has 8192 positions"
+    with pytest.raises(RequestError, match=told):
+        trace_model(context, llama, lengths=(8190,), max_new_tokens=3, create_missing=True)
+
+
+@pytest.mark.parametrize("device_map", [None, "auto"])
+def test_a_gpu_that_is_not_there_is_refused(
+    context: Context, llama: str, device_map: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(RequestError, match="torch sees no GPU"):
+        trace_model(context, llama, device="cuda", device_map=device_map, create_missing=True)
+
+
+def test_an_empty_name_is_not_this_folder(context: Context, llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(llama)
+    with pytest.raises(RequestError, match="the model has no name"):
+        trace_model(context, "", create_missing=True)
+    with pytest.raises(RequestError, match="the model has no name"):
+        trace_block(context, "")
 
 
 def test_what_ran_and_is_no_call_of_a_kernel_type_is_counted_with_its_shapes(context: Context, tmp_path: Path) -> None:

@@ -102,15 +102,10 @@ def test_a_known_model_is_traced_without_its_weights(context: Context, tmp_path:
 def test_without_weights_a_known_name_needs_no_network(context: Context) -> None:
     with pytest.raises(RequestError, match=r"the weights take \d+ GB.*--layers"):
         trace_model(context, "kimi-k2", dummy_weights=True, create_missing=True)
+    with pytest.raises(RequestError, match=r"the weights take \d+ GB.*take fewer layers"):
+        trace_model(context, "kimi-k2", dummy_weights=True, layers=60, create_missing=True)
     with pytest.raises(OfflineError, match="config of 'acme/Tiny-1B'"):
         trace_model(context, REPO, dummy_weights=True, create_missing=True)
-
-
-def test_what_is_missing_is_created_with_made_up_weights_again(context: Context, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA), encoding="utf-8")
-    (context.dataset.root / "definitions").mkdir(parents=True)
-    result = trace_model(context, str(tmp_path), dummy_weights=True, layers=1, max_new_tokens=1, lengths=(4,))
-    assert result.summary().lines[-1].endswith(f"{tmp_path} --dummy-weights --create-missing")
 
 
 def test_a_large_model_is_spread_over_what_there_is(

@@ -36,7 +36,7 @@ def make_dummy(
 
     config = cut_config(find_text(config), layers)
     empty = build_empty(config, dtype=dtype, attention=attention, where=where)
-    _check_memory(empty, device)
+    _check_memory(empty, device, layers)
     devices = [] if device == "cpu" else [torch.cuda.current_device()]
     with torch.random.fork_rng(devices), torch.no_grad():
         torch.manual_seed(_SEED)
@@ -47,14 +47,25 @@ def make_dummy(
     return model.requires_grad_(requires_grad=False)
 
 
-def _check_memory(empty: Any, device: str) -> None:
+def _check_memory(empty: Any, device: str, layers: int | None) -> None:
     import torch
 
     size = sum(each.nbytes for each in (*empty.parameters(), *empty.buffers()))
-    room = read_memory_bytes() if device == "cpu" else torch.cuda.mem_get_info()[0]
+    of_host = read_memory_bytes()
+    room = of_host if device == "cpu" else torch.cuda.mem_get_info()[0]
     if size > room:
         raise RequestError(
             f"the weights take {size / 1e9:.0f} GB, and there are {room / 1e9:.0f} GB of memory",
             where=f"--device {device}",
-            todo="pass --layers: others call the same kernels",
+            todo=_advise(layers, has_other=device != "cpu" and size <= of_host),
         )
+
+
+def _advise(layers: int | None, *, has_other: bool) -> str:
+    """Say what helps, where the first layers alone were asked for as well."""
+    remedies = ["pass --device cpu"] if has_other else []
+    if layers is None:
+        remedies.append("pass --layers: others call the same kernels")
+    elif layers > 1:
+        remedies.append("take fewer layers: others call the same kernels")
+    return ", or ".join(remedies) or "one layer is too large for this machine: take one with more memory"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fib_tools.capture.forward.call import Call, Unmapped
@@ -20,10 +22,31 @@ _TOLERANCE = 1e-2
 _FUSED = {"rmsnorm": "fused_add_rmsnorm", "gemma_rmsnorm": "gemma_fused_add_rmsnorm"}
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Sign:
+    """What tells norms of one class apart."""
+
+    kind: type
+    eps: float | None
+    """None if no attribute says it."""
+    has_weight: bool
+    has_bias: bool
+    settings: tuple[tuple[str, Hashable], ...]
+    """Attributes such as an offset."""
+
+
 def patch_norms(patches: Patches, watch: Watch, modules: Iterable[torch.nn.Module]) -> None:
     """Watch the classes of modules that are called norms; torch's own go through its functions."""
-    for kind in {type(module) for module in modules if _is_norm(module)}:
-        patches.wrap(kind, "forward", lambda original: watch.wrap(_make_norm(watch, original), original))
+    found: dict[type, list[Any]] = {}
+    for module in modules:
+        if _is_norm(module):
+            found.setdefault(type(module), []).append(module)
+    for kind, same in found.items():
+        patches.wrap(kind, "forward", partial(_wrap_norm, watch, same))
+
+
+def _wrap_norm(watch: Watch, modules: Sequence[Any], original: Callable[..., Any]) -> Callable[..., Any]:
+    return watch.wrap(_make_norm(watch, modules, original), original)
 
 
 def _is_norm(module: torch.nn.Module) -> bool:
@@ -32,73 +55,98 @@ def _is_norm(module: torch.nn.Module) -> bool:
     return "Norm" in kind.__name__ and not is_torch and not any(True for _ in module.children())
 
 
-def _make_norm(watch: Watch, original: Callable[..., Any]) -> Operator:
-    kinds: dict[type, str] = {}
+def _make_norm(watch: Watch, modules: Sequence[Any], original: Callable[..., Any]) -> Operator:
+    numbers: dict[_Sign, int] = {}
+    """Of each sign: at each call a number takes less time than what it stands for."""
+    signs = {module: numbers.setdefault(_sign(module), len(numbers)) for module in modules}
+    kinds: dict[Hashable, str] = {}
 
     def key(module: Any, *inputs: Any, **options: Any) -> Hashable:
         rows = inputs[0] if inputs else next(iter(options.values()))
-        return type(module), rows.shape, rows.dtype, watch.is_sum(rows), _find_eps(module)
+        sign = signs.get(module)
+        if sign is None:  # made since the run began
+            sign = numbers.setdefault(_sign(module), len(numbers))
+        return sign, rows.shape, rows.dtype, watch.is_sum(rows), len(inputs) + len(options)
 
     def describe(key: Any, result: Any, module: Any, *inputs: Any, **options: Any) -> Call | Unmapped:
         del result
+        sign, is_fused = _sign(module), key[3]
         rows, *more = (*inputs, *options.values())
-        kind = kinds.get(type(module))
-        if kind is None:
-            kind = kinds[type(module)] = "" if more else _recognise(module, original)
-        return _describe_norm(module, rows, kind, is_fused=key[3])
+        if more:
+            return _describe_norm(sign, rows, "", is_fused=is_fused)
+        known = (sign, rows.shape[-1])
+        if known not in kinds:
+            kinds[known] = _recognise(module, rows, sign.eps or 0.0, original)
+        return _describe_norm(sign, rows, kinds[known], is_fused=is_fused)
 
     return Operator(name="norm", key=key, describe=describe)
 
 
-def _find_eps(module: Any) -> float:
-    """Read it from the instance: asking a module for an attribute that it has not got takes microseconds."""
-    own = module.__dict__
-    for name in _EPS:
-        eps: float | None = own.get(name)
-        if eps is not None:
-            return eps
-    return 0.0
+def _sign(module: Any) -> _Sign:
+    """Read it once for each module: asking one for an attribute that it has not got takes microseconds."""
+    settings = {name: value for name, value in vars(module).items() if isinstance(value, (bool, int, float, str))}
+    return _Sign(
+        kind=type(module),
+        eps=next((float(eps) for name in _EPS if (eps := getattr(module, name, None)) is not None), None),
+        has_weight=getattr(module, "weight", None) is not None,
+        has_bias=getattr(module, "bias", None) is not None,
+        settings=tuple(settings.items()),
+    )
 
 
-def _recognise(module: Any, forward: Callable[..., Any]) -> str:
+def _recognise(module: Any, rows: torch.Tensor, eps: float, forward: Callable[..., Any]) -> str:
     """Try a row and see which formula gives the same; empty if none does."""
     import torch
 
     weight = getattr(module, "weight", None)
-    if weight is None or weight.dim() != 1:
+    if weight is not None and weight.dim() != 1:
         return ""
-    row = torch.linspace(-1, 2, weight.numel(), device=weight.device, dtype=torch.float32)[None].to(weight.dtype)
-    wide, scale = row.float(), weight.detach().float()
-    plain = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + _find_eps(module))
+    like, size = (rows, rows.shape[-1]) if weight is None else (weight, weight.numel())
+    row = torch.linspace(-1, 2, size, device=like.device, dtype=torch.float32)[None].to(like.dtype)
     got = forward(module, row)
     if not isinstance(got, torch.Tensor) or got.shape != row.shape:
         return ""
-    centred = wide - wide.mean(dim=-1, keepdim=True)
-    shift = module.bias.detach().float() if getattr(module, "bias", None) is not None else 0.0
-    centred = centred * torch.rsqrt(centred.square().mean(dim=-1, keepdim=True) + _find_eps(module))
-    formulas = (
-        ("rmsnorm", plain * scale),
-        ("gemma_rmsnorm", plain * (1 + scale)),
-        ("layernorm", centred * scale + shift),
-    )
-    for kind, wanted in formulas:
+    formulas = _list_formulas(row.float(), eps, weight, getattr(module, "bias", None))
+    for kind, wanted in formulas.items():
         if torch.allclose(got.float(), wanted, rtol=_TOLERANCE, atol=_TOLERANCE):
             return kind
     return ""
 
 
-def _describe_norm(module: Any, rows: torch.Tensor, kind: str, *, is_fused: bool) -> Call | Unmapped:
+def _list_formulas(
+    row: torch.Tensor, eps: float, weight: torch.Tensor | None, bias: torch.Tensor | None
+) -> dict[str, torch.Tensor]:
+    import torch
+
+    plain = row * torch.rsqrt(row.square().mean(dim=-1, keepdim=True) + eps)
+    if weight is None:
+        return {"rmsnorm_noweight": plain}
+    scale, shift = weight.detach().float(), 0.0 if bias is None else bias.detach().float()
+    centred = row - row.mean(dim=-1, keepdim=True)
+    centred = centred * torch.rsqrt(centred.square().mean(dim=-1, keepdim=True) + eps)
+    return {
+        "rmsnorm": plain * scale,
+        "gemma_rmsnorm": plain * (1 + scale),
+        "layernorm": centred * scale + shift,
+    }
+
+
+def _describe_norm(sign: _Sign, rows: torch.Tensor, kind: str, *, is_fused: bool) -> Call | Unmapped:
+    name = sign.kind.__name__
     if not kind:
-        name = type(module).__name__
-        kernel = "rmsnorm_gated" if "Gated" in name else "rmsnorm" if "RMS" in name else ""
+        plain = "rmsnorm" if sign.has_weight else "rmsnorm_noweight"
+        kernel = "rmsnorm_gated" if "Gated" in name else plain if "RMS" in name else ""
+        reason = "it computes none of x * w / rms, x * (1 + w) / rms and LayerNorm"
         return Unmapped(
-            what=name, kernel=kernel, reason="it computes none of x * w / rms, x * (1 + w) / rms and LayerNorm"
+            what=name, kernel=kernel, reason=reason if sign.has_weight else "it has no weight, and is not x / rms"
         )
-    size = rows.shape[-1]
-    parameters = {"hidden_size": size, "eps": float(_find_eps(module)), "dtype": name_dtype(rows.dtype)}
-    if kind == "layernorm":
-        parameters["bias"] = getattr(module, "bias", None) is not None
     kernel = _FUSED.get(kind, kind) if is_fused else kind
+    if sign.eps is None:
+        return Unmapped(what=name, kernel=kernel, reason=f"its eps is none of its attributes {', '.join(_EPS)}")
+    size = rows.shape[-1]
+    parameters = {"hidden_size": size, "eps": sign.eps, "dtype": name_dtype(rows.dtype)}
+    if kind == "layernorm":
+        parameters["bias"] = sign.has_bias
     return Call(
         kernel=kernel, parameters=parameters, axes={"batch_size": rows.numel() // size}, rows=tuple(rows.shape[:-1])
     )

@@ -5,8 +5,9 @@ A run so says what of it is not among its Workloads.
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -51,7 +52,7 @@ def patch_recurrent(patches: Patches, watch: Watch, modules: Iterable[torch.nn.M
         file = sys.modules.get(path)
         named = {} if file is None else {name: end for name in vars(file) if (end := _find_function(name))}
         for name, end in named.items():
-            patches.wrap(file, name, partial(watch.wrap, _make_function(name, end)))
+            patches.wrap(file, name, partial(_wrap_function, watch, name, end))
         if all(end.startswith("causal_conv1d") for end in named.values()):
             for kind, module in kinds.items():
                 if kind.__module__ == path and any(hasattr(module, name) for name in _STATES):
@@ -66,30 +67,45 @@ def _key(*inputs: Any, **options: Any) -> Hashable:
     return tuple(each.shape for each in (*inputs, *options.values()) if hasattr(each, "untyped_storage"))
 
 
-def _make_function(name: str, end: str) -> Operator:
+def _wrap_function(watch: Watch, name: str, end: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    return watch.wrap(_make_function(name, end, tuple(inspect.signature(original).parameters)), original)
+
+
+def _make_function(name: str, end: str, arguments: Sequence[str]) -> Operator:
+    """Make what describes a function; what it calls its arguments tells which of them are given by position."""
     kernel = _FUNCTIONS[end]
     if end in _DELTA_RULES:
-        return Operator(name=name, key=_key_delta_rule, describe=partial(_describe_delta_rule, name, kernel))
+        delta_rule = partial(_key_delta_rule, arguments[4:])
+        return Operator(name=name, key=delta_rule, describe=partial(_describe_delta_rule, name, kernel))
     if end in _CONVOLUTIONS:
         is_decode = end == _CONVOLUTIONS[1]
-        key = _key_update if is_decode else _key_convolution
+        key = _key_update if is_decode else partial(_key_convolution, arguments[3:])
         return Operator(name=name, key=key, describe=partial(_describe_convolution, name, kernel))
     found = Unmapped(what=name, kernel=kernel, reason="its calls are counted, not yet described")
     return Operator(name=name, key=_key, describe=lambda *_, **__: found)
 
 
 def _key_delta_rule(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, g: torch.Tensor, *more: Any, **options: Any
+    names: Sequence[str],
+    /,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    g: torch.Tensor,
+    *more: Any,
+    **options: Any,
 ) -> Hashable:
+    options.update(zip(names, more, strict=False))
     is_packed = options.get("cu_seqlens") is not None
     has_state = options.get("initial_state") is not None
     is_normed = bool(options.get("use_qk_l2norm_in_kernel"))
-    return query.shape, key.shape, value.shape, g.shape, query.dtype, is_normed, is_packed, has_state, len(more)
+    scale = options.get("scale")
+    return query.shape, key.shape, value.shape, g.shape, query.dtype, is_normed, is_packed, has_state, scale
 
 
 def _describe_delta_rule(name: str, kernel: str, kind: Any, /, *_: Any, **__: Any) -> Call | Unmapped:
     """Describe it with the gates before it, from which its kernels make decay and strength themselves."""
-    query, keys, value, decay, dtype, is_normed, is_packed, has_state, _more = kind
+    query, keys, value, decay, dtype, is_normed, is_packed, has_state, scale = kind
     batch, tokens, heads, size = query
     is_decode = kernel == "gdn_decode"
     if keys != query or value[-1] != size or decay != value[:-1]:
@@ -109,7 +125,7 @@ def _describe_delta_rule(name: str, kernel: str, kind: Any, /, *_: Any, **__: An
             "dtype": name_dtype(dtype),
         },
         axes={"batch_size": batch},
-        scalars={"scale": size**-0.5},
+        scalars={"scale": size**-0.5 if scale is None else float(scale)},
     )
     if is_decode:
         return call
@@ -127,15 +143,23 @@ def _key_update(
     **options: Any,
 ) -> Hashable:
     is_plain = conv_state.dim() == 3 and conv_state.shape[-1] >= weight.shape[-1] - 1 and not _is_set(options)
-    return hidden_states.shape, weight.shape, hidden_states.dtype, weight.dtype, bias is not None, activation, is_plain
+    kind = (hidden_states.dtype, weight.dtype, bias is not None, activation)
+    return hidden_states.shape, weight.shape, *kind, is_plain, False
 
 
 def _key_convolution(
-    hidden_states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *more: Any, **options: Any
+    names: Sequence[str],
+    /,
+    hidden_states: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *more: Any,
+    **options: Any,
 ) -> Hashable:
-    activation = options.pop("activation", None)
-    is_plain = not more and not _is_set(options)
-    return hidden_states.shape, weight.shape, hidden_states.dtype, weight.dtype, bias is not None, activation, is_plain
+    options.update(zip(names, more, strict=False))
+    has_state = options.pop("initial_states", None) is not None
+    kind = (hidden_states.dtype, weight.dtype, bias is not None, options.get("activation"))
+    return hidden_states.shape, weight.shape, *kind, not _is_set(options), has_state
 
 
 def _is_set(options: Mapping[str, Any]) -> bool:
@@ -145,12 +169,14 @@ def _is_set(options: Mapping[str, Any]) -> bool:
 
 def _describe_convolution(name: str, kernel: str, kind: Any, /, *_: Any, **__: Any) -> Call | Unmapped:
     """Describe it with a pool of states that has one for each sequence, in their order."""
-    shape, taps, dtype, kept, has_bias, activation, is_plain = kind
+    shape, taps, dtype, kept, has_bias, activation, is_plain, has_state = kind
     is_decode = kernel == "causal_conv1d_decode"
     if not is_plain or len(shape) != 3 or len(taps) != 2 or taps[0] != shape[1] or (is_decode and shape[2] != 1):
         return Unmapped(
             what=name, kernel=kernel, reason="it is not of one sequence in each row, by taps for each channel"
         )
+    if has_state:
+        return Unmapped(what=name, kernel=kernel, reason="it goes on from a state before it: a continued prefill")
     if activation not in _ACTIVATIONS or kept != dtype:
         return Unmapped(what=name, kernel=kernel, reason=f"no kernel type has {activation!r}, or its weights in {kept}")
     batch, channels, tokens = shape

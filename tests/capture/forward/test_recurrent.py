@@ -96,6 +96,38 @@ def test_the_definition_of_a_call_computes_what_the_call_does(what: str) -> None
     torch.testing.assert_close(state.transpose(-1, -2), wanted_state, rtol=1e-3, atol=1e-4)
 
 
+def test_a_scale_that_a_call_passes_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modeling, "torch_chunk_gated_delta_rule", lambda **_: None)  # as the package fla has it
+    for scale, wanted in ((1, 1.0), (0.5, 0.5), (None, 0.25)):
+        call = watch_one(RULES[0], scale=scale)
+        assert isinstance(call, Call)
+        assert call.scalars == {"scale": wanted}
+
+
+def test_a_state_that_is_passed_by_position_is_seen() -> None:
+    inputs = make_inputs(1)
+    with observe(make_model("qwen3_next")) as watch:
+        modeling.torch_recurrent_gated_delta_rule(*inputs.values())
+        modeling.torch_recurrent_gated_delta_rule(*list(inputs.values())[:5], None)
+    seen = [tally.call for tally in watch.tallies]
+    assert [type(call) for call in seen] == [Call, Unmapped]
+
+
+def test_a_convolution_that_goes_on_from_a_state_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def convolve_on(x: Any, weight: Any, bias: Any = None, seq_idx: Any = None, initial_states: Any = None) -> None:
+        """Do nothing: the package causal_conv1d has these arguments."""
+
+    monkeypatch.setattr(modeling, "causal_conv1d_fn", convolve_on)
+    rows, taps, state = torch.randn(2, 8, 5), torch.randn(8, 4), torch.randn(2, 8, 3)
+    with observe(make_model("qwen3_next")) as watch:
+        modeling.causal_conv1d_fn(rows, taps, None, None, state)
+        modeling.causal_conv1d_fn(rows, taps)
+    seen = [tally.call for tally in watch.tallies]
+    assert [type(call) for call in seen] == [Unmapped, Call]
+    assert isinstance(seen[0], Unmapped)
+    assert "a continued prefill" in seen[0].reason
+
+
 @pytest.mark.parametrize(
     ("what", "changes", "reason"),
     [
