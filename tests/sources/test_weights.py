@@ -156,10 +156,10 @@ def test_an_interrupt_ends_the_files_that_are_under_way(hub: Hub, monkeypatch: p
     ended = []
 
     def never_ends(_repo: str, name: str, *, tqdm_class: Any, **_: Any) -> None:
-        bar = tqdm_class()
-        if name == "config.json":
-            signal.raise_signal(signal.SIGINT)
         try:
+            bar = tqdm_class()
+            if name == "config.json":
+                signal.raise_signal(signal.SIGINT)
             while True:
                 bar.update(1)
         finally:
