@@ -3,6 +3,9 @@ from __future__ import annotations
 import builtins
 import operator
 import os
+import subprocess
+import sys
+import threading
 
 import pytest
 import torch
@@ -48,3 +51,18 @@ def test_what_compares_cannot_be_blinded(guard: Guard) -> None:
     finally:
         operator.is_, builtins.all, builtins.len = kept
     assert found == ["builtins.all", "operator.is_"]
+
+
+def test_threads_and_children_are_counted_while_they_live(guard: Guard) -> None:
+    threads, children = guard.count_tasks()
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait)
+    thread.start()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        during = guard.count_tasks()
+        child.communicate()
+    over.set()
+    thread.join()
+    assert children == 0
+    assert during == (threads + 1, 1)
+    assert guard.count_tasks() == (threads, 0)
