@@ -56,7 +56,7 @@ def _describe_wrong(wrong: ShapeResult, results: Sequence[ShapeResult]) -> list[
 def _describe_exactness(found: Exactness) -> list[str]:
     """Say how far from float64 it is, beside what the reference's own arithmetic costs and what is allowed."""
     if found.problem:
-        return [f"No error against FP64: {found.problem}."]
+        return [_end(f"No error against FP64: {found.problem}")]
     return [
         f"{name}: max abs error vs FP64, rounded to {each.dtype}, {each.error:.2g}; the reference itself {each.reference_error:.2g};"
         f" the bound there {each.bound:.2g} ({_spell_axes(found.axes)}, typical values)"
@@ -67,7 +67,8 @@ def _describe_exactness(found: Exactness) -> list[str]:
 def _describe_profile(profile: Profile) -> list[str]:
     """Say what NCU counted in the main kernels, or why it did not."""
     if profile.problem:
-        return [f"No counters of NCU: {profile.problem}. What is said of the times below follows from them alone."]
+        reason = _end(f"No counters of NCU: {profile.problem}")
+        return [f"{reason} What is said of the times below follows from them alone."]
     head = f"NCU, {_spell_axes(profile.axes)}, cold L2, {profile.launches} launches, the longest:"
     return [head, *(f"- {kernel.name}: {_describe_kernel(kernel)}" for kernel in profile.kernels)]
 
@@ -128,6 +129,11 @@ def _write_line(attempt: Attempt) -> str:
     else:
         said = f"{wrong.verdict}: {' '.join(wrong.detail.split())}"
     return f"- {attempt.number}. {attempt.technique}: {_clip(said, _WORD)}"
+
+
+def _end(sentence: str) -> str:
+    """End a sentence whose last words, another program's, may have a full stop of their own."""
+    return f"{sentence.removesuffix('.')}."
 
 
 def _clip(text: str, size: int) -> str:

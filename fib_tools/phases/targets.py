@@ -10,6 +10,7 @@ from fib_tools.dataset.store import Dataset
 from fib_tools.draft.ranking import Standing, rank_kernels
 from fib_tools.errors import RequestError
 from fib_tools.evaluate.report.report_reading import read_measurements
+from fib_tools.host.hardware import NO_GPU
 from fib_tools.model.manifest import Manifest
 from fib_tools.model.summary import Result, Summary, Table
 from fib_tools.phases.context import Context
@@ -94,7 +95,7 @@ def list_targets(
         if each.measured_by == "fib-tools"
     ]
     devices = [each.device for each in measured if gpu is None or gpu.casefold() in each.device.casefold()]
-    device = max(devices, key=devices.count, default=gpu or "no GPU")
+    device = max(devices, key=devices.count, default=gpu or NO_GPU)
     targets = rank_kernels(layers, [each for each in measured if each.device == device])
     return TargetsResult(
         model=manifest.model,

@@ -11,6 +11,7 @@ from fib_tools.draft.feedback import FEEDBACK_BYTES, write_feedback, write_histo
 from fib_tools.draft.memory import Memory
 from fib_tools.draft.target import Shape, Target
 from fib_tools.evaluate.engines.items import Bound
+from fib_tools.evaluate.inspection.exactness import Exactness
 from fib_tools.evaluate.inspection.ncu import Profile
 from fib_tools.evaluate.inspection.ncu_report import KernelCounters
 from fib_tools.model.evidence import L2, Evidence, Gpu, Launch, Series, Subject, Timer
@@ -167,8 +168,19 @@ def test_feedback_of_the_best_has_a_line_for_each_of_its_main_kernels() -> None:
         ),
         "- m: 2 us",
     ]
-    without = best.model_copy(update={"profile": Profile(axes={"n": 1}, problem="it is not installed here")})
-    assert "No counters of NCU: it is not installed here. What is said of the times below" in write_feedback(without)
+
+
+@pytest.mark.parametrize("problem", ["it is not installed here", "it is not installed here."])
+def test_feedback_says_why_there_are_no_figures_with_one_full_stop(problem: str) -> None:
+    best = right(0, 1.0).model_copy(
+        update={
+            "profile": Profile(axes={"n": 1}, problem=problem),
+            "exactness": Exactness(axes={"n": 1}, problem=problem),
+        }
+    )
+    said = write_feedback(best)
+    assert "No counters of NCU: it is not installed here. What is said of the times below" in said
+    assert "No error against FP64: it is not installed here.\n" in said
 
 
 def right(number: int, milliseconds: float, *, width: float = 0.01) -> Attempt:

@@ -39,6 +39,8 @@ _ISSUED = ("selected", "not_selected")
 """No stalls: the warp was issued, or another one was."""
 _SAID = re.compile(r"^==(?:ERROR|WARNING)== *(.*)$", re.MULTILINE)
 _PERMISSION = "ERR_NVGPUCTRPERM"
+_TOO_OLD = "unrecognised option '--communicator'"
+"""The option that keeps it from sockets."""
 
 
 class KernelCounters(Model):
@@ -143,6 +145,11 @@ def explain_failure(text: str) -> str:
         return (
             f"this user may not read the GPU's counters ({_PERMISSION}); an administrator can permit it for all users"
             " (NVreg_RestrictProfilingToAdminUsers=0)"
+        )
+    if _TOO_OLD in text:
+        return (
+            "this ncu is too old for the sandbox: it speaks with its target through sockets only, which the filter there"
+            " does not know; install a newer Nsight Compute"
         )
     said = _SAID.findall(text)
     words = said[0] if said else text.strip().rpartition("\n")[2]

@@ -11,7 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fib_tools.evaluate.judge.measures import Measure, find_excess, find_first_excess, measure_calls
+from fib_tools.evaluate.judge.choices import align_choices
+from fib_tools.evaluate.judge.measures import Measure, find_excess, find_first_excess, measure_calls, unravel
 from fib_tools.model.evidence import OutputErrors
 from fib_tools.op_types.tolerance import Tolerance
 
@@ -21,12 +22,10 @@ if TYPE_CHECKING:
 __all__ = [
     "OutputVerdict",
     "Place",
-    "Unwritten",
     "Verdict",
     "compare_call_outputs",
     "compare_outputs",
     "compare_parts",
-    "find_unwritten",
     "limit_bias",
     "limit_misses",
     "row_limit",
@@ -40,10 +39,6 @@ _ROW_FACTOR = 16
 """So many times the average share of misses one row may have: misses scatter, a wrong row does not."""
 _ROWS_A_STRAY = 256
 """Of at least so many rows one may be at a near tie, and no second one: they are far rarer than that."""
-_POISON_BYTES = 4
-"""So many bytes of poison in a row are no chance: one byte of it is a code that kernels write."""
-_CHUNK = 1 << 27
-"""Values that `find_unwritten` and the matching of experts look at together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,7 +126,7 @@ def compare_parts(
 ) -> list[Verdict]:
     """Compare the same for several parts at once, each of so many calls, with a verdict for each."""
     ours = dict(got)
-    ours.update(_align_choices(got, want, tolerances))
+    ours.update(align_choices(got, want, tolerances))
     names = [name for name in want if tolerances[name].how != "samples"]
     measures = {name: measure_calls(ours[name], want[name], tolerances[name]) for name in names}
     verdicts, start = [], 0
@@ -157,17 +152,18 @@ def compare_call_outputs(got: torch.Tensor, want: torch.Tensor, tolerance: Toler
 
 def _weigh(got: torch.Tensor, want: torch.Tensor, tolerance: Tolerance, calls: Sequence[Measure]) -> OutputVerdict:
     width = got.shape[-1] if got.dim() > 1 else 1
-    wrong = {call: _judge(measure, width, tolerance) for call, measure in enumerate(calls)}
-    wrong = {call: reasons for call, reasons in wrong.items() if reasons}
+    judged = {call: _judge(measure, width, tolerance) for call, measure in enumerate(calls)}
+    wrong = {call: reasons for call, reasons in judged.items() if reasons}
     stray = _find_stray(wrong, calls, width, tolerance)
-    wrong = {call: reasons for call, reasons in wrong.items() if call != stray}
-    together = _pool(calls)
-    judged = _pool([measure for call, measure in enumerate(calls) if call != stray])
-    reasons = _explain(wrong, len(calls)) or (_judge(judged, 0, tolerance) if len(calls) > 1 else ())
-    blamed = tuple(wrong) or tuple(call for call in range(len(calls)) if call != stray)
+    if stray is not None:
+        del wrong[stray]
+    kept = [call for call in range(len(calls)) if call != stray]
+    together = _pool([calls[call] for call in kept])
+    reasons = _explain(wrong, len(calls)) or (_judge(together, 0, tolerance) if len(calls) > 1 else ())
+    blamed = tuple(wrong or kept)
     places, first = _find_places(got, want, tolerance, calls, blamed) if reasons else ((), None)
     return OutputVerdict(
-        errors=_to_errors(together, tolerance),
+        errors=_to_errors(_pool(calls), tolerance),
         calls=tuple(calls),
         wrong_calls=blamed if reasons else (),
         reasons=reasons,
@@ -276,143 +272,5 @@ def _find_places(
     shape = tuple(got.shape[1:])
     first = find_first_excess(got[call], want[call], tolerance)
     found = [*([first] if first else []), *find_excess(got[call], want[call], tolerance, _PLACES)]
-    places = [Place(call=call, index=_unravel(place, shape), got=have, want=must) for place, have, must in found]
+    places = [Place(call=call, index=unravel(place, shape), got=have, want=must) for place, have, must in found]
     return (tuple(places[1:]), places[0]) if first else (tuple(places), None)
-
-
-def _unravel(place: int, shape: Sequence[int]) -> tuple[int, ...]:
-    index: list[int] = []
-    for length in reversed(shape):
-        place, at = divmod(place, length)
-        index.append(at)
-    return tuple(reversed(index))
-
-
-def _align_choices(
-    got: Mapping[str, torch.Tensor], want: Mapping[str, torch.Tensor], tolerances: Mapping[str, Tolerance]
-) -> dict[str, torch.Tensor]:
-    """Put each token's experts, and with them their weights, where the reference has the same expert.
-
-    Two lists with one expert exchanged differ in one place; an expert that comes twice is one that is missing.
-    """
-    names = [name for name in want if tolerances[name].how == "choice"]
-    ids = next((name for name in names if not want[name].is_floating_point()), None)
-    if ids is None or not want[ids].numel():
-        return {}
-    order = _match(got[ids].flatten(0, -2), want[ids].flatten(0, -2)).view(want[ids].shape)
-    aligned = {name: got[name].gather(-1, order) for name in names if want[name].shape == want[ids].shape}
-    same = aligned[ids] == want[ids]
-    for name, values in aligned.items():
-        if values.is_floating_point():
-            aligned[name] = _share_alike(values, want[name], same)
-    return aligned
-
-
-def _share_alike(got: torch.Tensor, want: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
-    """Scale the weights of tokens that have another expert, so that those of the experts they share sum to the same.
-
-    Weights are often shares of the sum over a token's experts: with one exchanged at a near tie, all of them change.
-    """
-    import torch
-
-    ours, theirs = (torch.where(same, side.float(), 0.0).sum(dim=-1, keepdim=True) for side in (got, want))
-    changed = ~same.all(dim=-1, keepdim=True) & (ours > 0)
-    return torch.where(changed, (got.float() * (theirs / ours)).to(got.dtype), got)
-
-
-def _match(got: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
-    """Give, for each place of `want` `[tokens, k]`, the place in `got` of the same id; the ids left over fill the rest."""
-    import torch
-
-    count = want.shape[-1]
-    step = max(1, _CHUNK // (count * count))
-    orders = [_match_chunk(got[at : at + step], want[at : at + step]) for at in range(0, len(want), step)]
-    return torch.cat(orders)
-
-
-def _match_chunk(got: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
-    import torch
-
-    count = want.shape[-1]
-    slots = torch.arange(count, device=want.device)
-    same = (want.unsqueeze(-1) == got.unsqueeze(-2)) & (_repeats(want).unsqueeze(-1) == _repeats(got).unsqueeze(-2))
-    wanted = torch.where(same.any(dim=-1), slots, slots + count).argsort(dim=-1)
-    place = same.to(torch.int8).argmax(dim=-2)
-    held = torch.where(same.any(dim=-2), place, slots + count).argsort(dim=-1)
-    return torch.empty_like(wanted).scatter_(-1, wanted, held)
-
-
-def _repeats(ids: torch.Tensor) -> torch.Tensor:
-    """Count how often each id came before in its list."""
-    return (ids.unsqueeze(-1) == ids.unsqueeze(-2)).tril(-1).sum(dim=-1)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Unwritten:
-    """Values that still hold what the judge filled the memory with."""
-
-    calls: tuple[int, ...]
-    values: int
-    """Of all calls."""
-    call: int
-    index: tuple[int, ...]
-    """The first of them."""
-
-    def __str__(self) -> str:
-        where = f"call {self.call} {list(self.index)}"
-        return f"{self.values} values of {len(self.calls)} calls were never written, the first at {where}"
-
-
-def find_unwritten(got: torch.Tensor, want: torch.Tensor, poison: bytes) -> Unwritten | None:
-    """Find values of `[calls, *shape]` whose bytes are still the poison, where the reference's are not.
-
-    The poison is a pattern of 1, 2, 4 or 8 bytes that begins anew with each call's output. A value of one byte counts
-    only in a run of four, since any byte is a code that a kernel may write.
-    """
-    import torch
-
-    calls, values = len(got), math.prod(got.shape[1:])
-    if not calls or not values:
-        return None
-    pattern = _spread(poison, got, values)
-    bits = _integers(got.dtype.itemsize)
-    least = min(values, max(1, _POISON_BYTES // got.dtype.itemsize))
-    step = max(1, _CHUNK // values)
-    parts = []
-    for at in range(0, calls, step):
-        have, must = (_bits(side[at : at + step], bits) for side in (got, want))
-        held = (have == pattern) & (must != pattern)
-        run = held[:, least - 1 :].clone()
-        for shift in range(1, least):
-            run &= held[:, least - 1 - shift : values - shift]
-        parts.append(torch.stack([held.sum(dim=-1), run.any(dim=-1), run.to(torch.int8).argmax(dim=-1)], dim=-1))
-    table = torch.cat(parts).tolist()
-    bad = {call: line for call, line in enumerate(table) if line[1]}
-    if not bad:
-        return None
-    first = next(iter(bad))
-    index = _unravel(bad[first][2], tuple(got.shape[1:]))
-    return Unwritten(calls=tuple(bad), values=sum(line[0] for line in bad.values()), call=first, index=index)
-
-
-def _integers(size: int) -> torch.dtype:
-    import torch
-
-    return {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size]
-
-
-def _bits(tensor: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
-    return tensor.view(kind).reshape(len(tensor), -1)
-
-
-def _spread(poison: bytes, like: torch.Tensor, values: int) -> torch.Tensor:
-    """Give the poisoned values of one call as integers of the same width."""
-    import torch
-
-    size = like.dtype.itemsize
-    period = max(size, len(poison))
-    if period % size or period % len(poison):
-        raise ValueError(f"a pattern of {len(poison)} bytes does not fit values of {size}")
-    unit = torch.tensor(list(poison * (period // len(poison))), dtype=torch.uint8, device=like.device)
-    unit = unit.view(_integers(size))
-    return unit.repeat(-(-values // len(unit)))[:values]

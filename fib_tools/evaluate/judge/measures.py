@@ -6,7 +6,7 @@ Tensors are `[calls, *shape]`, on a GPU or a CPU; a row is the last axis of `sha
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ __all__ = [
     "relative_to",
     "row_rms",
     "split_rows",
+    "unravel",
 ]
 
 _CHUNK_BYTES = 1 << 30
@@ -251,6 +252,15 @@ def find_first_excess(got: torch.Tensor, want: torch.Tensor, tolerance: Toleranc
         place = ((rows.start or 0) + row) * width + column * width // per_row
         return place, _number(have[row], column), _number(must[row], column)
     return None
+
+
+def unravel(place: int, shape: Sequence[int]) -> tuple[int, ...]:
+    """Give the index of a value of a `shape` from its flat one."""
+    index: list[int] = []
+    for length in reversed(shape):
+        place, at = divmod(place, length)
+        index.append(at)
+    return tuple(reversed(index))
 
 
 def _excess(got: torch.Tensor, want: torch.Tensor, tolerance: Tolerance) -> torch.Tensor:

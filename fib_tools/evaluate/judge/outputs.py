@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fib_tools.evaluate.judge.arena import Arena
-from fib_tools.evaluate.judge.comparison import Verdict, compare_outputs, compare_parts, find_unwritten
+from fib_tools.evaluate.judge.comparison import Verdict, compare_outputs, compare_parts
 from fib_tools.evaluate.judge.device import Device
 from fib_tools.evaluate.judge.refusal import RefusedError
 from fib_tools.evaluate.judge.scene import Batch
 from fib_tools.evaluate.judge.trial import Trial
+from fib_tools.evaluate.judge.unwritten import find_unwritten
 from fib_tools.model.trace import EvaluationStatus
 from fib_tools.op_types.tolerance import Tolerance
 

@@ -19,6 +19,9 @@ FAKE = """#!{python} -I
 import socket, subprocess, sys
 
 arguments = sys.argv[1:]
+for unknown in {unknown!r}:
+    if unknown in arguments:
+        sys.exit(f"==ERROR== unrecognised option '{{unknown}}'. Use --help for further details.")
 place = arguments.index("--log-file")
 done = subprocess.run(arguments[place + 2 :], check=False, stdout=subprocess.PIPE, text=True)
 said = [f"target: {{done.returncode}} {{done.stdout.strip()}}"]
@@ -53,14 +56,16 @@ def listener() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-def profile(tmp_path: Path, port: int, *, reports: bool, seconds: float = 60.0) -> Profile:
+def profile(
+    tmp_path: Path, port: int, *, reports: bool, seconds: float = 60.0, unknown: tuple[str, ...] = ()
+) -> Profile:
     """Profile with a stand-in for ncu, which starts its target and says what it could do besides."""
     programs = tmp_path / "programs"
     programs.mkdir()
     program, outside = programs / "ncu", str(tmp_path / "outside")
     (programs / "report.csv").write_bytes(REPORT.read_bytes())
     names = {"python": sys.executable, "outside": outside, "port": port, "report": str(programs / "report.csv")}
-    program.write_text(FAKE.format(**names, reports=reports), encoding="utf-8")
+    program.write_text(FAKE.format(**names, reports=reports, unknown=unknown), encoding="utf-8")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     setting = Setting(definition=norm(), tolerances={}, device="cpu", dataset=tmp_path, seconds=seconds)
     sample = Sample(solution=solution("s", TALKS.replace("{outside!r}", repr(outside))), workload=workload(8), seed=7)
@@ -80,6 +85,14 @@ def test_a_profile_has_the_longest_kernels_first(tmp_path: Path, listener: int) 
     found = profile(tmp_path, listener, reports=True)
     assert (found.axes, found.launches, found.problem) == ({"batch_size": 8}, 2, "")
     assert [kernel.microseconds for kernel in found.kernels] == [61.888, 2.304]
+
+
+def test_an_ncu_that_speaks_through_sockets_only_is_too_old_for_the_sandbox(tmp_path: Path, listener: int) -> None:
+    found = profile(tmp_path, listener, reports=True, unknown=("--communicator",))
+    assert found.problem == (
+        "ncu failed: this ncu is too old for the sandbox: it speaks with its target through sockets only, which the filter"
+        " there does not know; install a newer Nsight Compute"
+    )
 
 
 def test_an_ncu_that_takes_too_long_is_ended(tmp_path: Path, listener: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,8 +95,12 @@ def test_a_report_cannot_fill_a_drafters_context_with_names_of_columns() -> None
             "this user may not read the GPU's counters (ERR_NVGPUCTRPERM); an administrator can permit it",
         ),
         (
-            "==ERROR== unrecognised option '--communicator'. Use --help for further information.\n",
-            "it saw no kernel: unrecognised option '--communicator'. Use --help for further information.",
+            "==ERROR== unrecognised option '--communicator'. Use --help for further details.\n",
+            "this ncu is too old for the sandbox: it speaks with its target through sockets only, which",
+        ),
+        (
+            "==ERROR== unrecognised option '--page'. Use --help for further details.\n",
+            "it saw no kernel: unrecognised option '--page'. Use --help for further details.",
         ),
         ("==WARNING== No kernels were profiled.\n", "it saw no kernel: No kernels were profiled."),
         ("Traceback\nRuntimeError: boom\n", "it saw no kernel: RuntimeError: boom"),
