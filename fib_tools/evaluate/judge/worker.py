@@ -74,6 +74,7 @@ class Worker:
                 f"this worker has a {self._device.gpu.name}, the plan is for {plan.hardware}",
                 todo="start a run of its own for each model of GPU",
             )
+        _ = self._device.rates  # measured while the sandbox's process imports what runners need
 
     def prepare(self, task: Task) -> None:
         """Fork and build a Definition's runners while another is measured, unless there are many already.
