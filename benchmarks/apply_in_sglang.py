@@ -1,6 +1,6 @@
 """Winning Solutions inside SGLang's engine, through FlashInfer's trace_apply: dispatched or not, same answers, how fast.
 
-python benchmarks/apply_in_sglang.py all --out FOLDER [--total 400] [--cuda-graph off|on|both] [--weights made|dummy]
+python benchmarks/apply_in_sglang.py all --out FOLDER [--total 400] [--cuda-graph off|on|both] [--weights made|sure|dummy]
 
 `prepare` drafts Definitions of llama-3.1-8b from `drafts/`, measures them and writes the folder with our own commands: fib
 baselines, fib bench, fib apply. `serve` starts two engines at once, one without apply and one with that folder, and sends
@@ -16,7 +16,8 @@ What SGLang 0.5.17 calls, with sglang-kernel 0.4.5 and attention_backend="flashi
 
 Each forward pass calls rmsnorm once and fused_add_rmsnorm twice a layer. Hits are calls of Python: a CUDA graph counts
 once when it is captured, and not when it is replayed. SGLang's own dummy weights are within 0.001: what comes before the
-last norm is nearly nothing, and all tokens are about as likely. So weights are made here: normal, and 0.5 to 1.5 in norms.
+last norm is nearly nothing, and all tokens are about as likely. So weights are made here: normal, and 0.5 to 1.5 in norms;
+with `sure` the head leans to one token, so that roundings do not decide between near ties.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def make_request(options: argparse.Namespace, config: dict[str, Any], *, has_gra
         graphs = {"disable_prefill_cuda_graph": True, "cuda_graph_bs_decode": [1, BATCH]}
         arguments = {**arguments, "disable_cuda_graph": False, **graphs}
     weights = None
-    if options.weights == "made":
+    if options.weights != "dummy":
         del arguments["load_format"]
         weights = str((options.out / "weights").resolve())
     return {
@@ -272,9 +273,10 @@ def serve(options: argparse.Namespace, config: dict[str, Any], report: Report) -
     """Make the weights, and measure as often as there is time for."""
     report.add(*describe_applied(options.out))
     find_folder(options.out)
-    if options.weights == "made":
+    if options.weights != "dummy":
         report.note("making weights")
-        command = [sys.executable, __file__, "weights", "--out", str(options.out), "--layers", str(options.layers)]
+        how = ("--out", str(options.out), "--layers", str(options.layers), "--weights", options.weights)
+        command = [sys.executable, __file__, "weights", *how]
         subprocess.run(command, check=True, timeout=max(1.0, options.deadline - time.perf_counter()))
     labels = {"off": ["eager"], "on": ["graphs"], "both": ["eager", "graphs"]}[options.cuda_graph]
     with hold_gpu(report) as lease:
@@ -291,7 +293,12 @@ def serve(options: argparse.Namespace, config: dict[str, Any], report: Report) -
 
 def describe_run(options: argparse.Namespace, config: dict[str, Any]) -> list[str]:
     """Say on what, and with what changed, the engines ran."""
-    weights = "normal, scale 0.02, norms 0.5 to 1.5" if options.weights == "made" else "SGLang's dummies, within 0.001"
+    normal = "normal, scale 0.02, norms 0.5 to 1.5"
+    weights = {
+        "made": normal,
+        "sure": f"{normal}; the head leans to one token after each",
+        "dummy": "SGLang's dummies, within 0.001",
+    }[options.weights]
     return [
         describe_machine(VERSIONS),
         f"{MODEL}, {config['num_hidden_layers']} of its layers, made-up weights: {weights}",
@@ -309,13 +316,13 @@ def main() -> int:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=8, help="timed rounds of each engine")
     parser.add_argument("--cuda-graph", choices=("off", "on", "both"), default="both")
-    parser.add_argument("--weights", choices=("made", "dummy"), default="made")
+    parser.add_argument("--weights", choices=("made", "sure", "dummy"), default="made")
     parser.add_argument("--least-ratio", type=float, default=1.0, help="of fib apply")
     options = parser.parse_args()
     options.deadline = time.perf_counter() + options.total
     config = read_model(options.layers)
     if options.phase == "weights":
-        write_weights(options.out / "weights", config)
+        write_weights(options.out / "weights", config, is_sure=options.weights == "sure")
         return 0
     options.out.mkdir(parents=True, exist_ok=True)
     report = Report(options.out / "apply_in_sglang.txt")

@@ -19,6 +19,10 @@ from fib_tools.op_types.registry import get_kernel_type  # noqa: E402
 
 ROWS = (32, 2048)
 """Of the Workloads: a decode of the batch, and a prefill."""
+_STANDING = 200.0
+"""How much larger words' own weights are then: as large as what the layers add."""
+_LEANING = 0.25
+"""The part of a word's weights in those of the word that follows it."""
 
 
 def write_dataset(root: Path, config: dict[str, Any]) -> None:
@@ -58,8 +62,12 @@ def prepare(options: argparse.Namespace, config: dict[str, Any]) -> None:
     (options.out / "prepared.json").write_text(json.dumps(tries, indent=1), encoding="utf-8")
 
 
-def write_weights(folder: Path, config: dict[str, Any]) -> None:
-    """Write made-up weights under which every norm, and attention, changes the answer; about 4 GB for 4 layers."""
+def write_weights(folder: Path, config: dict[str, Any], *, is_sure: bool) -> None:
+    """Write made-up weights under which every norm, and attention, changes the answer; about 4 GB for 4 layers.
+
+    Random weights give near ties, and a rounding decides between these. With `is_sure` the head leans to another token for
+    each, as much as what layers add leaves of it: about three in four of the probability, as trained weights do.
+    """
     import torch
     from safetensors.torch import save_file
 
@@ -83,11 +91,12 @@ def write_weights(folder: Path, config: dict[str, Any]) -> None:
         "mlp.up_proj": (inner, hidden),
         "mlp.down_proj": (hidden, inner),
     }
-    tensors = {
-        "model.embed_tokens.weight": normal(config["vocab_size"], hidden),
-        "model.norm.weight": scale(),
-        "lm_head.weight": normal(config["vocab_size"], hidden),
-    }
+    words, head = (normal(config["vocab_size"], hidden) for _ in range(2))
+    if is_sure:
+        following = torch.randperm(config["vocab_size"], generator=random, device=device).cpu()
+        head[following] += _LEANING * words
+        words *= _STANDING
+    tensors = {"model.embed_tokens.weight": words, "model.norm.weight": scale(), "lm_head.weight": head}
     for layer in range(config["num_hidden_layers"]):
         place = f"model.layers.{layer}"
         tensors |= {f"{place}.{name}.weight": normal(*shape) for name, shape in matrices.items()}

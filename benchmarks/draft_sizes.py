@@ -1,11 +1,12 @@
 """What a search puts into a model's context: bytes of briefs and of each kind of feedback, and tokens of an attempt.
 
-python benchmarks/draft_sizes.py [--only NAME ...]
+python benchmarks/draft_sizes.py [--only NAME ...] [--tokenizer FILE]
 
 Briefs are those of an H200 with the sizes of `kernel_drafts.py`; what is measured there stands in them as a figure of the
 usual length. Feedback is what the evaluator says on this machine's CPU, on small sizes, of five drafts in a row: one that
 does not load, a wrong one, a cheat, a slow one and a good one, which a scripted server answers with. That server counts no
-tokens: those in the table are estimates, a token for four bytes of what was really sent and answered.
+tokens: those in the table are of what was really sent and answered, counted by a tokenizer's file (the last one that
+Anthropic published, of Claude 2, is in the package anthropic up to 0.38), else estimated, a token for four bytes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -139,14 +140,23 @@ def search(definition: Definition, folder: Path) -> tuple[list[Attempt], list[di
     return list(RunFolder(Path(result.folder)).attempts), server.requests, answers
 
 
-def count_bytes(request: dict[str, Any]) -> int:
-    """Count what the model is given to read."""
+def list_texts(request: dict[str, Any]) -> list[str]:
+    """List what the model is given to read."""
     texts = [block["text"] for block in request["system"]]
-    texts += [block["text"] for message in request["messages"] for block in message["content"]]
-    return sum(len(text.encode()) for text in texts)
+    return texts + [block["text"] for message in request["messages"] for block in message["content"]]
 
 
-def measure(definition: Definition) -> tuple[list[str], int]:
+def make_counter(file: Path | None) -> Callable[[str], float]:
+    """Make what counts a text's tokens."""
+    if file is None:
+        return lambda text: len(text.encode()) / BYTES_A_TOKEN
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(file))
+    return lambda text: len(tokenizer.encode(text).ids)
+
+
+def measure(definition: Definition, count: Callable[[str], float]) -> tuple[list[str], int]:
     """Give the row of a Definition, and the bytes of its brief."""
     target = describe_h200(definition)
     brief, contract = (len(write(target).encode()) for write in (write_brief, write_contract))
@@ -155,19 +165,22 @@ def measure(definition: Definition) -> tuple[list[str], int]:
     said = [len(write_feedback(attempt).encode()) for attempt in attempts]
     verdicts = [attempt.first_wrong.verdict if attempt.first_wrong else "PASSED" for attempt in attempts]
     print(f"{definition.name}: {', '.join(verdicts)}", file=sys.stderr)
-    read = [count_bytes(request) / BYTES_A_TOKEN for request in requests]
-    wrote = [len(block.text.encode()) / BYTES_A_TOKEN for turn in answers for block in turn.blocks]
+    read = [sum(map(count, list_texts(request))) for request in requests]
+    wrote = [count(block.text) for turn in answers for block in turn.blocks]
     tokens = (read[0], sum(read[1:]) / len(read[1:]), sum(wrote) / len(wrote))
     row = [definition.name, str(len(target.shapes)), str(brief), str(contract), *map(str, said)]
-    return [*row, *(f"~{value:.0f}" for value in tokens)], brief
+    return [*row, *(f"{value:.0f}" for value in tokens)], brief
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", nargs="*", default=[])
-    definitions = make_definitions(parser.parse_args().only)
+    parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json")
+    options = parser.parse_args()
+    definitions, count = make_definitions(options.only), make_counter(options.tokenizer)
     print(f"{os.cpu_count()} cores; budget of a brief {BRIEF_BYTES} bytes, of feedback {FEEDBACK_BYTES}")
-    print("bytes of briefs for an H200, of feedback from this CPU on one size; ~: estimated tokens, bytes sent / 4\n")
+    how = f"counted by {options.tokenizer.name}" if options.tokenizer else "estimated, bytes sent / 4"
+    print(f"bytes of briefs for an H200, of feedback from this CPU on one size; tokens {how}\n")
     head = ["definition", "sizes", "brief", "contract", *KINDS, "first in", "later in", "out"]
     widths = [46, 6, 7, 9, *[8] * len(KINDS), 9, 9, 7]
     print(
@@ -178,7 +191,7 @@ def main() -> None:
     )
     largest = 0
     for definition in definitions.values():
-        row, brief = measure(definition)
+        row, brief = measure(definition, count)
         largest = max(largest, brief)
         print(
             "".join(
@@ -188,7 +201,7 @@ def main() -> None:
             flush=True,
         )
     print(f"\nlargest brief {largest} bytes of {BRIEF_BYTES}")
-    print("real tokens: only a provider's usage tells them; a run keeps it in its ledger.json")
+    print("what a provider counts is in its usage, which a run keeps in its ledger.json")
     sys.exit(largest > BRIEF_BYTES)
 
 
