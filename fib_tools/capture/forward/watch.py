@@ -119,8 +119,10 @@ class Watch:
         return watched
 
     def _learn(self, known: dict[Hashable, _Seen], kind: Hashable, describe: Callable[[], Described]) -> _Seen:
-        """Describe a kind of call, unless another thread was first."""
-        with self._learning:
+        """Describe a kind of call, unless another thread was first; what is computed for that is no part of a gradient."""
+        import torch
+
+        with self._learning, torch.no_grad():
             if kind not in known:
                 known[kind] = _Seen(self.call_inside(describe))
                 self._seen.append(known[kind])

@@ -260,6 +260,26 @@ def test_every_thread_counts_its_own_calls() -> None:
     assert counts(watch) == {name: 8 * count for name, count in once.items()}
 
 
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradients_of_checkpointed_blocks_are_what_they_are(reentrant: bool) -> None:  # noqa: FBT001  # a parameter
+    model = make_model("llama")
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    model.train()
+
+    def find_gradient() -> torch.Tensor:
+        model.zero_grad()
+        model(**make_prompt((4,)), use_cache=False).logits.float().sum().backward()
+        gradient: torch.Tensor = model.get_input_embeddings().weight.grad.clone()
+        return gradient
+
+    plain = find_gradient()
+    with observe(model) as watch:
+        watched = find_gradient()
+    assert torch.equal(plain, watched)
+    assert counts(watch)["rmsnorm"]
+
+
 def test_code_that_torch_compiles_runs_as_it_would() -> None:
     model, prompt = make_model("llama"), make_prompt((4,))
     with torch.no_grad():
