@@ -83,21 +83,19 @@ def end(process: subprocess.Popen[bytes]) -> bytes:
 
 
 def read_rows(dataset: Path) -> list[dict[str, Any]]:
-    """Read what was measured from the evidence, which is there also when the run was interrupted."""
-    rows = []
-    for path in sorted(dataset.glob("evidence/*/*.json")):
-        found = json.loads(path.read_text())
+    """Read what was measured last from the evidence, which is there also when the run was interrupted."""
+    evidence = [json.loads(path.read_text()) for path in dataset.glob("evidence/*/*.json")]
+    rows = {}
+    for found in sorted(evidence, key=lambda each: each["timestamp"]):
         figure = next(iter(found.get("series", ())), {})
         subject = found["subject"]
-        rows.append(
-            {
-                **{name: subject[name] for name in ("definition", "workload", "solution")},
-                **{name: found.get(name) or "" for name in ("status", "rule", "detail")},
-                "milliseconds": figure.get("milliseconds"),
-                "percent_of_limit": (found.get("roofline") or {}).get("percent"),
-            }
-        )
-    return sorted(rows, key=lambda row: (row["definition"], row["solution"]))
+        rows[subject["definition"], subject["solution"], subject["workload"]] = {
+            **{name: subject[name] for name in ("definition", "workload", "solution")},
+            **{name: found.get(name) or "" for name in ("status", "rule", "detail")},
+            "milliseconds": figure.get("milliseconds"),
+            "percent_of_limit": (found.get("roofline") or {}).get("percent"),
+        }
+    return [rows[key] for key in sorted(rows)]
 
 
 def calibrate(names: list[str], options: argparse.Namespace) -> list[dict[str, Any]]:
