@@ -396,3 +396,8 @@ def test_a_list_of_words_takes_only_those_there_are(
     assert seen(capsys, "--kinds", "big,small")["kinds"] == ["big", "small"]
     assert main(["try", "--kinds", "big,huge"]) == 2
     assert "'huge' is none of big, small" in capsys.readouterr().err
+
+
+def test_values_with_blanks_between_are_told_of_commas(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--definitions", "one", "two"]) == 2
+    assert "with commas" in capsys.readouterr().err

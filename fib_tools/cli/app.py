@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, UnusedCliTokensError
 
 from fib_tools import __version__
 from fib_tools.cli.agent import AGENT
@@ -42,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status = build_app()(given, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        report_error(RequestError(str(error), todo="see fib --help"), console, as_json="--json" in given)
+        many = "; several values are written with commas: a,b,c" if isinstance(error, UnusedCliTokensError) else ""
+        report_error(RequestError(str(error), todo=f"see fib --help{many}"), console, as_json="--json" in given)
         return 2
     except KeyboardInterrupt as interrupt:
         again = "the same command with --resume" if _has_resume(given) else "run the same command again"
