@@ -21,7 +21,7 @@ def digest_source(source: str, language: Language) -> str:
     else:
         try:
             text = _dump(source)
-        except (SyntaxError, ValueError, RecursionError):
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
             text = source
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -41,6 +41,11 @@ def test_what_computes_something_else_is_another_source(other: str) -> None:
     assert digest_source(other, Language.PYTHON) != digest_source(PLAIN, Language.PYTHON)
 
 
+def test_a_source_that_is_nested_too_deeply_is_taken_as_it_stands() -> None:
+    deep = f"def run(x):\n    return {'-' * 40000}x\n"
+    assert digest_source(deep, Language.PYTHON) != digest_source(PLAIN, Language.PYTHON)
+
+
 def test_a_text_that_is_no_python_is_taken_as_it_stands() -> None:
     assert digest_source("def run(:", Language.TRITON) != digest_source("def run( :", Language.TRITON)
 
