@@ -35,8 +35,9 @@ _FA2_FOR_EMPTY = (
 """SGLang asks for FA2 always (`FlashInferAttnBackend.prefill_backend` of 0.5.17)."""
 _FULL_PAGES = "kv_last_page_len = torch.ones(kv_indptr.shape[0] - 1, dtype=torch.int32, device=kv_indptr.device)"
 _FLASHINFER = ("import flashinfer",)
-_CUDA_CORE_GROUPS = (1, 2, 3, 4)
-"""Query heads a key-value head for which decode without tensor cores is instantiated and, as SGLang has it, chosen."""
+_TENSOR_CORE_GROUP = 4
+"""From so many query heads a key-value head on, and always for FP8 keys and values, SGLang has decode use tensor cores
+(`should_use_tensor_core` of 0.5.17)."""
 
 
 def _write(inputs: list[str], plan: list[str], run: str) -> str:
@@ -83,6 +84,7 @@ def paged_decode_ground_truth(parameters: GqaParameters, inputs: list[str], page
     if parameters.head_dim_vo:
         return no_kernel("FlashInfer's decode has one width for keys and values")
     group = parameters.num_qo_heads // parameters.num_kv_heads
+    uses_tensor_cores = parameters.is_fp8 or group >= _TENSOR_CORE_GROUP
     lines = [
         "wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(",
         "    workspace(q.device), use_tensor_cores=USE_TENSOR_CORES",
@@ -95,7 +97,7 @@ def paged_decode_ground_truth(parameters: GqaParameters, inputs: list[str], page
         ")",
     ]
     body = _write(inputs, lines, f"q, (k_cache, v_cache){_scales(parameters)}")
-    constants = _constants(parameters, PAGE_SIZE=page_size, USE_TENSOR_CORES=group not in _CUDA_CORE_GROUPS)
+    constants = _constants(parameters, PAGE_SIZE=page_size, USE_TENSOR_CORES=uses_tensor_cores)
     return _flashinfer("flashinfer.BatchDecodeWithPagedKVCacheWrapper", body, constants)
 
 

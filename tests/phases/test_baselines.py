@@ -107,6 +107,20 @@ def test_planning_is_declared_apart() -> None:
     assert not functions["run"].args.kwonlyargs, "flashinfer-bench counts them as inputs"
 
 
+@pytest.mark.parametrize(
+    ("parameters", "uses"),
+    [
+        ({"num_qo_heads": 24, "num_kv_heads": 8}, False),
+        ({"num_qo_heads": 32, "num_kv_heads": 8}, True),
+        ({"num_qo_heads": 24, "num_kv_heads": 8, "kv_dtype": "float8_e4m3fn"}, True),
+    ],
+)
+def test_decode_uses_tensor_cores_where_sglang_has_it_so(parameters: dict[str, Any], *, uses: bool) -> None:
+    definition = get_kernel_type("gqa_paged_decode").build({"head_dim": 128, "page_size": 64, **parameters})
+    ((solution, _),) = make_baselines(definition)
+    assert f"USE_TENSOR_CORES = {uses}\n" in solution.sources[0].content
+
+
 def _pretend(monkeypatch: pytest.MonkeyPatch, *wrappers: Wrapper) -> None:
     monkeypatch.setattr(baselines, "find_ground_truth", lambda _definition: GroundTruth(wrappers=wrappers))
 
