@@ -72,6 +72,8 @@ def choose_best(
         return best
     if best.ratio is None:
         reason = "no baseline has passed on all Workloads; run: fib baselines write, then fib bench"
+        if baseline:
+            reason = "the best and the baselines were timed in different ways on some Workload; run: fib bench --fresh"
         return replace(best, solution=None, reason=reason)
     if best.ratio < least_ratio:
         name = best.solution.name if best.solution else ""
