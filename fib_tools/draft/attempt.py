@@ -152,7 +152,13 @@ class Attempt(Model):
     @property
     def is_repeat(self) -> bool:
         """Tell whether an earlier attempt does the same."""
-        return self.problem.startswith(REPEATS)
+        return self.repeated is not None
+
+    @property
+    def repeated(self) -> int | None:
+        """Its number."""
+        number = self.problem.removeprefix(REPEATS).strip()
+        return int(number) if self.problem.startswith(REPEATS) and number.isdecimal() else None
 
     @property
     def against(self) -> str:
@@ -201,13 +207,25 @@ def _find_width(shares: Sequence[tuple[float, float]]) -> float:
 
 def are_apart(one: Attempt, other: Attempt) -> bool:
     """Tell whether the ratio of two right attempts' times on the same Workloads has a 95% interval without 1."""
+    mean, width = _compare(one, other)
+    return abs(mean) > width
+
+
+def _is_faster(one: Attempt, other: Attempt) -> bool:
+    """Tell by their own times: what each is compared with may have been timed anew between them."""
+    mean, width = _compare(one, other)
+    return mean > width
+
+
+def _compare(one: Attempt, other: Attempt) -> tuple[float, float]:
+    """Give the logarithm of how many times as fast as the other the one is, and half the width of its 95% interval."""
     theirs = {result.workload: result for result in other.results}
     pairs = [(mine, theirs[mine.workload]) for mine in one.results if mine.milliseconds and mine.workload in theirs]
     timed = [(mine, their, their.milliseconds) for mine, their in pairs if their.milliseconds]
     total = sum(mine.weight for mine, _, _ in timed) or 1.0
     mean = sum(mine.weight * math.log(time / (mine.milliseconds or time)) for mine, _, time in timed) / total
     width = _find_width([(mine.weight, math.hypot(mine.half_width, their.half_width)) for mine, their, _ in timed])
-    return abs(mean) > width
+    return mean, width
 
 
 def find_best(attempts: Iterable[Attempt], workloads: Collection[str] | None = None) -> Attempt | None:
@@ -219,7 +237,7 @@ def find_best(attempts: Iterable[Attempt], workloads: Collection[str] | None = N
     compared = attempts if workloads is None else (attempt.narrow(workloads) for attempt in attempts)
     best: Attempt | None = None
     for attempt in sorted((each for each in compared if each.passed), key=lambda each: each.number):
-        if best is None or (attempt.score > best.score and are_apart(attempt, best)):
+        if best is None or _is_faster(attempt, best):
             best = attempt
     return best
 

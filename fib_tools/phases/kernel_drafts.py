@@ -180,7 +180,7 @@ def get_kernel_brief(
     measured = (
         ""
         if target.baseline_ms or device == "cpu"
-        else "fib_benchmark_kernels with the author `baseline` measures what there is to beat. "
+        else "fib_benchmark_kernels with the author `baseline` measures what there is to beat, in a shell fib bench --baselines. "
     )
     return KernelBriefResult(
         definition=definition,
@@ -189,7 +189,7 @@ def get_kernel_brief(
         brief=write_brief(target),
         tried=write_history(attempts),
         failures=tuple(open_memory(context, target).recall(besides=path.name)),
-        next=f"{measured}Send the whole source to fib_submit_solution; its feedback says what to change.",
+        next=f"{measured}Send the whole source to fib_submit_solution, in a shell to fib draft; its feedback says what to change.",
     )
 
 
@@ -214,7 +214,7 @@ def submit_solution(
 ) -> DraftResult:
     """Judge one drafted Solution: rules, outputs on all Workloads, times; each right one that is the fastest so far is kept.
 
-    A draft that does the same as an earlier one is not evaluated again, unless on more Workloads.
+    One that does the same as an earlier draft has its verdict, and is not evaluated again, unless on more Workloads.
 
     Exit status 0: it is right on the Workloads that were asked for; 1: it is not.
     """
@@ -246,19 +246,20 @@ def submit_solution(
         )
         best = find_best(folder.attempts, bench.workloads)
         right = [each for each in (made.narrow(bench.workloads) for made in folder.attempts) if each.passed]
+        judged = next((each for each in folder.attempts if each.number == attempt.repeated), attempt)
     return DraftResult(
         definition=definition,
         attempt=attempt.number,
         technique=attempt.technique,
-        status="right" if attempt.passed else "wrong" if attempt.results else "not evaluated",
-        feedback=write_feedback(attempt),
-        score=attempt.score or None,
+        status="right" if judged.passed else "wrong" if judged.results else "not evaluated",
+        feedback=(f"{attempt.problem.capitalize()}.\n" if judged is not attempt else "") + write_feedback(judged),
+        score=judged.score or None,
         best_attempt=best.number if best else None,
         best_score=best.score if best else None,
         rivals=tuple(
             each.number for each in right if best and each.number != best.number and not are_apart(best, each)
         ),
-        sizes=attempt.sizes if attempt.untried else "",
+        sizes=judged.sizes if judged.untried else "",
         solution=kept.solution.name if kept else "",
         author=kept.solution.author if kept else "",
         files=kept.files if kept else (),

@@ -53,6 +53,12 @@ def test_what_cannot_be_told_apart_from_the_best_does_not_take_its_place() -> No
     assert find_best([attempt(0, 2.0, half=0.01), attempt(1, 2.1, half=0.01)]) == attempt(1, 2.1, half=0.01)
 
 
+def test_the_best_is_the_fastest_by_its_own_time_where_what_it_is_compared_with_was_timed_anew() -> None:
+    fast, slow = attempt(0, 2.0, half=0.05), attempt(1, 1.2, half=0.05)
+    beside_a_slow_reference = slow.results[0].model_copy(update={"speedup": 3.0})
+    assert find_best([fast, slow.model_copy(update={"results": (beside_a_slow_reference,)})]) == fast
+
+
 def test_a_size_that_occurs_often_decides_which_is_the_best() -> None:
     def mixed(number: int, often: float, seldom: float) -> Attempt:
         results = [

@@ -93,13 +93,15 @@ def test_a_verdict_on_some_sizes_says_so_and_is_no_verdict_on_all(
     assert narrow.feedback.startswith("Right on 1 of 2 sizes; ")
     assert "times as fast as the reference" in narrow.feedback
     again = submit(context, source, "bad", workloads=1)
-    assert again.status == "not evaluated"
+    assert (again.status, again.sizes, again.has_errors) == ("right", "1 of 2 sizes", False), "as it was judged before"
     wide = submit(context, source, "bad")
     assert (wide.status, wide.best_attempt, wide.has_errors) == ("wrong", None, True)
     good = submit(context, HONEST, "good")
     assert (good.status, good.best_attempt, good.sizes) == ("right", 3, "")
     assert [each.name for each in Dataset(tmp_path / "dataset").load_solutions("rmsnorm", NAME)] == [good.solution]
-    assert submit(context, HONEST, "good", workloads=1).status == "not evaluated", "it was judged on more"
+    fewer = submit(context, HONEST, "good", workloads=1)
+    assert (fewer.status, fewer.sizes) == ("right", ""), "it was judged on more, and is not evaluated again"
+    assert "does the same as attempt 3" in fewer.feedback
     told = get_evaluation(context, NAME, language="python", device="cpu")
     assert told.best_attempt == 3
     assert "0. bad: right on 1 of 2 sizes" in told.tried
@@ -208,8 +210,8 @@ def test_drafts_are_judged_kept_and_told_of(context: Context, tmp_path: Path) ->
     assert "No counters of NCU: there is no GPU." in slow.feedback
     assert "NCU" not in wrong.feedback
     same = submit(context, SLOW + "# again\n", "plain torch")
-    assert same.status == "not evaluated"
-    assert "does the same as attempt 1" in same.feedback
+    assert (same.attempt, same.status, same.score) == (2, "right", slow.score)
+    assert same.feedback == f"It does the same as attempt 1.\n{slow.feedback}"
     source = tmp_path / "kernel.py"
     source.write_text(HONEST, encoding="utf-8")
     fast = submit(context, str(source), "one pass")
