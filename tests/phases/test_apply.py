@@ -276,7 +276,7 @@ def test_a_folder_that_works_is_not_emptied(shelf: Shelf, norm: Definition) -> N
         ("elsewhere", (0.005, 0.010), {"device": "NVIDIA B200"}, "all 2 Workloads"),
         ("theirs", (0.005, 0.010), {"ours": False}, "all 2 Workloads"),
         ("slower", (0.020, 0.040), {}, "0.500 times as fast"),
-        ("otherwise", (0.005, 0.010), {"timer": "events"}, "no baseline"),
+        ("otherwise", (0.005, 0.010), {"timer": "events"}, "timed in different ways"),
     ],
 )
 def test_nothing_less_than_better_on_every_workload_is_applied(
