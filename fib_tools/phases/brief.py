@@ -94,7 +94,7 @@ def get_manual_brief(
 ) -> BriefResult:
     """Brief whoever writes a Definition by hand: facts, source excerpt, nearest Definitions, schema, checks; at most 6 KB.
 
-    Without kernel and op_type it lists what of the model no Definition covers yet. The answer goes to fib_submit_definition, in a shell to fib admit.
+    Without kernel and op_type it lists what of the model no Definition covers yet. The answer goes to fib admit.
     """
     # these load a hundred classes, which `fib --help` can do without
     from fib_tools.phases.brief_page import write_brief

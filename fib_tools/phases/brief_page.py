@@ -86,7 +86,7 @@ def write_brief(
         definition_schema=_SCHEMA,
         naming=NAMING_RULE,
         checks=_CHECKS,
-        next=f"write it, then fib_submit_definition(definition, model={manifest.model}); in a shell fib admit FILE --model {manifest.model}",
+        next=f"write it, then fib_submit_definition(definition, model={manifest.model})",
     )
     return _within_bounds(result)
 

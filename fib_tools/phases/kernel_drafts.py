@@ -180,7 +180,7 @@ def get_kernel_brief(
     measured = (
         ""
         if target.baseline_ms or device == "cpu"
-        else "fib_benchmark_kernels with the author `baseline` measures what there is to beat, in a shell fib bench --baselines. "
+        else "fib_benchmark_kernels with the author `baseline` measures what there is to beat. "
     )
     return KernelBriefResult(
         definition=definition,
@@ -189,7 +189,7 @@ def get_kernel_brief(
         brief=write_brief(target),
         tried=write_history(attempts),
         failures=tuple(open_memory(context, target).recall(besides=path.name)),
-        next=f"{measured}Send the whole source to fib_submit_solution, in a shell to fib draft; its feedback says what to change.",
+        next=f"{measured}Send the whole source to fib_submit_solution; its feedback says what to change.",
     )
 
 
