@@ -111,10 +111,11 @@ class Recording:
             **({} if self_id is None else {"self_id": self_id}),
             **changes,
         }
-        lines = [json.dumps({**document, "execution_status": "inputs_saved"}), json.dumps(document)]
-        (folder / "metadata.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         if stored and tensors:
             save_file({key: value.contiguous() for key, value in tensors.items()}, folder / "inputs.safetensors")
+        # last, as FlashInfer does: a call whose metadata say "completed" may be read and removed at once
+        lines = [json.dumps({**document, "execution_status": "inputs_saved"}), json.dumps(document)]
+        (folder / "metadata.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         return folder
 
     def rmsnorm(self, rows: int, *, hidden_size: int = 8, eps: float = 1e-5, **changes: Any) -> Path:
