@@ -51,7 +51,7 @@ def measure(model: torch.nn.Module, prompt: dict[str, torch.Tensor], *, tokens: 
     plain, seen, calls, kinds = [], [], 0, 0
     for _ in range(repeats):
         plain.append(run(model, prompt, tokens))
-        with observe(model) as watch:
+        with observe(model, is_repeating=True) as watch:
             seen.append(run(model, prompt, tokens))
         calls, kinds = sum(tally.count for tally in watch.tallies), len(watch.tallies)
     more = statistics.median(after - before for before, after in zip(plain, seen, strict=True))

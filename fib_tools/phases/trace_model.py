@@ -26,7 +26,7 @@ from fib_tools.phases.weights import DummyOption, Loading, WeightsArgument, find
 if TYPE_CHECKING:
     from fib_tools.capture.collection.candidates import Tally as Collected
     from fib_tools.capture.forward.call import Call, Unmapped
-    from fib_tools.capture.forward.watch import Tally
+    from fib_tools.capture.forward.watch import Tally, Watch
 
 __all__ = ["MissingDefinition", "TraceModelResult", "UnmappedCall", "match_calls", "trace_model"]
 
@@ -78,6 +78,8 @@ class TraceModelResult(Result):
     """In a dry run: Definitions that would be brought to the gate."""
     missing: tuple[MissingDefinition, ...] = ()
     unmapped: tuple[UnmappedCall, ...] = ()
+    doubtful_passes: int = 0
+    """Whose calls were counted as those of the pass before, and of which a later one like them made others."""
 
     @property
     def has_errors(self) -> bool:
@@ -117,6 +119,8 @@ class TraceModelResult(Result):
         if self.would_create:
             count = sum(each.calls for each in self.would_create)
             yield f"would be created: {len(self.would_create)} Definitions, of {count} more calls"
+        if self.doubtful_passes:
+            yield f"{self.doubtful_passes} passes were counted like one before, and a later one like them made other calls"
         if any(not each.reason for each in self.missing):
             yield "to create what is missing, run it again with --create-missing"
 
@@ -166,7 +170,8 @@ def trace_model(
     loaded, inputs, origin = _load(context, model, prompts, lengths, how, max_new_tokens)
     context.progress("generating", 1, 3)
     begun = time.perf_counter()
-    tallies = _generate(loaded, inputs, max_new_tokens)
+    watch = _generate(loaded, inputs, max_new_tokens)
+    tallies = watch.tallies
     seconds = time.perf_counter() - begun
     context.progress("matching", 2, 3)
     created = _create(context, dataset, tallies) if create_missing and not dry_run else ()
@@ -185,6 +190,7 @@ def trace_model(
         would_create=would_create,
         missing=tuple(each for each in missing if each not in would_create),
         unmapped=unmapped,
+        doubtful_passes=watch.doubtful,
     )
 
 
@@ -277,7 +283,7 @@ def _tokenize(model: str, lines: list[str]) -> dict[str, Any]:
     return dict(tokenizer(lines, return_tensors="pt", padding=True))
 
 
-def _generate(loaded: Any, inputs: dict[str, Any], tokens: int) -> tuple[Tally, ...]:
+def _generate(loaded: Any, inputs: dict[str, Any], tokens: int) -> Watch:
     """Generate, watched: so many tokens for every sequence, with a draw at each as people sample."""
     import torch
 
@@ -285,7 +291,7 @@ def _generate(loaded: Any, inputs: dict[str, Any], tokens: int) -> tuple[Tally, 
 
     device = find_device(loaded)
     on_device = {name: value.to(device) for name, value in inputs.items()}
-    with torch.no_grad(), observe(loaded, page_size=1) as watch:
+    with torch.no_grad(), observe(loaded, page_size=1, is_repeating=True) as watch:
         loaded.generate(
             **on_device,
             max_new_tokens=tokens,
@@ -295,7 +301,7 @@ def _generate(loaded: Any, inputs: dict[str, Any], tokens: int) -> tuple[Tally, 
             top_p=0.95,
             pad_token_id=0,
         )
-    return watch.tallies
+    return watch
 
 
 def match_calls(

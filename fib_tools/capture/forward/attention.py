@@ -38,7 +38,7 @@ def patch_attention(patches: Patches, watch: Watch, *, page_size: int) -> None:
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         def get_interface(self: Any, attn_implementation: str, default: Callable[..., Any]) -> Callable[..., Any]:
             found: Callable[..., Any] = original(self, attn_implementation, default)
-            if watch.is_blind:
+            if watch.is_compiling:
                 return found
             try:
                 return watched[found]
@@ -106,7 +106,7 @@ def _make_attention(masks: Masks, page_size: int) -> Operator:
             latent = {"head_dim_ckv": own["kv_lora_rank"], "head_dim_kpe": own["qk_rope_head_dim"]}
         return partial(_describe_attention, _Key(*key), latent, page_size)
 
-    return Operator(name="attention", key=make_key, describe=describe)
+    return Operator(name="attention", key=make_key, describe=describe, is_growing=True)
 
 
 def _make_direct(masks: Masks, page_size: int) -> Operator:
@@ -136,7 +136,7 @@ def _make_direct(masks: Masks, page_size: int) -> Operator:
             return Unmapped(what="attention", kernel="gqa_ragged_prefill", reason=reason)
         return partial(_describe_attention, found, None, page_size)
 
-    return Operator(name="attention", key=make_key, describe=describe)
+    return Operator(name="attention", key=make_key, describe=describe, is_growing=True)
 
 
 def _describe_attention(key: _Key, latent: Mapping[str, int] | None, page_size: int) -> Call | Unmapped:

@@ -13,7 +13,7 @@ from fib_tools.capture.forward.watch import Described, Operator, Watch, Widths
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["count_rows", "name_dtype", "patch_activations", "patch_functions"]
+__all__ = ["count_rows", "name_dtype", "patch_activations", "patch_choices", "patch_functions"]
 
 _TURNED_DIMS = 3
 """Of `[batch, channels, time]`."""
@@ -31,12 +31,18 @@ def patch_functions(patches: Patches, watch: Watch) -> None:
     patches.wrap(functional, "embedding", partial(watch.wrap, _EMBEDDING))
     for name in ("silu", "gelu"):
         patches.wrap(functional, name, partial(watch.wrap, _make_activation(watch, name)))
-    for owner in (functional, torch, torch.Tensor):
+    for name in ("__add__", "__iadd__"):
+        patches.wrap(torch.Tensor, name, watch.wrap_sum)
+
+
+def patch_choices(patches: Patches, watch: Watch) -> None:
+    """Watch what turns scores into probabilities and finds the largest."""
+    import torch
+
+    for owner in (torch.nn.functional, torch, torch.Tensor):
         patches.wrap(owner, "softmax", partial(watch.wrap, _SOFTMAX))
     for owner in (torch, torch.Tensor):
         patches.wrap(owner, "topk", partial(watch.wrap, _TOPK))
-    for name in ("__add__", "__iadd__"):
-        patches.wrap(torch.Tensor, name, watch.wrap_sum)
 
 
 def patch_activations(patches: Patches, watch: Watch, modules: Iterable[torch.nn.Module]) -> None:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from fib_tools.capture.forward.attention import patch_attention
 from fib_tools.capture.forward.experts import patch_experts
-from fib_tools.capture.forward.functions import patch_activations, patch_functions
+from fib_tools.capture.forward.functions import patch_activations, patch_choices, patch_functions
 from fib_tools.capture.forward.hooked import patch_hooked
 from fib_tools.capture.forward.norms import patch_norms
+from fib_tools.capture.forward.passes import Passes
 from fib_tools.capture.forward.patches import Patches
 from fib_tools.capture.forward.products import patch_products
 from fib_tools.capture.forward.recurrent import patch_recurrent
@@ -26,26 +27,39 @@ __all__ = ["observe", "watch_model"]
 
 
 @contextmanager
-def observe(*models: torch.nn.Module, page_size: int = 16, new_ones: bool = False) -> Iterator[Watch]:
+def observe(
+    *models: torch.nn.Module, page_size: int = 16, new_ones: bool = False, is_repeating: bool = False
+) -> Iterator[Watch]:
     """Count what models compute; with `new_ones` also every transformers model that is made meanwhile.
 
-    Decode is described in pages of `page_size` tokens, as a serving engine keeps them.
+    Decode is described in pages of `page_size` tokens, as a serving engine keeps them. With `is_repeating`, a pass whose
+    inputs have the shapes of two before it, which made the same calls, is counted like those but for its attention: for
+    code that generates with one model, and computes nothing else meanwhile.
     """
     watch = Watch()
-    with watch_model(watch, *models, page_size=page_size, new_ones=new_ones):
+    with watch_model(watch, *models, page_size=page_size, new_ones=new_ones, is_repeating=is_repeating):
         yield watch
 
 
 @contextmanager
-def watch_model(watch: Watch, *models: torch.nn.Module, page_size: int = 16, new_ones: bool = False) -> Iterator[None]:
+def watch_model(
+    watch: Watch,
+    *models: torch.nn.Module,
+    page_size: int = 16,
+    new_ones: bool = False,
+    is_repeating: bool = False,
+) -> Iterator[None]:
     """Have a watch called for each operator; see `observe`."""
-    with Patches() as patches:
+    with Patches() as always, Patches() as patches:
+        patch_attention(always, watch, page_size=page_size)
+        patch_choices(always, watch)
+        patch_sampling(always, watch)
         patch_functions(patches, watch)
         patch_products(patches, watch)
-        patch_attention(patches, watch, page_size=page_size)
-        patch_sampling(patches, watch)
         for model in models:
             _patch_modules(patches, watch, model)
+            if is_repeating:
+                always.wrap(model, "forward", Passes(watch, patches).wrap)
         if new_ones:
             _patch_models_to_come(patches, watch)
         yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -11,12 +12,25 @@ from typing_extensions import Self
 __all__ = ["Patches"]
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """An attribute that was replaced."""
+
+    owner: Any
+    name: str
+    original: Any
+    replacement: Any
+    was_own: bool
+    """Whether the owner had it itself."""
+
+
 class Patches:
     """What was replaced, in order; a context manager that puts it back."""
 
     def __init__(self) -> None:
-        self._undo: list[tuple[Any, str, Any, bool]] = []
+        self._places: list[_Place] = []
         self._wrapped: set[int] = set()
+        self._is_in = True
 
     def wrap(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
         """Replace an attribute by what `make` makes of it; what was wrapped before is left alone."""
@@ -25,8 +39,27 @@ class Patches:
             return
         replacement = make(original)
         self._wrapped.add(id(replacement))
-        self._undo.append((owner, name, original, name in vars(owner)))
+        self._places.append(_Place(owner, name, original, replacement, name in vars(owner)))
         setattr(owner, name, replacement)
+
+    def take_out(self) -> None:
+        """Put everything back for a while, the last first."""
+        if not self._is_in:
+            return
+        for place in reversed(self._places):
+            if place.was_own:
+                setattr(place.owner, place.name, place.original)
+            else:
+                delattr(place.owner, place.name)
+        self._is_in = False
+
+    def put_in(self) -> None:
+        """Replace everything again."""
+        if self._is_in:
+            return
+        for place in self._places:
+            setattr(place.owner, place.name, place.replacement)
+        self._is_in = True
 
     def __enter__(self) -> Self:
         """Begin."""
@@ -35,10 +68,5 @@ class Patches:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Put everything back, the last first."""
-        while self._undo:
-            owner, name, original, was_own = self._undo.pop()
-            if was_own:
-                setattr(owner, name, original)
-            else:
-                delattr(owner, name)
+        """Put everything back."""
+        self.take_out()

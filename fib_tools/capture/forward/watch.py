@@ -7,7 +7,8 @@ What can wait until the run is over waits: a description that has to read a tens
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from threading import get_ident
@@ -20,10 +21,12 @@ from fib_tools.capture.forward.padding import Counted, leave_padding_out
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Described", "Operator", "Tally", "Watch", "Widths", "settle"]
+__all__ = ["Counts", "Described", "Noted", "Operator", "Tally", "Watch", "Widths", "settle"]
 
 Described = Call | Unmapped | Callable[[], Call | Unmapped] | None
 """What a call is, or how to find out when the run is over; None is not worth counting."""
+Counts = Mapping[int, int]
+"""How often calls were made, by the number of their kind."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +40,8 @@ class Operator:
     """Of a key, the result and the arguments, when the key comes for the first time."""
     is_whole: bool = True
     """Whether it stands for all that it calls; else that is looked at too."""
+    is_growing: bool = False
+    """Whether it takes all that is cached, so that its calls differ from pass to pass; it stands for all that it calls."""
 
 
 @dataclass(slots=True)
@@ -52,7 +57,17 @@ class _Seen:
     """One key of an operator."""
 
     what: Described
+    is_growing: bool
     count: int = 0
+
+
+@dataclass(slots=True)
+class Noted:
+    """What was counted meanwhile, of operators that do not grow."""
+
+    counts: Counts = field(default_factory=dict)
+    has_hidden: bool = False
+    """Whether one that grows was called inside of another operator, and not counted."""
 
 
 @dataclass(slots=True)
@@ -72,11 +87,18 @@ class Watch:
         import torch
 
         self.widths = Widths()
+        self.doubtful = 0
+        """Passes that were counted like others, and of which a later one of their kind made other calls."""
         self._seen: list[_Seen] = []
         self._inside: set[int] = set()
         """Threads that are in a call which stands for all that it makes; it takes half the time of a `threading.local`."""
         self._sums: dict[int, ref[torch.Tensor]] = {}
         """By thread: the result of the last addition."""
+        self._growing: set[int] = set()
+        """Threads that are in a call which grows."""
+        self._known: set[int] = set()
+        """Threads that are in a pass whose other calls are known."""
+        self._hidden = 0
         self._learning = threading.Lock()
         self._is_compiling = torch.compiler.is_compiling
 
@@ -86,12 +108,19 @@ class Watch:
         return get_ident() in self._inside
 
     @property
+    def is_compiling(self) -> bool:
+        """Tell whether torch is tracing the code that asks."""
+        return bool(self._is_compiling())
+
+    @property
     def is_blind(self) -> bool:
         """Tell whether a call is not to be looked at."""
         return self._is_compiling() or self.is_inside
 
     def wrap(self, operator: Operator, original: Callable[..., Any]) -> Callable[..., Any]:
         """Have every call of a function counted, and nothing of what it calls itself."""
+        if operator.is_growing:
+            return self._wrap_growing(operator, original)
         inside, key, is_compiling, is_whole = self._inside, operator.key, self._is_compiling, operator.is_whole
         enter, leave = inside.add, inside.discard
         known: dict[Hashable, _Seen] = {}
@@ -112,19 +141,83 @@ class Watch:
             kind = key(*inputs, **options)
             seen = find(kind)
             if seen is None:
-                seen = self._learn(known, kind, partial(_describe, operator, kind, result, inputs, options))
+                seen = self._learn(known, kind, partial(_describe, operator, kind, result, inputs, options), operator)
             seen.count += 1
             return result
 
         return watched
 
-    def _learn(self, known: dict[Hashable, _Seen], kind: Hashable, describe: Callable[[], Described]) -> _Seen:
+    def _wrap_growing(self, operator: Operator, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Have every call counted, also in passes whose other calls are known."""
+        inside, growing, known_passes, key = self._inside, self._growing, self._known, operator.key
+        is_compiling = self._is_compiling
+        known: dict[Hashable, _Seen] = {}
+        find = known.get
+
+        def watched(*inputs: Any, **options: Any) -> Any:
+            if is_compiling():
+                return original(*inputs, **options)
+            thread = get_ident()
+            if thread in growing:
+                return original(*inputs, **options)
+            is_inside = thread in inside
+            if is_inside and thread not in known_passes:
+                self._hidden += 1
+                return original(*inputs, **options)
+            growing.add(thread)
+            inside.add(thread)
+            try:
+                result = original(*inputs, **options)
+            finally:
+                growing.discard(thread)
+                if not is_inside:
+                    inside.discard(thread)
+            kind = key(*inputs, **options)
+            seen = find(kind)
+            if seen is None:
+                seen = self._learn(known, kind, partial(_describe, operator, kind, result, inputs, options), operator)
+            seen.count += 1
+            return result
+
+        return watched
+
+    @contextmanager
+    def note_counts(self) -> Iterator[Noted]:
+        """Note what is counted meanwhile."""
+        before, hidden, noted = [seen.count for seen in self._seen], self._hidden, Noted()
+        yield noted
+        more = [seen.count for seen in self._seen]
+        before += [0] * (len(more) - len(before))
+        noted.counts = {
+            place: after - count
+            for place, (count, after) in enumerate(zip(before, more, strict=True))
+            if after != count and not self._seen[place].is_growing
+        }
+        noted.has_hidden = self._hidden != hidden
+
+    @contextmanager
+    def count_like(self, counts: Counts) -> Iterator[None]:
+        """Look at calls that grow, and count the others as they were counted before."""
+        thread = get_ident()
+        self._known.add(thread)
+        self._inside.add(thread)
+        try:
+            yield
+        finally:
+            self._inside.discard(thread)
+            self._known.discard(thread)
+        for place, count in counts.items():
+            self._seen[place].count += count
+
+    def _learn(
+        self, known: dict[Hashable, _Seen], kind: Hashable, describe: Callable[[], Described], operator: Operator
+    ) -> _Seen:
         """Describe a kind of call, unless another thread was first; what is computed for that is no part of a gradient."""
         import torch
 
         with self._learning, torch.no_grad():
             if kind not in known:
-                known[kind] = _Seen(self.call_inside(describe))
+                known[kind] = _Seen(self.call_inside(describe), operator.is_growing)
                 self._seen.append(known[kind])
             return known[kind]
 

@@ -1,0 +1,88 @@
+"""Passes through a model that make the calls of the pass before: they are counted like that one, and hardly slowed down.
+
+To pass through what watches takes microseconds at each call, more than to count it does. A generation makes thousands of
+passes whose inputs have the same shapes, and whose calls are the same but for attention, which sees more keys each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any
+
+from fib_tools.capture.forward.patches import Patches
+from fib_tools.capture.forward.watch import Counts, Noted, Watch
+
+__all__ = ["Passes"]
+
+_EVERY = 64
+"""Passes of a kind after which one is watched again, lest others have come about."""
+_GROWING = ("attention_mask",)
+"""Inputs with an element for each token that is cached."""
+
+
+@dataclass(slots=True)
+class _Kind:
+    """Passes whose inputs have the same shapes."""
+
+    made: Counts = field(default_factory=dict)
+    """By the last one that was watched."""
+    passes: int = 0
+    """Since then."""
+    is_settled: bool = False
+    """Whether the last two that were watched made the same calls."""
+    is_unlike: bool = False
+    """Whether they ever made others after that, or attention is inside of what stands for all that it calls."""
+
+
+class Passes:
+    """The passes through one model, and what watches all but its attention."""
+
+    def __init__(self, watch: Watch, patches: Patches) -> None:
+        self._watch, self._patches = watch, patches
+        self._kinds: dict[Hashable, _Kind] = {}
+
+    def wrap(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Have the calls of a model's forward watched, or those of its attention only, where the others are known."""
+        watch = self._watch
+
+        @wraps(original)  # generate() asks for its parameters
+        def forward(*inputs: Any, **options: Any) -> Any:
+            if watch.is_blind:
+                return original(*inputs, **options)
+            kind = self._kinds.setdefault(_tell_kind(inputs, options), _Kind())
+            if kind.is_settled and kind.passes < _EVERY:
+                self._patches.take_out()
+                with watch.count_like(kind.made):
+                    result = original(*inputs, **options)
+                kind.passes += 1
+                return result
+            self._patches.put_in()
+            with watch.note_counts() as noted:
+                result = original(*inputs, **options)
+            self._settle(kind, noted)
+            return result
+
+        return forward
+
+    def _settle(self, kind: _Kind, noted: Noted) -> None:
+        """Take a pass that was watched for what those after it make, if the one before it made the same."""
+        is_same = noted.counts == kind.made
+        if kind.is_settled and not is_same:
+            self._watch.doubtful += kind.passes
+        kind.is_unlike |= noted.has_hidden or (kind.is_settled and not is_same)
+        kind.is_settled = is_same and not kind.is_unlike
+        kind.made, kind.passes = noted.counts, 0
+
+
+def _tell_kind(inputs: tuple[Any, ...], options: Mapping[str, Any]) -> Hashable:
+    given = [(str(place), value) for place, value in enumerate(inputs)]
+    return tuple((name, _tell_shape(name, value)) for name, value in (*given, *options.items()))
+
+
+def _tell_shape(name: str, value: Any) -> Hashable:
+    if hasattr(value, "untyped_storage"):
+        shape: tuple[int, ...] = (value.dim(),) if name in _GROWING else value.shape
+        return shape, value.dtype
+    return value if isinstance(value, (bool, int, str)) else type(value).__name__

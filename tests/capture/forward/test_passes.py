@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from fib_tools.capture.forward import passes
+from fib_tools.capture.forward.observe import observe
+from fib_tools.capture.forward.watch import Watch
+from tiny_forward import ARCHITECTURES, OTHERS, make_model, make_prompt
+
+
+def generate(model: Any, prompt: dict[str, torch.Tensor], tokens: int, **options: Any) -> torch.Tensor:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        result: torch.Tensor = model.generate(**prompt, max_new_tokens=tokens, min_new_tokens=tokens, **options)
+    return result
+
+
+def count(watch: Watch) -> dict[str, int]:
+    return {repr(tally.call): tally.count for tally in watch.tallies}
+
+
+@pytest.mark.parametrize("kind", [*ARCHITECTURES, *OTHERS])
+@pytest.mark.parametrize("lengths", [(12, 8, 5), (7,)])
+def test_passes_that_are_alike_count_as_if_each_were_watched(kind: str, lengths: tuple[int, ...]) -> None:
+    model, prompt = make_model(kind), make_prompt(lengths)
+    how = {"do_sample": True, "top_k": 5, "top_p": 0.9}
+    plain = generate(model, prompt, 9, **how)
+    with observe(model) as each:
+        generate(model, prompt, 9, **how)
+    with observe(model, is_repeating=True) as watch:
+        assert torch.equal(generate(model, prompt, 9, **how), plain)
+    assert count(watch) == count(each)
+
+
+def test_of_passes_that_are_alike_only_attention_is_looked_at() -> None:
+    model, prompt = make_model("llama"), make_prompt((7,))
+    watched: list[bool] = []
+    plain = torch.nn.functional.linear
+    model.model.norm.register_forward_pre_hook(lambda *_: watched.append(torch.nn.functional.linear is not plain))
+    with observe(model, is_repeating=True):
+        generate(model, prompt, 6)
+        generate(model, prompt, 6)
+    assert watched == [True, True, True, False, False, False, True, False, False, False, False, False]
+    assert torch.nn.functional.linear is plain
+
+
+def test_passes_are_watched_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "_EVERY", 2)
+    model, prompt = make_model("llama"), make_prompt((7,))
+    watched: list[bool] = []
+    plain = torch.nn.functional.linear
+    model.model.norm.register_forward_pre_hook(lambda *_: watched.append(torch.nn.functional.linear is not plain))
+    with observe(model, is_repeating=True) as watch:
+        generate(model, prompt, 10)
+    assert watched == [True, True, True, False, False, True, False, False, True, False]
+    assert watch.doubtful == 0
+
+
+class Unsteady(torch.nn.Module):
+    """Does something else at one pass."""
+
+    def __init__(self, odd: int, more: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.projection = torch.nn.Linear(8, 8)
+        self.odd, self.more, self.passes = odd, more, 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.passes += 1
+        y: torch.Tensor = self.projection(x)
+        return self.more(y) if self.passes == self.odd else y
+
+
+def test_a_kind_of_pass_that_turns_out_to_differ_is_watched_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "_EVERY", 3)
+    model = Unsteady(6, torch.nn.SiLU())
+    with observe(model, is_repeating=True) as watch, torch.no_grad():
+        for _ in range(10):
+            model(torch.ones(2, 8))
+    assert list(count(watch).values()) == [10, 1]
+    assert watch.doubtful == 3
+
+
+def test_attention_inside_of_another_operator_is_not_counted_by_itself() -> None:
+    class Norm(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            heads = x.view(1, 1, *x.shape)
+            return torch.nn.functional.scaled_dot_product_attention(heads, heads, heads)[0, 0] * 0 + x
+
+    class Block(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.projection = Norm(), torch.nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.projection(self.norm(x))
+            return y
+
+    model = Block()
+    found = []
+    for is_repeating in (False, True):
+        with observe(model, is_repeating=is_repeating) as watch, torch.no_grad():
+            for _ in range(5):
+                model(torch.ones(2, 8))
+        found.append(count(watch))
+    assert found[0] == found[1]
+    assert set(found[0].values()) == {5}
+
+
+def test_a_pass_that_fails_is_not_counted_like_others() -> None:
+    def fail(_: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no room")
+
+    model = Unsteady(4, fail)
+    with observe(model, is_repeating=True) as watch, torch.no_grad():
+        for _ in range(3):
+            model(torch.ones(2, 8))
+        with pytest.raises(RuntimeError, match="no room"):
+            model(torch.ones(2, 8))
+        model(torch.ones(2, 8))
+        assert not watch.is_inside
+    assert list(count(watch).values()) == [4]
