@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from fib_tools.capture.forward.call import Call, Unmapped
 from fib_tools.capture.forward.functions import name_dtype
 from fib_tools.capture.forward.patches import Patches
-from fib_tools.capture.forward.watch import Operator, Watch
+from fib_tools.capture.forward.watch import Described, Operator, Watch
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +59,7 @@ def _make_norm(watch: Watch, modules: Sequence[Any], original: Callable[..., Any
     numbers: dict[_Sign, int] = {}
     """Of each sign: at each call a number takes less time than what it stands for."""
     signs = {module: numbers.setdefault(_sign(module), len(numbers)) for module in modules}
-    kinds: dict[Hashable, str] = {}
+    kinds: dict[Hashable, Callable[[], str]] = {}
 
     def key(module: Any, *inputs: Any, **options: Any) -> Hashable:
         rows = inputs[0] if inputs else next(iter(options.values()))
@@ -68,16 +68,16 @@ def _make_norm(watch: Watch, modules: Sequence[Any], original: Callable[..., Any
             sign = numbers.setdefault(_sign(module), len(numbers))
         return sign, rows.shape, rows.dtype, watch.is_sum(rows), len(inputs) + len(options)
 
-    def describe(key: Any, result: Any, module: Any, *inputs: Any, **options: Any) -> Call | Unmapped:
+    def describe(key: Any, result: Any, module: Any, *inputs: Any, **options: Any) -> Described:
         del result
         sign, is_fused = _sign(module), key[3]
         rows, *more = (*inputs, *options.values())
         if more:
-            return _describe_norm(sign, rows, "", is_fused=is_fused)
+            return _describe_norm(sign, rows.shape, rows.dtype, "", is_fused=is_fused)
         known = (sign, rows.shape[-1])
         if known not in kinds:
-            kinds[known] = _recognise(module, rows, sign.eps or 0.0, original)
-        return _describe_norm(sign, rows, kinds[known], is_fused=is_fused)
+            kinds[known] = _try_norm(module, rows, sign.eps or 0.0, original)
+        return partial(_settle, kinds[known], sign, rows.shape, rows.dtype, is_fused=is_fused)
 
     return Operator(name="norm", key=key, describe=describe)
 
@@ -94,20 +94,31 @@ def _sign(module: Any) -> _Sign:
     )
 
 
-def _recognise(module: Any, rows: torch.Tensor, eps: float, forward: Callable[..., Any]) -> str:
-    """Try a row and see which formula gives the same; empty if none does."""
+def _try_norm(module: Any, rows: torch.Tensor, eps: float, forward: Callable[..., Any]) -> Callable[[], str]:
+    """Try a row; which formula gives the same is found when it is asked for, as a GPU has to be waited for."""
     import torch
 
-    weight = getattr(module, "weight", None)
+    weight, bias = (
+        None if value is None else value.detach().clone()
+        for value in (getattr(module, name, None) for name in ("weight", "bias"))
+    )
     if weight is not None and weight.dim() != 1:
-        return ""
+        return lambda: ""
     like, size = (rows, rows.shape[-1]) if weight is None else (weight, weight.numel())
     row = torch.linspace(-1, 2, size, device=like.device, dtype=torch.float32)[None].to(like.dtype)
     got = forward(module, row)
     if not isinstance(got, torch.Tensor) or got.shape != row.shape:
-        return ""
-    formulas = _list_formulas(row.float(), eps, weight, getattr(module, "bias", None))
-    for kind, wanted in formulas.items():
+        return lambda: ""
+    return cache(partial(_recognise, row, got, eps, weight, bias))
+
+
+def _recognise(
+    row: torch.Tensor, got: torch.Tensor, eps: float, weight: torch.Tensor | None, bias: torch.Tensor | None
+) -> str:
+    """Find the formula that makes of a row what was got; empty if none does."""
+    import torch
+
+    for kind, wanted in _list_formulas(row.float(), eps, weight, bias).items():
         if torch.allclose(got.float(), wanted, rtol=_TOLERANCE, atol=_TOLERANCE):
             return kind
     return ""
@@ -121,7 +132,7 @@ def _list_formulas(
     plain = row * torch.rsqrt(row.square().mean(dim=-1, keepdim=True) + eps)
     if weight is None:
         return {"rmsnorm_noweight": plain}
-    scale, shift = weight.detach().float(), 0.0 if bias is None else bias.detach().float()
+    scale, shift = weight.float(), 0.0 if bias is None else bias.float()
     centred = row - row.mean(dim=-1, keepdim=True)
     centred = centred * torch.rsqrt(centred.square().mean(dim=-1, keepdim=True) + eps)
     return {
@@ -131,7 +142,14 @@ def _list_formulas(
     }
 
 
-def _describe_norm(sign: _Sign, rows: torch.Tensor, kind: str, *, is_fused: bool) -> Call | Unmapped:
+def _settle(
+    find_kind: Callable[[], str], sign: _Sign, shape: torch.Size, dtype: torch.dtype, *, is_fused: bool
+) -> Call | Unmapped:
+    found = _describe_norm(sign, shape, dtype, find_kind(), is_fused=is_fused)
+    return replace(found, shapes=(tuple(shape),)) if isinstance(found, Unmapped) else found
+
+
+def _describe_norm(sign: _Sign, shape: torch.Size, dtype: torch.dtype, kind: str, *, is_fused: bool) -> Call | Unmapped:
     name = sign.kind.__name__
     if not kind:
         plain = "rmsnorm" if sign.has_weight else "rmsnorm_noweight"
@@ -143,10 +161,9 @@ def _describe_norm(sign: _Sign, rows: torch.Tensor, kind: str, *, is_fused: bool
     kernel = _FUSED.get(kind, kind) if is_fused else kind
     if sign.eps is None:
         return Unmapped(what=name, kernel=kernel, reason=f"its eps is none of its attributes {', '.join(_EPS)}")
-    size = rows.shape[-1]
-    parameters = {"hidden_size": size, "eps": sign.eps, "dtype": name_dtype(rows.dtype)}
+    size = shape[-1]
+    parameters = {"hidden_size": size, "eps": sign.eps, "dtype": name_dtype(dtype)}
     if kind == "layernorm":
         parameters["bias"] = sign.has_bias
-    return Call(
-        kernel=kernel, parameters=parameters, axes={"batch_size": rows.numel() // size}, rows=tuple(rows.shape[:-1])
-    )
+    axes = {"batch_size": shape.numel() // size}
+    return Call(kernel=kernel, parameters=parameters, axes=axes, rows=tuple(shape[:-1]))

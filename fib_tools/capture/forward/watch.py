@@ -101,6 +101,7 @@ class Watch:
         self._hidden = 0
         self._learning = threading.Lock()
         self._is_compiling = torch.compiler.is_compiling
+        self._no_grad = torch.no_grad
 
     @property
     def is_inside(self) -> bool:
@@ -195,27 +196,27 @@ class Watch:
         }
         noted.has_hidden = self._hidden != hidden
 
-    @contextmanager
-    def count_like(self, counts: Counts) -> Iterator[None]:
-        """Look at calls that grow, and count the others as they were counted before."""
+    def call_known(
+        self, counts: Counts, original: Callable[..., Any], inputs: tuple[Any, ...], options: Mapping[str, Any]
+    ) -> Any:
+        """Make a pass; look at calls that grow, and count the others as they were counted before."""
         thread = get_ident()
         self._known.add(thread)
         self._inside.add(thread)
         try:
-            yield
+            result = original(*inputs, **options)
         finally:
             self._inside.discard(thread)
             self._known.discard(thread)
         for place, count in counts.items():
             self._seen[place].count += count
+        return result
 
     def _learn(
         self, known: dict[Hashable, _Seen], kind: Hashable, describe: Callable[[], Described], operator: Operator
     ) -> _Seen:
         """Describe a kind of call, unless another thread was first; what is computed for that is no part of a gradient."""
-        import torch
-
-        with self._learning, torch.no_grad():
+        with self._learning, self._no_grad():
             if kind not in known:
                 known[kind] = _Seen(self.call_inside(describe), operator.is_growing)
                 self._seen.append(known[kind])
