@@ -26,8 +26,8 @@ __all__ = ["patch_attention", "repage"]
 _DIMS = 4
 
 
-def patch_attention(patches: Patches, watch: Watch, *, page_size: int) -> None:
-    """Watch every attention function that transformers gives out by name, and each model's own eager one."""
+def patch_attention(patches: Patches, direct: Patches, watch: Watch, *, page_size: int) -> None:
+    """Watch every attention function that transformers gives out by name, each model's own eager one, and torch's."""
     import torch
     from transformers.modeling_utils import AttentionInterface
 
@@ -49,7 +49,7 @@ def patch_attention(patches: Patches, watch: Watch, *, page_size: int) -> None:
 
     patches.wrap(AttentionInterface, "get_interface", make)
     functional = torch.nn.functional
-    patches.wrap(functional, "scaled_dot_product_attention", partial(watch.wrap, _make_direct(masks, page_size)))
+    direct.wrap(functional, "scaled_dot_product_attention", partial(watch.wrap, _make_direct(masks, page_size)))
 
 
 class _Key(NamedTuple):
@@ -106,7 +106,13 @@ def _make_attention(masks: Masks, page_size: int) -> Operator:
             latent = {"head_dim_ckv": own["kv_lora_rank"], "head_dim_kpe": own["qk_rope_head_dim"]}
         return partial(_describe_attention, _Key(*key), latent, page_size)
 
-    return Operator(name="attention", key=make_key, describe=describe, is_growing=True)
+    return Operator(name="attention", key=make_key, describe=describe, is_growing=True, tell_caller=_tell_module)
+
+
+def _tell_module(module: Any) -> Hashable:
+    """Say what sets a layer's attention apart, such as a window: all of its settings but which layer it is."""
+    settings = {name: value for name, value in vars(module).items() if isinstance(value, (bool, int, float, str))}
+    return type(module), tuple((name, value) for name, value in settings.items() if name != "layer_idx")
 
 
 def _make_direct(masks: Masks, page_size: int) -> Operator:

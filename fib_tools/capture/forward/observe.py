@@ -33,8 +33,8 @@ def observe(
     """Count what models compute; with `new_ones` also every transformers model that is made meanwhile.
 
     Decode is described in pages of `page_size` tokens, as a serving engine keeps them. With `is_repeating`, a pass whose
-    inputs have the shapes of two before it, which made the same calls, is counted like those but for its attention: for
-    code that generates with one model, and computes nothing else meanwhile.
+    inputs have the shapes of two before it, which made the same calls, is counted like those but for its attention, where
+    one layer stands for those that are alike: for code that generates with one model, and computes nothing else meanwhile.
     """
     watch = Watch()
     with watch_model(watch, *models, page_size=page_size, new_ones=new_ones, is_repeating=is_repeating):
@@ -50,8 +50,8 @@ def watch_model(
     is_repeating: bool = False,
 ) -> Iterator[None]:
     """Have a watch called for each operator; see `observe`."""
-    with Patches() as always, Patches() as patches:
-        patch_attention(always, watch, page_size=page_size)
+    with Patches() as always, Patches() as direct, Patches() as patches:
+        patch_attention(always, direct, watch, page_size=page_size)
         patch_choices(always, watch)
         patch_sampling(always, watch)
         patch_functions(patches, watch)
@@ -59,7 +59,7 @@ def watch_model(
         for model in models:
             _patch_modules(patches, watch, model)
             if is_repeating:
-                always.wrap(model, "forward", Passes(watch, patches).wrap)
+                always.wrap(model, "forward", Passes(watch, patches, direct).wrap)
         if new_ones:
             _patch_models_to_come(patches, watch)
         yield

@@ -12,7 +12,7 @@ from functools import wraps
 from typing import Any
 
 from fib_tools.capture.forward.patches import Patches
-from fib_tools.capture.forward.watch import Counts, Noted, Watch
+from fib_tools.capture.forward.watch import Noted, Watch
 
 __all__ = ["Passes"]
 
@@ -26,10 +26,10 @@ _GROWING = ("attention_mask",)
 class _Kind:
     """Passes whose inputs have the same shapes."""
 
-    made: Counts = field(default_factory=dict)
-    """By the last one that was watched."""
+    last: Noted = field(default_factory=Noted)
+    """Of those that were watched."""
     passes: int = 0
-    """Since then."""
+    """Since that one."""
     is_settled: bool = False
     """Whether the last two that were watched made the same calls."""
     is_unlike: bool = False
@@ -37,10 +37,10 @@ class _Kind:
 
 
 class Passes:
-    """The passes through one model, and what watches all but its attention."""
+    """The passes through one model, and what watches all but its attention, or attention that it calls of torch itself."""
 
-    def __init__(self, watch: Watch, patches: Patches) -> None:
-        self._watch, self._patches = watch, patches
+    def __init__(self, watch: Watch, patches: Patches, direct: Patches) -> None:
+        self._watch, self._patches, self._direct = watch, patches, direct
         self._kinds: dict[Hashable, _Kind] = {}
 
     def wrap(self, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,9 +54,14 @@ class Passes:
             kind = self._kinds.setdefault(_tell_kind(inputs, options), _Kind())
             if kind.is_settled and kind.passes < _EVERY:
                 self._patches.take_out()
+                if kind.last.shared:
+                    self._direct.take_out()
+                else:
+                    self._direct.put_in()
                 kind.passes += 1
-                return watch.call_known(kind.made, original, inputs, options)
+                return watch.call_known(kind.last, original, *inputs, **options)
             self._patches.put_in()
+            self._direct.put_in()
             with watch.note_counts() as noted:
                 result = original(*inputs, **options)
             self._settle(kind, noted)
@@ -66,12 +71,12 @@ class Passes:
 
     def _settle(self, kind: _Kind, noted: Noted) -> None:
         """Take a pass that was watched for what those after it make, if the one before it made the same."""
-        is_same = noted.counts == kind.made
+        is_same = noted.counts == kind.last.counts
         if kind.is_settled and not is_same:
             self._watch.doubtful += kind.passes
         kind.is_unlike |= noted.has_hidden or (kind.is_settled and not is_same)
         kind.is_settled = is_same and not kind.is_unlike
-        kind.made, kind.passes = noted.counts, 0
+        kind.last, kind.passes = noted, 0
 
 
 def _tell_kind(inputs: tuple[Any, ...], options: Mapping[str, Any]) -> Hashable:

@@ -42,6 +42,9 @@ class Operator:
     """Whether it stands for all that it calls; else that is looked at too."""
     is_growing: bool = False
     """Whether it takes all that is cached, so that its calls differ from pass to pass; it stands for all that it calls."""
+    tell_caller: Callable[[Any], Hashable] | None = None
+    """Of one that grows, and whose first argument is the module that calls it: all that sets that module apart from others
+    of its kind. What is cached grows alike for modules that are alike and made equal calls before."""
 
 
 @dataclass(slots=True)
@@ -63,11 +66,32 @@ class _Seen:
 
 @dataclass(slots=True)
 class Noted:
-    """What was counted meanwhile, of operators that do not grow."""
+    """What was counted meanwhile."""
 
     counts: Counts = field(default_factory=dict)
+    """Of operators that do not grow."""
+    alike: dict[Hashable, list[Any]] = field(default_factory=dict)
+    """Modules that called one that grows, by what they are like and what they called."""
+    has_others: bool = False
+    """Whether anything but a module called one that grows, or one module called it twice."""
     has_hidden: bool = False
     """Whether one that grows was called inside of another operator, and not counted."""
+    shared: Mapping[Any, int] = field(default_factory=dict)
+    """For how many calls one of a module stands: the first of those that are alike for all of them."""
+
+    def add_caller(self, kind: Hashable, operator: Operator, inputs: tuple[Any, ...]) -> None:
+        """Note who called one that grows."""
+        if operator.tell_caller is None or any(inputs[0] in modules for modules in self.alike.values()):
+            self.has_others = True
+        else:
+            self.alike.setdefault((kind, operator.tell_caller(inputs[0])), []).append(inputs[0])
+
+    def finish(self, counts: Counts) -> None:
+        """Take in what was counted, and have one module stand for those that are alike."""
+        self.counts = counts
+        if not self.has_others:
+            groups = self.alike.values()
+            self.shared = {each: 0 if place else len(group) for group in groups for place, each in enumerate(group)}
 
 
 @dataclass(slots=True)
@@ -98,7 +122,8 @@ class Watch:
         """Threads that are in a call which grows."""
         self._known: set[int] = set()
         """Threads that are in a pass whose other calls are known."""
-        self._hidden = 0
+        self._noted: Noted | None = None
+        self._shared: Mapping[Any, int] = {}
         self._learning = threading.Lock()
         self._is_compiling = torch.compiler.is_compiling
         self._no_grad = torch.no_grad
@@ -156,14 +181,16 @@ class Watch:
         find = known.get
 
         def watched(*inputs: Any, **options: Any) -> Any:
-            if is_compiling():
+            times = self._shared.get(inputs[0], 1) if self._shared else 1
+            if times == 0 or is_compiling():
                 return original(*inputs, **options)
             thread = get_ident()
             if thread in growing:
                 return original(*inputs, **options)
             is_inside = thread in inside
             if is_inside and thread not in known_passes:
-                self._hidden += 1
+                if self._noted is not None:
+                    self._noted.has_hidden = True
                 return original(*inputs, **options)
             growing.add(thread)
             inside.add(thread)
@@ -177,7 +204,9 @@ class Watch:
             seen = find(kind)
             if seen is None:
                 seen = self._learn(known, kind, partial(_describe, operator, kind, result, inputs, options), operator)
-            seen.count += 1
+            seen.count += times
+            if self._noted is not None:
+                self._noted.add_caller(kind, operator, inputs)
             return result
 
         return watched
@@ -185,30 +214,36 @@ class Watch:
     @contextmanager
     def note_counts(self) -> Iterator[Noted]:
         """Note what is counted meanwhile."""
-        before, hidden, noted = [seen.count for seen in self._seen], self._hidden, Noted()
-        yield noted
+        before, noted = [seen.count for seen in self._seen], Noted()
+        self._noted = noted
+        try:
+            yield noted
+        finally:
+            self._noted = None
         more = [seen.count for seen in self._seen]
         before += [0] * (len(more) - len(before))
-        noted.counts = {
-            place: after - count
-            for place, (count, after) in enumerate(zip(before, more, strict=True))
-            if after != count and not self._seen[place].is_growing
-        }
-        noted.has_hidden = self._hidden != hidden
+        counts = enumerate(zip(before, more, strict=True))
+        noted.finish(
+            {
+                place: after - count
+                for place, (count, after) in counts
+                if after != count and not self._seen[place].is_growing
+            }
+        )
 
-    def call_known(
-        self, counts: Counts, original: Callable[..., Any], inputs: tuple[Any, ...], options: Mapping[str, Any]
-    ) -> Any:
-        """Make a pass; look at calls that grow, and count the others as they were counted before."""
+    def call_known(self, before: Noted, original: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
+        """Make a pass; look at calls that grow, of one module for all that are alike, and count the others as before."""
         thread = get_ident()
         self._known.add(thread)
         self._inside.add(thread)
+        self._shared = before.shared
         try:
             result = original(*inputs, **options)
         finally:
+            self._shared = {}
             self._inside.discard(thread)
             self._known.discard(thread)
-        for place, count in counts.items():
+        for place, count in before.counts.items():
             self._seen[place].count += count
         return result
 

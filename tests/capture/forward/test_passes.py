@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from fib_tools.capture.forward import passes
+from fib_tools.capture.forward import masks, passes
 from fib_tools.capture.forward.observe import observe
 from fib_tools.capture.forward.watch import Watch
 from tiny_forward import ARCHITECTURES, OTHERS, make_model, make_prompt
@@ -123,3 +123,21 @@ def test_a_pass_that_fails_is_not_counted_like_others() -> None:
         model(torch.ones(2, 8))
         assert not watch.is_inside
     assert list(count(watch).values()) == [4]
+
+
+@pytest.mark.parametrize(("kind", "leaders"), [("llama", 1), ("gpt_oss", 2), ("gemma3_text", 2)])
+def test_one_layer_stands_for_those_that_are_alike(kind: str, leaders: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[torch.Tensor] = []
+    note = masks.Masks.note
+
+    def look(self: masks.Masks, mask: torch.Tensor, *sizes: int, **how: bool) -> masks.Mask:
+        looked.append(mask)
+        return note(self, mask, *sizes, **how)
+
+    monkeypatch.setattr(masks.Masks, "note", look)
+    model = make_model(kind, num_hidden_layers=12)  # gemma3 has one layer in six without a window
+    at: list[int] = []
+    model.model.norm.register_forward_hook(lambda *_: at.append(len(looked)))
+    with observe(model, is_repeating=True):
+        generate(model, make_prompt((7, 3)), 5)
+    assert [after - before for before, after in zip([0, *at], at, strict=False)] == [12, 12, 12, leaders, leaders]
