@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from fib_tools.errors import RequestError, StorageError
 from fib_tools.model.base import Model
 from fib_tools.model.summary import Result
+from fib_tools.model.texts import read_texts
 from fib_tools.phases.context import Context
 from fib_tools.phases.request import COMMAND_LINE_ONLY, NEEDED_BY_AGENTS
 
@@ -183,13 +184,14 @@ def _list_options(parameter: inspect.Parameter) -> list[Option]:
 def list_fields(kind: type[Model]) -> list[Option]:
     """List the fields of a model as options."""
     kinds, annotations = get_type_hints(kind), get_type_hints(kind, include_extras=True)
+    texts = read_texts(kind)
     return [
         Option(
             name=name,
             kind=kinds[name],
             annotation=annotations[name],
             default=inspect.Parameter.empty if field.is_required() else field.default,
-            description=field.description or "",
+            description=field.description or texts.get(name, ""),
         )
         for name, field in kind.model_fields.items()
     ]

@@ -8,11 +8,17 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import Enum
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fib_tools.errors import FormatError
+from fib_tools.model.texts import read_texts
+
+if TYPE_CHECKING:
+    from pydantic import GetJsonSchemaHandler
+    from pydantic.json_schema import JsonSchemaValue
+    from pydantic_core import CoreSchema
 
 __all__ = [
     "Model",
@@ -32,15 +38,23 @@ ModelT = TypeVar("ModelT", bound="Model")
 
 
 class Model(BaseModel):
-    """A frozen document that refuses unknown fields and takes its field texts from attribute docstrings."""
+    """A frozen document that refuses unknown fields; in its schema, fields have the texts that stand below them."""
 
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
-        use_attribute_docstrings=True,
         ser_json_inf_nan="strings",
         defer_build=True,  # a command that never uses a class does not pay for its validator
     )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler(core_schema)
+        fields = handler.resolve_ref_schema(schema).get("properties", {})
+        for name, text in read_texts(cls).items():
+            if name in fields:
+                fields[name].setdefault("description", text)
+        return schema
 
 
 def read_strict(kind: type[ModelT], data: Any, *, where: str) -> ModelT:
