@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -57,8 +61,9 @@ class Operation:
     """The command: `fib validate`."""
     tool: str
     """The MCP tool: `fib_validate_dataset`; empty for a command that agents are not offered."""
-    function: Callable[..., Result]
-    """Takes a Context, then parameters that are annotated with their description, or models; its docstring is the help."""
+    entry: str | Callable[..., Result]
+    """The function, as a rule `module:name`: a command loads what it runs and nothing else. It takes a Context, then
+    parameters that are annotated with their description, or models; its docstring is the help."""
     phase: int | None
     """The onboarding phase it belongs to, if it is one."""
     effect: Effect
@@ -66,13 +71,25 @@ class Operation:
     """It may take more than a few seconds."""
     is_open_world: bool = False
     """It may read from the network."""
-    answer: type[Result] | None = None
-    """What agents are answered, where the function returns something else to people too."""
+    answer: str = ""
+    """The class, `module:name`, of what agents are answered, where the function returns something else to people too."""
+
+    @property
+    def function(self) -> Callable[..., Result]:
+        """What does it."""
+        found: Callable[..., Result] = _load(self.entry) if isinstance(self.entry, str) else self.entry
+        return found
+
+    @property
+    def summary(self) -> str:
+        """The first line of its help, for which nothing is loaded."""
+        text = _read_docstring(self.entry) if isinstance(self.entry, str) else self.entry.__doc__
+        return (text or "").partition("\n")[0]
 
     @property
     def result(self) -> type[Result]:
         """What agents are answered."""
-        found: type[Result] = self.answer or get_type_hints(self.function)["return"]
+        found: type[Result] = _load(self.answer) if self.answer else get_type_hints(self.function)["return"]
         return found
 
     def list_options(self) -> tuple[Option, ...]:
@@ -107,6 +124,21 @@ class Operation:
                 where=str(error.filename or context.workspace.root),
                 todo="check the path and its permissions",
             ) from error
+
+
+def _load(entry: str) -> Any:
+    module, _, name = entry.partition(":")
+    return getattr(import_module(module), name)
+
+
+def _read_docstring(entry: str) -> str | None:
+    module, _, name = entry.partition(":")
+    spec = find_spec(module)
+    source = Path(spec.origin).read_text(encoding="utf-8") if spec is not None and spec.origin is not None else ""
+    # the function alone: to parse all of its file takes ten times as long
+    found = re.search(rf"^def {name}\(.*?(?=^[^\s)]|\Z)", source, re.MULTILINE | re.DOTALL)
+    node = ast.parse(found.group()).body[0] if found else None
+    return ast.get_docstring(node) if isinstance(node, ast.FunctionDef) else None
 
 
 def build_arguments(name: str, options: Iterable[Option]) -> type[BaseModel]:

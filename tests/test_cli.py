@@ -52,7 +52,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Result]]
     """Put one function in the place of all commands: `fib try`."""
 
     def install(function: Callable[..., Result]) -> None:
-        operation = Operation(verb="try", tool="fib_try_it", function=function, phase=None, effect=Effect.READ)
+        operation = Operation(verb="try", tool="fib_try_it", entry=function, phase=None, effect=Effect.READ)
         monkeypatch.setattr(app, "OPERATIONS", (operation,))
 
     return install
@@ -101,6 +101,17 @@ def test_the_help_of_a_command_explains_every_option(operation: Operation, capsy
     for name in ("--workspace", "--dataset", "--offline", "--json", "--quiet"):
         assert name in text
     assert "--empty" not in text
+
+
+@pytest.mark.parametrize("words", [["--help"], ["trace", "--help"], ["status", "--help"]])
+def test_a_command_loads_what_it_runs_and_nothing_else(words: list[str]) -> None:
+    code = f"import sys; from fib_tools.cli.app import main; main({words!r}); print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(ran.stdout.splitlines()[-1].split())
+    modules = {operation.verb: str(operation.entry).partition(":")[0] for operation in OPERATIONS}
+    assert {verb for verb, module in modules.items() if module in loaded} == (
+        {"status"} if "status" in words else set()
+    )
 
 
 def test_help_begins_with_the_first_command_to_try(capsys: pytest.CaptureFixture[str]) -> None:

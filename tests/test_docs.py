@@ -98,7 +98,7 @@ def test_every_command_of_the_readme_can_be_given_as_it_stands() -> None:
     commands = [shlex.split(line, comments=True)[1:] for line in text.splitlines() if line.startswith("fib ")]
     assert len(commands) >= 6
     for command in commands:
-        build_app().parse_args(command, exit_on_error=False, print_error=False)
+        build_app(command).parse_args(command, exit_on_error=False, print_error=False)
         names_a_model = not {"--config", "--discover"} & set(command)
         if command[0] in {"onboard", "inventory", "brief"} and names_a_model:
             assert find_model(command[1]) is not None, f"{command[1]} is no known model"

@@ -49,6 +49,11 @@ every_operation = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda op
 
 
 @every_operation
+def test_the_summary_is_the_first_line_of_the_help(operation: Operation) -> None:
+    assert operation.summary == (inspect.getdoc(operation.function) or "").split("\n")[0]
+
+
+@every_operation
 def test_an_operation_says_what_it_does_in_one_sentence(operation: Operation) -> None:
     text = inspect.getdoc(operation.function) or ""
     first, *rest = text.split("\n")
@@ -81,7 +86,7 @@ def test_the_fields_of_a_model_are_options_of_their_own_and_come_back_as_that_mo
         seen.append(options)
         return Result()
 
-    operation = replace(get_operation("inventory"), function=look)
+    operation = replace(get_operation("inventory"), entry=look)
     assert [option.name for option in operation.list_options()] == ["model", *ModelOptions.model_fields]
     operation.run(Context(workspace=Workspace(root=tmp_path)), {"model": "x", "tp_list": (2,)})
     assert seen == [ModelOptions(tp_list=(2,))]
@@ -93,7 +98,7 @@ def test_a_group_of_options_can_be_for_people_only(tmp_path: Path) -> None:
         assert options.tp_list == (2,)
         return Result()
 
-    operation = replace(get_operation("inventory"), function=look)
+    operation = replace(get_operation("inventory"), entry=look)
     assert {option.is_for_agents for option in operation.list_options()} == {False}
     operation.run(Context(workspace=Workspace(root=tmp_path)), {"tp_list": (2,)})
 
@@ -189,7 +194,7 @@ def test_the_relative_paths_of_a_confined_caller_begin_in_the_workspace(
         seen.append(options.config)
         return Result()
 
-    operation = replace(get_operation("inventory"), function=look)
+    operation = replace(get_operation("inventory"), entry=look)
     inside = context.workspace.root / "a.json"
     for caller, said in ((context, "a.json"), (replace(context, is_confined=True), "a.json"), (context, str(inside))):
         operation.run(caller, {"config": said})
@@ -202,7 +207,7 @@ def test_what_the_system_refuses_to_read_is_an_error_with_advice(context: Contex
         raise PermissionError(13, "Permission denied", "/secret")
 
     with pytest.raises(StorageError, match="the system refused: Permission denied") as caught:
-        replace(get_operation("status"), function=read).run(context, {})
+        replace(get_operation("status"), entry=read).run(context, {})
     assert caught.value.where == "/secret"
 
 

@@ -8,16 +8,15 @@ from pydantic import Field
 
 from fib_tools.agent.request import AgentOptions, AgentRequest
 from fib_tools.model.summary import Result
-from fib_tools.operation import Effect, Operation
 from fib_tools.phases.context import Context
 from fib_tools.phases.request import ALLOW_SUBMIT
 
-__all__ = ["AGENT"]
+__all__ = ["work"]
 
 _DEFAULTS = AgentOptions()
 
 
-def _work(
+def work(
     context: Context,
     task: Annotated[
         str | None,
@@ -41,7 +40,3 @@ def _work(
         jobs=context.workspace.root / "jobs",
         progress=context.progress,
     )
-
-
-AGENT = Operation(verb="agent", tool="", function=_work, phase=None, effect=Effect.WORKSPACE)
-"""A command only: it calls the others."""

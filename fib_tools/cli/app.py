@@ -17,14 +17,11 @@ from typing import Any
 from cyclopts import App, CycloptsError, UnusedCliTokensError
 
 from fib_tools import __version__
-from fib_tools.cli.agent import AGENT
-from fib_tools.cli.gpu_lock import gpu_lock
-from fib_tools.cli.mcp import MCP
 from fib_tools.cli.output import ErrorOutput, print_result, report_error
 from fib_tools.cli.parameters import SHARED, make_parameter
 from fib_tools.errors import FibError, RequestError
 from fib_tools.host.env import read_settings
-from fib_tools.operation import Operation
+from fib_tools.operation import Effect, Operation
 from fib_tools.operations import OPERATIONS
 from fib_tools.phases.context import Context, Workspace
 from fib_tools.render import show_progress
@@ -33,6 +30,11 @@ __all__ = ["build_app", "main"]
 
 _GROUPS = {"trace": "Watch a model run: its Workloads, one block as a picture for Perfetto, two pictures compared."}
 """What commands of two words have in common."""
+_OWN = (
+    Operation(verb="agent", tool="", entry="fib_tools.cli.agent:work", phase=None, effect=Effect.WORKSPACE),
+    Operation(verb="mcp", tool="", entry="fib_tools.cli.mcp:serve", phase=None, effect=Effect.WORKSPACE),
+)
+"""Commands that call the others, or offer them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = ErrorOutput()
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        status = build_app()(given, exit_on_error=False, print_error=False)
+        status = build_app(given)(given, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         many = "; several values are written with commas: a,b,c" if isinstance(error, UnusedCliTokensError) else ""
         report_error(RequestError(str(error), todo=f"see fib --help{many}"), console, as_json="--json" in given)
@@ -53,10 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _has_resume(given: Sequence[str]) -> bool:
-    asked = (
-        operation for operation in OPERATIONS if operation.verb.split() == list(given[: len(operation.verb.split())])
-    )
-    return any(option.name == "resume" for operation in asked for option in operation.list_options())
+    asked = _find_asked(given)
+    return asked is not None and any(option.name == "resume" for option in asked.list_options())
+
+
+def _find_asked(given: Sequence[str]) -> Operation | None:
+    """Find the operation that a command line begins with."""
+    known = ((operation, operation.verb.split()) for operation in (*OPERATIONS, *_OWN))
+    return next((operation for operation, words in known if words == list(given[: len(words)])), None)
 
 
 @contextmanager
@@ -77,8 +83,8 @@ def _ending_like_an_interrupt() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def build_app() -> App:
-    """Build the command line from OPERATIONS."""
+def build_app(given: Sequence[str]) -> App:
+    """Build the command line from OPERATIONS: the command that is asked for, or what there is to be asked for."""
     app = App(
         name="fib",
         help="Turn a newly released LLM into GPU kernel Definitions for FlashInfer-Bench, each with an executed reference.",
@@ -88,14 +94,15 @@ def build_app() -> App:
         result_action="return_value",
         suppress_keyboard_interrupt=False,
     )
+    asked = _find_asked(given)
     groups: dict[str, App] = {}
-    for operation in (*OPERATIONS, AGENT, MCP):
+    for operation in (*OPERATIONS, *_OWN) if asked is None else (asked,):
         *group, name = operation.verb.split()
         owner = groups.setdefault(group[0], App(name=group[0], help=_GROUPS[group[0]])) if group else app
-        owner.command(_command(operation), name=name)
+        owner.command(App(help=operation.summary) if asked is None else _command(operation), name=name)
     for owner in groups.values():
         app.command(owner)
-    app.command(gpu_lock, name="gpu-lock")
+    app.command("fib_tools.cli.gpu_lock:gpu_lock", name="gpu-lock")
     return app
 
 

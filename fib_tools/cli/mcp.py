@@ -10,17 +10,16 @@ from rich.console import Console
 from fib_tools.errors import RequestError
 from fib_tools.host.env import read_secret
 from fib_tools.model.summary import Result
-from fib_tools.operation import Effect, Operation
 from fib_tools.phases.context import Context
 from fib_tools.phases.request import ALLOW_SUBMIT
 
-__all__ = ["MCP"]
+__all__ = ["serve"]
 
 _LOOPBACK = "127.0.0.1"
 _TOKEN = "FIB_MCP_TOKEN"  # noqa: S105  # the name of a variable
 
 
-def _serve(
+def serve(
     context: Context,
     *,
     http: Annotated[
@@ -54,7 +53,3 @@ def _serve(
         console.print(f"token: that of {_TOKEN}" if known else f"token: {token}", markup=False)
         serve_http(context, endpoint, allow_submit=allow_submit)
     return Result()
-
-
-MCP = Operation(verb="mcp", tool="", function=_serve, phase=None, effect=Effect.WORKSPACE)
-"""A command only: it offers the others."""
