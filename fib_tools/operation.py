@@ -163,7 +163,8 @@ def read_arguments(kind: type[BaseModel], values: Mapping[str, Any]) -> BaseMode
         # a name that is not known explains why another is missing
         problem = min(problems, key=lambda item: item["type"] != "extra_forbidden")
         name = str(problem["loc"][0]) if problem["loc"] else ""
-        raise _refusal(kind, name, problem["type"], f"{problem['input']!r}"[:80], problem["msg"]) from error
+        fault = "" if len(problem["loc"]) > 1 else problem["type"]  # what is missing inside of a value is no option
+        raise _refusal(kind, name, fault, f"{problem['input']!r}"[:80], problem["msg"]) from error
 
 
 def _refusal(kind: type[BaseModel], name: str, fault: str, value: str, message: str) -> RequestError:

@@ -140,6 +140,7 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
         (["onboard", "a", "--tp-list", "9" * 5000], "is not a list of whole numbers"),
         (["onboard", "a", "--tp-list", " , "], "no value"),
         (["define", "a", "--path", "magic"], "magic"),
+        (["report", "--compare", "baseline"], "it takes 2 values with a comma between, not 'baseline'"),
     ],
 )
 def test_what_the_command_line_does_not_know_ends_with_status_2(

@@ -47,7 +47,7 @@ def _annotation(option: Option) -> Any:
         option.kind,
         Parameter(
             help=option.description,
-            converter=_split_into(item),
+            converter=_split_into(item, _count_items(option.kind)),
             n_tokens=1,
             accepts_keys=False,
             negative="",
@@ -69,11 +69,19 @@ def _name(item: Any) -> str:
     return "|".join(get_args(item)) if get_origin(item) is Literal else str(item.__name__).upper()
 
 
-def _split_into(item: Any) -> Callable[..., tuple[Any, ...]]:
+def _count_items(kind: Any) -> int | None:
+    """Count the elements of a tuple whose length is fixed."""
+    found = next((each for each in (kind, *get_args(kind)) if get_origin(each) is tuple), None)
+    return None if found is None or Ellipsis in get_args(found) else len(get_args(found))
+
+
+def _split_into(item: Any, count: int | None) -> Callable[..., tuple[Any, ...]]:
     def convert(_kind: Any, tokens: Sequence[Any]) -> tuple[Any, ...]:
         pieces = [piece.strip() for token in tokens for piece in token.value.split(",") if piece.strip()]
         if not pieces:
             raise ValueError("no value")
+        if count is not None and len(pieces) != count:
+            raise ValueError(f"it takes {count} values with a comma between, not {','.join(pieces)!r}")
         if item is int and not all(re.fullmatch(r"-?[0-9]{1,18}", piece) for piece in pieces):
             raise ValueError(f"{','.join(pieces)!r} is not a list of whole numbers such as 2,4")
         if get_origin(item) is Literal:

@@ -10,7 +10,7 @@ from fib_tools.errors import MissingDependencyError, RequestError, SourceError
 from fib_tools.host.env import read_endpoint, read_secret, redact
 from fib_tools.llm.prices import Usage
 from fib_tools.llm.reply import Reply
-from fib_tools.llm.statuses import explain_status
+from fib_tools.llm.statuses import explain_status, find_address
 from fib_tools.llm.transcript import Message, text_block
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def ask_chat(client: OpenAI, body: Mapping[str, Any]) -> Reply:
         raise explain_status(error.status_code, error.message, where=_WHERE, todo=_LATER, advice=advice) from error
     except openai.OpenAIError as error:
         what = f"the connection to the model broke: {redact(str(error)) or type(error).__name__}"
-        raise SourceError(what, where=_WHERE, todo=_LATER) from error
+        raise SourceError(what, where=f"{_WHERE} at {find_address(client)}", todo=_LATER) from error
     text = "".join(words).encode(errors="replace").decode()
     usage = _read_usage(used) or _estimate(body, text)
     return Reply(

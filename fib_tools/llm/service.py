@@ -13,7 +13,7 @@ from fib_tools.errors import FibError, MissingDependencyError, RequestError, Sou
 from fib_tools.host.env import read_endpoint, read_secret, redact
 from fib_tools.llm.prices import Usage
 from fib_tools.llm.reply import BrokenStreamError, Reply, StreamReader
-from fib_tools.llm.statuses import explain_status, is_passing
+from fib_tools.llm.statuses import explain_status, find_address, is_passing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,8 +45,8 @@ _ADVICE = {
 class _BusyError(SourceError):
     """The turn failed for a reason that passes."""
 
-    def __init__(self, what: str, *, todo: str, retry_after: float | None = None) -> None:
-        super().__init__(what, where=_WHERE, todo=todo)
+    def __init__(self, what: str, *, todo: str, where: str = _WHERE, retry_after: float | None = None) -> None:
+        super().__init__(what, where=where, todo=todo)
         self.retry_after = retry_after
 
 
@@ -126,7 +126,7 @@ class Service:
             cause: Exception = error
         except (anthropic.APIConnectionError, httpx2.TransportError, httpx2.DecodingError, BrokenStreamError) as error:
             what = f"the connection to the model broke: {redact(str(error)) or type(error).__name__}"
-            failure = _BusyError(what, todo=self.resume_hint)
+            failure = _BusyError(what, where=f"{_WHERE} at {find_address(self.client)}", todo=self.resume_hint)
             cause = error
         if reader.usage.prompt:
             self.discard(reader.usage)

@@ -1,11 +1,13 @@
-"""What the HTTP status of a model service means: whether it passes, and what to do where it does not."""
+"""What the HTTP status of a model service means: whether it passes, and what to do where it does not; and where it is."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from fib_tools.errors import FibError, RequestError, SourceError
 from fib_tools.host.env import redact
 
-__all__ = ["explain_status", "is_passing"]
+__all__ = ["explain_status", "find_address", "is_passing"]
 
 _PASSING = frozenset({408, 409, 429})
 _SAID = 500
@@ -23,3 +25,9 @@ def explain_status(status: int, said: str, *, where: str, todo: str, advice: str
     if is_passing(status):
         return SourceError(what, where=where, todo=todo)
     return RequestError(what, where=where, todo=advice or todo)
+
+
+def find_address(client: Any) -> str:
+    """Find where a service's client asks; a name and password in the address are left out."""
+    url = client.base_url
+    return f"{url.scheme}://{url.netloc.decode()}{url.path}"

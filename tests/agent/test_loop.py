@@ -172,9 +172,10 @@ def test_an_unreachable_service_is_named(bench: Bench, monkeypatch: pytest.Monke
     from fib_tools.agent.request import AgentRequest
 
     monkeypatch.setenv("ANTHROPIC_BASE_URL", "http://127.0.0.1:9")
-    with pytest.raises(SourceError, match="connection to the model broke"):
+    with pytest.raises(SourceError, match="connection to the model broke") as caught:
         run_agent(bench.toolbox, AgentRequest(task="x"), jobs=bench.jobs, sleep=bench.waits.append)
     assert len(bench.waits) == 5
+    assert caught.value.where == "Messages API at http://127.0.0.1:9/"
 
 
 @pytest.mark.parametrize(
