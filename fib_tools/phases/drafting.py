@@ -34,6 +34,7 @@ __all__ = [
     "find_definition",
     "find_runs",
     "keep_solution",
+    "list_runs",
     "make_bench",
     "measure_target",
     "open_judging",
@@ -50,6 +51,11 @@ _NAME_LENGTH, _HASH_LENGTH = 60, 8
 def find_runs(context: Context) -> Path:
     """Name the folder of all searches."""
     return context.workspace.root / _FOLDER
+
+
+def list_runs(runs: Path, definition: str) -> list[str]:
+    """List the runs of `fib optimize` about a Definition, the newest last."""
+    return sorted(path.parent.name for path in runs.glob(f"[0-9]*-{shorten_name(definition)}-*/run.json"))
 
 
 def open_judging(context: Context, bench: Bench, folder: RunFolder, tell: Callable[[str], None]) -> Judging:

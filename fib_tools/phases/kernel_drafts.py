@@ -6,8 +6,9 @@ whoever sends them: the searcher is free, the verdict is not.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -34,6 +35,7 @@ from fib_tools.phases.drafting import (
     find_definition,
     find_runs,
     keep_solution,
+    list_runs,
     make_bench,
     measure_target,
     open_judging,
@@ -51,6 +53,7 @@ __all__ = [
 ]
 
 _LIMIT = 200_000
+_CALL = re.compile(r"\w\(")
 _FREE = Price(input=0, output=0, cache_write=0, cache_read=0)
 _ANYBODY = "anybody"
 
@@ -70,6 +73,7 @@ class KernelBriefResult(Result):
     """Everything that a drafter must know."""
 
     is_text = True
+    advice = ("next",)
 
     definition: str
     hardware: str
@@ -151,11 +155,14 @@ class EvaluationResult(Result):
     source: str = ""
     elsewhere: str = ""
     """Drafts in other languages or on other devices, where there is none in this."""
+    searches: tuple[str, ...] = ()
+    """What runs of fib optimize have come to, a line each."""
 
     def summary(self) -> Summary:
         """Show what was asked for."""
         if self.attempt is None:
-            return Summary(lines=(self.tried or self.elsewhere or "nothing was tried",))
+            found = (self.tried or self.elsewhere, *self.searches)
+            return Summary(lines=tuple(filter(None, found)) or ("nothing was tried",))
         return Summary(lines=(self.feedback, self.source))
 
 
@@ -180,7 +187,7 @@ def get_kernel_brief(
     measured = (
         ""
         if target.baseline_ms or device == "cpu"
-        else "fib_benchmark_kernels with the author `baseline` measures what there is to beat. "
+        else f"fib bench {definition} --authors baseline measures what there is to beat. "
     )
     return KernelBriefResult(
         definition=definition,
@@ -189,7 +196,7 @@ def get_kernel_brief(
         brief=write_brief(target),
         tried=write_history(attempts),
         failures=tuple(open_memory(context, target).recall(besides=path.name)),
-        next=f"{measured}Send the whole source to fib_submit_solution; its feedback says what to change.",
+        next=f"{measured}Send the whole source to fib draft; its feedback says what to change.",
     )
 
 
@@ -299,6 +306,7 @@ def get_evaluation(
         attempts=len(attempts),
         tried=write_history(attempts) if chosen is None else "",
         elsewhere="" if attempts else _find_others(context, definition, language, device),
+        searches=tuple(_list_searches(context, definition)) if chosen is None else (),
         best_attempt=best.number if best else None,
         best_score=best.score if best else None,
         attempt=attempt,
@@ -317,6 +325,20 @@ def _find_others(context: Context, definition: str, language: str, device: str) 
         if each.attempts and each.plan.target.definition.name == definition
     ]
     return f"none for {language} on {find_hardware(device)[0]}; {', '.join(others)}" if others else ""
+
+
+def _list_searches(context: Context, definition: str) -> Iterator[str]:
+    """Say what runs of `fib optimize` have come to; each has a card in its folder."""
+    runs = find_runs(context)
+    for name in list_runs(runs, definition):
+        folder = RunFolder(runs / name)
+        target = folder.plan.target
+        if target.definition.name != definition:  # shortened, two may be called alike
+            continue
+        best = find_best(folder.attempts)
+        found = f"the best is attempt {best.number}, {best.technique}, {best.score:.3f} x" if best else "none is right"
+        attempts = f"{len(folder.attempts)} for {target.language.value} on {target.hardware}"
+        yield f"fib optimize, run {name}: {attempts}; {found}; {folder.path}"
 
 
 def _find_folder(context: Context, definition: str, language: str, device: str) -> Path:
@@ -340,6 +362,11 @@ def _open_folder(
         return RunFolder.create(path, plan, write_brief(target))
 
 
+def _is_path(text: str) -> bool:
+    """Tell a file's name from a source, which calls something even if it is only a line."""
+    return "\n" not in text and len(text) <= _LIMIT and (not _CALL.search(text) or os.path.exists(text))  # noqa: PTH110  # a long one raises there
+
+
 def _read_source(context: Context, text: str) -> str:
     """Take the source, or read the file that the text names.
 
@@ -347,7 +374,7 @@ def _read_source(context: Context, text: str) -> str:
         RequestError: it is empty, too long, or no text.
         PathError: the file is not one that this caller may name.
     """
-    if "\n" not in text and len(text) <= _LIMIT:
+    if _is_path(text):
         path = context.check_readable(Path(text))
         try:
             text = read_limited(path, _LIMIT).decode()

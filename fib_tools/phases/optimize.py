@@ -36,6 +36,7 @@ from fib_tools.phases.drafting import (
     Kept,
     find_runs,
     keep_solution,
+    list_runs,
     make_bench,
     measure_target,
     open_judging,
@@ -44,7 +45,7 @@ from fib_tools.phases.drafting import (
 from fib_tools.phases.optimize_result import OptimizeResult, OptimizeRow
 from fib_tools.phases.search_options import SEARCH_DEFAULTS, SearchOptions
 
-__all__ = ["list_runs", "optimize_kernel"]
+__all__ = ["optimize_kernel"]
 
 _MAX_TOKENS = 16_000
 _LATEST = "latest"
@@ -62,7 +63,8 @@ def optimize_kernel(
 ) -> OptimizeResult:
     """Search for a faster Solution: a model drafts, the evaluator judges; needs ANTHROPIC_API_KEY, or OPENAI_API_KEY.
 
-    Every draft, verdict and token is kept in the run's folder; a killed run goes on with --resume.
+    Every draft, verdict and token is kept in the run's folder; a killed run goes on with --resume. The model is asked over
+    the network with --offline too, which speaks of sources of facts.
 
     Exit status 0: a right Solution was found; 1: none was.
     """
@@ -154,11 +156,6 @@ def _make_strategy(plan: SearchPlan) -> Strategy:
         case "evolve":
             return Evolve(seed=plan.seed, islands=plan.width)
     return Refine()
-
-
-def list_runs(runs: Path, definition: str) -> list[str]:
-    """List the runs about a Definition that can go on, the newest last."""
-    return sorted(path.parent.name for path in runs.glob(f"[0-9]*-{shorten_name(definition)}-*/run.json"))
 
 
 def _find_run(runs: Path, definition: str, name: str) -> RunFolder:

@@ -18,8 +18,8 @@ from fib_tools.model.base import Model, read_strict
 from fib_tools.model.canonical import canonical_bytes, load_json
 from fib_tools.model.summary import Result, Summary, Table
 from fib_tools.phases.context import Context
-from fib_tools.phases.drafting import find_runs
-from fib_tools.phases.optimize import list_runs, optimize_kernel
+from fib_tools.phases.drafting import find_runs, list_runs
+from fib_tools.phases.optimize import optimize_kernel
 from fib_tools.phases.search_options import SEARCH_DEFAULTS, SearchOptions
 from fib_tools.phases.targets import list_targets
 

@@ -242,6 +242,15 @@ def test_a_source_that_is_no_text_is_refused(context: Context, tmp_path: Path) -
         submit(context, str(tmp_path / "kernel.py"), "plain")
 
 
+def test_a_source_of_one_line_is_no_file(context: Context, judge_by: Callable[[Verdict], None]) -> None:
+    judge_by(lambda *_: {})
+    line = "def run(hidden_states, weight): return hidden_states.clone()"
+    submit(context, line, "none at all")
+    assert get_evaluation(context, NAME, attempt=0, language="python", device="cpu").source == line
+    with pytest.raises(FibError, match=r"kernel\.py"):
+        submit(context, "kernel.py", "a file that is not there")
+
+
 def test_drafts_in_another_language_are_told_of(context: Context, judge_by: Callable[[Verdict], None]) -> None:
     judge_by(lambda *_: {})
     made = submit(context, HONEST, "F.rms_norm")
@@ -272,7 +281,7 @@ def test_a_brief_measures_nothing_and_says_what_comes_next(context: Context, tmp
     assert "batch_size=3 | 100.0% | 0.000896 | 0 | - | - | -" in brief.brief
     assert "no baseline was measured on it, the reference counts" in brief.brief
     assert "ratios to the reference" in brief.brief
-    assert "fib_submit_solution" in brief.next
+    assert "fib draft" in brief.next
     assert not (tmp_path / "work").exists()
     assert get_evaluation(context, NAME, language="python", device="cpu").attempts == 0
 

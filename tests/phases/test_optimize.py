@@ -20,6 +20,7 @@ from fib_tools.draft.run_folder import RunFolder
 from fib_tools.errors import RequestError, SourceError
 from fib_tools.model.trace import Trace
 from fib_tools.phases.context import Context, Workspace
+from fib_tools.phases.kernel_drafts import get_evaluation
 from fib_tools.phases.optimize import optimize_kernel
 from fib_tools.phases.optimize_result import OptimizeResult
 from fib_tools.phases.search_options import SearchOptions
@@ -107,6 +108,10 @@ def test_a_search_ends_with_the_good_one_and_names_the_cheat(optimize: Optimize,
     for verdict in ("INCORRECT_NUMERICAL (wrong-values)", "RUNTIME_ERROR (source-import)", "(inputs-changed)"):
         assert verdict in card
     assert result.tokens_out == 7 * 400 + 20
+    context = Context(workspace=Workspace(root=tmp_path / "work"), dataset_override=tmp_path / "dataset")
+    (line,) = get_evaluation(context, NAME, language="python", device="cpu").summary().lines
+    assert line.startswith(f"fib optimize, run {result.run}: 8 for python on ")
+    assert f"; the best is attempt 5, fused rms_norm, {result.score:.3f} x; " in line
     last = optimize.requests[-1]["messages"][0]["content"][0]["text"]  # type: ignore[attr-defined]
     assert "by the rule `source-import`: Imports or reaches a module that a kernel has no use for." in last
     folder = RunFolder(Path(result.folder))
