@@ -34,6 +34,10 @@ class Result(Model):
     row_fields: ClassVar[tuple[str, ...]] = ()
     """The fields of its rows that agents are shown unless they ask for others; all if empty."""
 
+    advice: ClassVar[tuple[str, ...]] = ()
+    """The paths of texts that say what to do, such as `problems.todo`: in the words of the command line, and for agents in
+    those of tools."""
+
     is_text: ClassVar[bool] = False
     """Its summary only sets out what the document says: agents are shown the document alone."""
 

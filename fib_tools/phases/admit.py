@@ -30,6 +30,7 @@ class AdmitResult(Result):
     """What became of a Definition, and what to change in one that was refused."""
 
     rows = "problems"
+    advice = ("problems.todo",)
 
     status: Status
     name: str
@@ -95,7 +96,7 @@ def submit_definition(
     ] = None,
     fills: Annotated[
         str | None,
-        Field(description="The gap of the model that it fills, as fib_get_manual_brief names it.", max_length=300),
+        Field(description="The gap of the model that it fills, as fib brief names it.", max_length=300),
     ] = None,
     sglang_forward: Annotated[
         str | None,

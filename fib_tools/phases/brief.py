@@ -38,6 +38,8 @@ class Serving(Model):
 class BriefResult(Result):
     """What is to be defined, and everything that helps; or, when nothing was named, what is open."""
 
+    advice = ("next", "source_note")
+
     model: str
     wanted: str = ""
     """The kernel or op_type that the brief is for; empty when only the gaps are listed."""
@@ -56,7 +58,7 @@ class BriefResult(Result):
     definition_schema: tuple[str, ...] = ()
     naming: str = ""
     checks: tuple[str, ...] = ()
-    """What fib_submit_definition will check."""
+    """What fib admit will check."""
     next: str
 
     def summary(self) -> Summary:
@@ -126,8 +128,10 @@ def _check_op_type(op_type: str | None) -> None:
 
 def _list_only(model: str, gaps: list[dict[str, str]]) -> BriefResult:
     shown = take(gaps, _GAPS_BYTES)
-    advice = f"ask again with kernel=<name of a gap>, or with op_type for a kernel of {model} that is not listed"
-    none = f"no gap of {model} is known; ask with op_type for a kernel that the inventory does not have"
+    advice = (
+        f"ask again with --kernel and the name of a gap, or with --op-type for a kernel of {model} that is not listed"
+    )
+    none = f"no gap of {model} is known; ask with --op-type for a kernel that the inventory does not have"
     return BriefResult(
         model=model, gaps=tuple(shown), gaps_left_out=len(gaps) - len(shown), next=advice if gaps else none
     )

@@ -208,7 +208,7 @@ def _compare_with_ours(context: Context, case: _Case, standing: Mapping[str, Def
 def _find_contradictions(
     definition: Definition, canonical: Definition, kernel: str, *, sandbox: Sandbox
 ) -> Iterator[Problem]:
-    todo = f"take what {canonical.name} has (fib_define_kernels writes it), or another name if it is another kernel"
+    todo = f"take what {canonical.name} has (fib define writes it), or another name if it is another kernel"
     expected = f"the {kernel} kernel of these sizes, as fib-tools defines it"
     differences = find_interface_differences(definition, canonical)
     for text in differences:
@@ -238,7 +238,7 @@ def _imitation(definition: Definition, twin: Definition) -> Problem:
         field="name",
         found=f"{definition.name}, which computes what {twin.name} computes",
         expected=f"one Definition a kernel: {twin.name}",
-        todo=f"let fib_define_kernels define {twin.name}, or submit it under that name",
+        todo=f"let fib define write {twin.name}, or submit it under that name",
     )
 
 

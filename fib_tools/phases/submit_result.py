@@ -39,6 +39,7 @@ class SubmitResult(Result):
 
     rows = "entries"
     row_fields = ("kind", "subject", "status", "url", "note")
+    advice = ("failures.todo",)
 
     model: str
     manifest_path: str

@@ -30,6 +30,7 @@ class ValidationResult(Result):
     """What was looked at, and what was found."""
 
     rows = "findings"
+    advice = ("findings.todo",)
 
     dataset: str
     counts: dict[str, int]

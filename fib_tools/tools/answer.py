@@ -83,13 +83,27 @@ class Whole(Model):
 
 def take_whole(result: Result) -> Whole:
     """Take what a tool needs of a result."""
+    document = to_document(result)
+    for path in result.advice:
+        _reword_at(document, path.split("."))
     return Whole(
         has_errors=result.has_errors,
         lines=() if result.is_text else tuple(map(reword, result.summary().lines)),
         rows=result.rows,
         row_fields=result.row_fields,
-        document=to_document(result),
+        document=document,
     )
+
+
+def _reword_at(document: Any, path: Sequence[str]) -> None:
+    """Put the texts at a path into the words of tools, in place."""
+    name, *rest = path
+    for owner in document if isinstance(document, list) else [document]:
+        value = owner.get(name)
+        if rest and value is not None:
+            _reword_at(value, rest)
+        elif isinstance(value, str):
+            owner[name] = reword(value)
 
 
 def document_size(value: Any) -> int:

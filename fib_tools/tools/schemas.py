@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from fib_tools.errors import RequestError
 from fib_tools.model.summary import Result
 from fib_tools.tools.answer import Answer
+from fib_tools.tools.wording import reword
 
 __all__ = ["answer_schema", "arguments_schema", "check_fields"]
 
@@ -34,15 +35,17 @@ def answer_schema(result: type[Result] | None) -> dict[str, Any]:
 
 
 def _trim(schema: Any, change: Any) -> Any:
-    """Drop titles at every depth, and change each schema on the way up."""
+    """Drop titles at every depth, put texts into the words of tools, and change each schema on the way up."""
     if isinstance(schema, list):
         return [_trim(item, change) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    trimmed = {}
+    trimmed: dict[str, Any] = {}
     for name, value in schema.items():
         if name in {"properties", "$defs"}:
             trimmed[name] = {key: _trim(inner, change) for key, inner in value.items()}
+        elif name == "description" and isinstance(value, str):
+            trimmed[name] = reword(value)
         elif not (name == "title" and isinstance(value, str)):
             trimmed[name] = value if name in {"enum", "const", "default"} else _trim(value, change)
     return change(trimmed)

@@ -71,7 +71,7 @@ def test_a_brief_has_all_that_is_needed_to_write_a_definition(ask: Callable[...,
     assert "data only" in brief.source_note
     assert [item["op_type"] for item in brief.nearest] == ["activation", "activation"]
     assert brief.naming == NAMING_RULE
-    assert "fib_submit_definition" in brief.next
+    assert "fib admit" in brief.next
     assert _size(brief) <= BRIEF_BYTES
 
 
@@ -119,7 +119,7 @@ def test_without_a_name_the_open_gaps_are_listed(ask: Callable[..., BriefResult]
     brief = ask()
     assert [item["name"] for item in brief.gaps] == ["aten.gelu in model.layers.*.mlp.act_fn", "tp 3"]
     assert brief.definition_schema == ()
-    assert "kernel=<name of a gap>" in brief.next
+    assert "--kernel and the name of a gap" in brief.next
 
 
 @pytest.mark.usefixtures("_with_gaps")

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fib_tools.model.base import to_document
+from fib_tools.model.base import Model, to_document
 from fib_tools.model.summary import Result, Summary
 from fib_tools.tools.answer import Answer, Page, Whole, cut, document_size, take_whole
 
@@ -45,6 +45,23 @@ def test_what_a_tool_needs_of_a_result_is_taken() -> None:
     assert take_whole(Found()) == Whole(
         has_errors=True, lines=("said",), rows="items", row_fields=("a",), document={"items": [1]}
     )
+
+
+def test_advice_in_a_result_is_in_the_words_of_tools_and_other_text_as_it_is() -> None:
+    class Row(Model):
+        todo: str | None = None
+        code: str = "fib validate --execute"
+
+    class Found(Result):
+        advice: ClassVar[tuple[str, ...]] = ("next", "rows_.todo", "none.todo")
+        next: str = "run fib validate --op-type x"
+        rows_: tuple[Row, ...] = (Row(todo="pass --execute"), Row())
+        none: tuple[Row, ...] = ()
+
+    document = take_whole(Found()).document
+    assert document["next"] == "run fib_validate_dataset op_type x"
+    assert [row.get("todo") for row in document["rows_"]] == ["pass execute", None]
+    assert document["rows_"][0]["code"] == "fib validate --execute"
 
 
 @given(count=st.integers(0, 120), limit=st.integers(1, 50), size=st.integers(0, 2000), room=st.integers(2000, 9000))

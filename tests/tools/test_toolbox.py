@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,7 @@ def test_advice_speaks_of_tools_and_their_arguments(toolbox: Toolbox) -> None:
     )
     for tool in toolbox.tools:
         assert "--" not in tool.description
+        assert not re.search(r"\bfib (?!tools)[a-z]|(?<!\w)--[a-z]", json.dumps(tool.input_schema))
         assert "Exit status" not in tool.description
 
 
