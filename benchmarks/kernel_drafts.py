@@ -40,21 +40,23 @@ from fib_tools.op_types.size_workloads import describe_inputs  # noqa: E402
 
 DRAFTS = Path(__file__).parent / "drafts"
 ROWS = (1, 64, 1024, 8192)
+MANY_ROWS = (*ROWS, 65536)
+"""Where 8,192 rows are no more than the L2 cache holds, and are over before a kernel is at its full speed."""
 BATCHES = (1, 16, 64, 128)
 PAGES_EACH = 64
 _EPSILON = re.compile(r"^EPS = \S+$", re.MULTILINE)
 VERSIONS = ("torch", "triton", "flashinfer-python", "sglang", "nvidia-cutlass-dsl")
 
 
-def rows(axis: str, factor: int = 1) -> list[dict[str, int]]:
+def rows(axis: str, factor: int = 1, counts: tuple[int, ...] = ROWS) -> list[dict[str, int]]:
     """Give the sizes of a kernel over tokens."""
-    return [{axis: count * factor} for count in ROWS]
+    return [{axis: count * factor} for count in counts]
 
 
-def turns(q: int, k: int) -> list[dict[str, int]]:
+def turns(q: int, k: int, counts: tuple[int, ...] = ROWS) -> list[dict[str, int]]:
     """Give the sizes of a rotary embedding of so wide queries and keys."""
     table = {"num_q_heads_x_head_size": q, "num_k_heads_x_head_size": k, "max_seq_len": 40960}
-    return [{"nnz": count, **table} for count in ROWS]
+    return [{"nnz": count, **table} for count in counts]
 
 
 def pages() -> list[dict[str, int]]:
@@ -74,10 +76,10 @@ PLAN: dict[str, tuple[str, list[dict[str, int]]]] = {
     "silu_and_mul_i14336": ("silu_and_mul", rows("num_tokens")),
     "silu_and_mul_i2304": ("silu_and_mul", rows("num_tokens")),
     "rope_with_cos_sin_cache_neox_style_d128_rd128": ("rope_neox", turns(4096, 512)),
-    "rope_with_cos_sin_cache_gptj_style_d64_rd64": ("rope_gptj", turns(1024, 64)),
+    "rope_with_cos_sin_cache_gptj_style_d64_rd64": ("rope_gptj", turns(1024, 64, MANY_ROWS)),
     "merge_state_h32_d128": ("merge_state", rows("seq_len")),
     "moe_routing_ds_topk8_ng1_kg1_e384": ("moe_routing_ds", rows("num_tokens")),
-    "fp8_quantize_1x128_k2048": ("fp8_quantize", rows("M")),
+    "fp8_quantize_1x128_k2048": ("fp8_quantize", rows("M", counts=MANY_ROWS)),
     "gqa_paged_decode_h32_kv4_d128_ps64": ("gqa_paged_decode", pages()),
     "gqa_paged_decode_h32_kv8_d128_ps64": ("gqa_paged_decode", pages()),
     "mla_paged_decode_h16_ckv512_kpe64_ps64": ("mla_paged_decode", pages()),
