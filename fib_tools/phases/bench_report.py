@@ -19,6 +19,7 @@ from fib_tools.evaluate.report.report_schema import (
     DeviceReport,
     Measurement,
     Report,
+    SolutionReport,
     Verdict,
 )
 from fib_tools.evaluate.report.report_tables import build_report
@@ -266,13 +267,19 @@ def _solutions(definition: DefinitionReport, measurements: Sequence[Measurement]
         head = (
             f"{s.author or 'unknown'}/{s.solution}",
             f"{s.passed}/{s.attempted}",
-            _factor(s.speedup if definition.has_baseline else s.reference_speedup),
+            _describe_speedup(s) if definition.has_baseline else _factor(s.reference_speedup),
             _percent(s.percent),
         )
         rows.append((*head, *cells))
     columns = ("solution", "passed", _name_factor(definition), "% of limit", *(w.label for w in definition.workloads))
     title = f"{definition.definition} ({definition.op_type})"
     return Table(title=title, columns=columns, rows=tuple(rows))
+
+
+def _describe_speedup(solution: SolutionReport) -> str:
+    """Say on how many sizes there is one, if not on all that passed: the baseline may lack some."""
+    some = f" on {solution.compared} of {solution.passed}" if 0 < solution.compared < solution.passed else ""
+    return f"{_factor(solution.speedup)}{some}"
 
 
 def _name_factor(report: DeviceReport | DefinitionReport) -> str:

@@ -65,6 +65,12 @@ def test_without_a_baseline_speed_ups_are_over_the_reference(context: Context, t
     assert text.count(">over reference<") == 3
 
 
+def test_a_speed_up_on_some_of_the_sizes_says_on_how_many(context: Context) -> None:
+    write_cases(context.dataset.root, [BASE, FAST, replace(FAST, axes={"n": 1 << 20}, percent=25.0)])
+    _, definition = report_benchmarks(context).summary().tables
+    assert [row[1:3] for row in definition.rows] == [("2/2", "1.60x on 1 of 2"), ("1/1", "1.00x")]
+
+
 @pytest.mark.usefixtures("dataset")
 def test_the_document_comes_back_as_it_was(context: Context) -> None:
     result = report_benchmarks(context)

@@ -93,6 +93,8 @@ class SolutionReport(Model):
     attempted: int
     speedup: float | None = None
     """The geometric mean over workloads that passed and have a baseline."""
+    compared: int = 0
+    """Those workloads."""
     reference_speedup: float | None = None
     percent: float | None = None
     """The geometric mean of the percentages of the measured limit."""

@@ -167,6 +167,7 @@ def _report_solution(author: str, solution: str, group: Sequence[Measurement], c
         passed=sum(m.passed for m in group),
         attempted=len(group),
         speedup=geometric_mean(speedups),
+        compared=len(speedups),
         reference_speedup=geometric_mean(m.reference_speedup for m in group),
         percent=geometric_mean(m.percent for m in group),
         fast=_at_marks(speedups, comparable),
