@@ -22,6 +22,7 @@ import torch  # noqa: E402  # the path must be there first
 from machine import describe_machine  # noqa: E402
 
 from fib_tools.capture.forward.observe import observe  # noqa: E402
+from fib_tools.capture.forward.passes import find_witness  # noqa: E402
 from tiny_forward import ARCHITECTURES, make_model, make_prompt  # noqa: E402
 
 
@@ -48,10 +49,11 @@ class Cost(NamedTuple):
 def measure(model: torch.nn.Module, prompt: dict[str, torch.Tensor], *, tokens: int, repeats: int) -> Cost:
     """Run with and without watching in turn, after a first run that warms up."""
     run(model, prompt, tokens)
+    witness = find_witness(model)
     plain, seen, calls, kinds = [], [], 0, 0
     for _ in range(repeats):
         plain.append(run(model, prompt, tokens))
-        with observe(model, is_repeating=True) as watch:
+        with observe(model, witness=witness) as watch:
             seen.append(run(model, prompt, tokens))
         calls, kinds = sum(tally.count for tally in watch.tallies), len(watch.tallies)
     more = statistics.median(after - before for before, after in zip(plain, seen, strict=True))

@@ -23,7 +23,7 @@ from fib_tools.model.texts import read_texts
 from fib_tools.phases.context import Context
 from fib_tools.phases.request import COMMAND_LINE_ONLY, NEEDED_BY_AGENTS
 
-__all__ = ["Effect", "Operation", "Option", "build_arguments", "list_fields", "read_arguments"]
+__all__ = ["Effect", "Operation", "Option", "build_arguments", "list_fields", "read_arguments", "read_summary"]
 
 
 class Effect(str, Enum):
@@ -83,8 +83,7 @@ class Operation:
     @property
     def summary(self) -> str:
         """The first line of its help, for which nothing is loaded."""
-        text = _read_docstring(self.entry) if isinstance(self.entry, str) else self.entry.__doc__
-        return (text or "").partition("\n")[0]
+        return read_summary(self.entry) if isinstance(self.entry, str) else _take_first_line(self.entry.__doc__)
 
     @property
     def result(self) -> type[Result]:
@@ -131,14 +130,19 @@ def _load(entry: str) -> Any:
     return getattr(import_module(module), name)
 
 
-def _read_docstring(entry: str) -> str | None:
+def read_summary(entry: str) -> str:
+    """Read the first line of the docstring of a function, `module:name`, from its source: it is not loaded."""
     module, _, name = entry.partition(":")
     spec = find_spec(module)
     source = Path(spec.origin).read_text(encoding="utf-8") if spec is not None and spec.origin is not None else ""
     # the function alone: to parse all of its file takes ten times as long
     found = re.search(rf"^def {name}\(.*?(?=^[^\s)]|\Z)", source, re.MULTILINE | re.DOTALL)
     node = ast.parse(found.group()).body[0] if found else None
-    return ast.get_docstring(node) if isinstance(node, ast.FunctionDef) else None
+    return _take_first_line(ast.get_docstring(node)) if isinstance(node, ast.FunctionDef) else ""
+
+
+def _take_first_line(text: str | None) -> str:
+    return (text or "").partition("\n")[0]
 
 
 def build_arguments(name: str, options: Iterable[Option]) -> type[BaseModel]:

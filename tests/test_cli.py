@@ -120,6 +120,15 @@ def test_help_begins_with_the_first_command_to_try(capsys: pytest.CaptureFixture
         text = capsys.readouterr().out
         assert "Begin with: fib onboard kimi-k2" in text
         assert all(operation.verb.split()[0] in text for operation in OPERATIONS)
+        assert "Run a command with GPUs that nobody else" in text
+
+
+@pytest.mark.parametrize("words", [["--help", "status"], ["-h", "status"], ["trace", "--help", "model"]])
+def test_help_may_be_asked_for_before_the_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert f"Usage: fib {' '.join(word for word in words if word[0] != '-')} " in text
+    assert "--workspace" in text
 
 
 def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:

@@ -74,7 +74,7 @@ def make_model(kind: str, **more: Any) -> torch.nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    sizes = {**_COMMON, **ARCHITECTURES[kind]} if kind in ARCHITECTURES else {**_COMMON, **OTHERS[kind]}
+    sizes = {**_COMMON, **ARCHITECTURES.get(kind, {}), **OTHERS.get(kind, {})}
     if kind == "falcon":
         del sizes["head_dim"]  # it has no such setting, and refuses one
     config = AutoConfig.for_model(kind, **{**sizes, **more})

@@ -21,7 +21,7 @@ from fib_tools.cli.output import ErrorOutput, print_result, report_error
 from fib_tools.cli.parameters import SHARED, make_parameter
 from fib_tools.errors import FibError, RequestError
 from fib_tools.host.env import read_settings
-from fib_tools.operation import Effect, Operation
+from fib_tools.operation import Effect, Operation, read_summary
 from fib_tools.operations import OPERATIONS
 from fib_tools.phases.context import Context, Workspace
 from fib_tools.render import show_progress
@@ -35,6 +35,8 @@ _OWN = (
     Operation(verb="mcp", tool="", entry="fib_tools.cli.mcp:serve", phase=None, effect=Effect.WORKSPACE),
 )
 """Commands that call the others, or offer them."""
+_GPU_LOCK = "fib_tools.cli.gpu_lock:gpu_lock"
+"""Has options of its own kind, and ends with the status of another command."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,9 +62,10 @@ def _has_resume(given: Sequence[str]) -> bool:
 
 
 def _find_asked(given: Sequence[str]) -> Operation | None:
-    """Find the operation that a command line begins with."""
+    """Find the operation that a command line begins with; --help may stand before it."""
+    given = [word for word in given if not word.startswith("-")]
     known = ((operation, operation.verb.split()) for operation in (*OPERATIONS, *_OWN))
-    return next((operation for operation, words in known if words == list(given[: len(words)])), None)
+    return next((operation for operation, words in known if words == given[: len(words)]), None)
 
 
 @contextmanager
@@ -102,7 +105,7 @@ def build_app(given: Sequence[str]) -> App:
         owner.command(App(help=operation.summary) if asked is None else _command(operation), name=name)
     for owner in groups.values():
         app.command(owner)
-    app.command("fib_tools.cli.gpu_lock:gpu_lock", name="gpu-lock")
+    app.command(_GPU_LOCK, name="gpu-lock", help=read_summary(_GPU_LOCK) if asked is None else None)
     return app
 
 

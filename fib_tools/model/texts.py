@@ -29,7 +29,7 @@ def read_texts(kind: type) -> Mapping[str, str]:
 def _find_source(kind: type) -> str:
     try:
         return inspect.getsourcefile(kind) or ""
-    except TypeError:  # built in
+    except (TypeError, OSError):  # built in, or typed in
         return ""
 
 

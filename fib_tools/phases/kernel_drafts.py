@@ -6,7 +6,6 @@ whoever sends them: the searcher is free, the verdict is not.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ from fib_tools.draft.machine import check_machine
 from fib_tools.draft.run_folder import RunFolder, SearchPlan
 from fib_tools.draft.solution import name_author
 from fib_tools.draft.target import Target
-from fib_tools.errors import RequestError
+from fib_tools.errors import FibError, PathError, RequestError
 from fib_tools.host.files import read_limited
 from fib_tools.host.hardware import find_hardware
 from fib_tools.host.locks import hold
@@ -331,7 +330,11 @@ def _list_searches(context: Context, definition: str) -> Iterator[str]:
     """Say what runs of `fib optimize` have come to; each has a card in its folder."""
     runs = find_runs(context)
     for name in list_runs(runs, definition):
-        folder = RunFolder(runs / name)
+        try:
+            folder = RunFolder(runs / name)
+        except FibError as error:
+            yield f"fib optimize, run {name}: it cannot be read: {error.what}"
+            continue
         target = folder.plan.target
         if target.definition.name != definition:  # shortened, two may be called alike
             continue
@@ -362,9 +365,14 @@ def _open_folder(
         return RunFolder.create(path, plan, write_brief(target))
 
 
-def _is_path(text: str) -> bool:
+def _is_path(context: Context, text: str) -> bool:
     """Tell a file's name from a source, which calls something even if it is only a line."""
-    return "\n" not in text and len(text) <= _LIMIT and (not _CALL.search(text) or os.path.exists(text))  # noqa: PTH110  # a long one raises there
+    if "\n" in text or len(text) > _LIMIT:
+        return False
+    try:
+        return not _CALL.search(text) or context.check_readable(Path(text)).exists()
+    except (OSError, PathError):  # longer than a name can be, or nowhere that this caller may read
+        return False
 
 
 def _read_source(context: Context, text: str) -> str:
@@ -374,7 +382,7 @@ def _read_source(context: Context, text: str) -> str:
         RequestError: it is empty, too long, or no text.
         PathError: the file is not one that this caller may name.
     """
-    if _is_path(text):
+    if _is_path(context, text):
         path = context.check_readable(Path(text))
         try:
             text = read_limited(path, _LIMIT).decode()

@@ -79,7 +79,7 @@ class TraceModelResult(Result):
     missing: tuple[MissingDefinition, ...] = ()
     unmapped: tuple[UnmappedCall, ...] = ()
     doubtful_passes: int = 0
-    """Whose calls were counted as those of the pass before, and of which a later one like them made others."""
+    """Whose calls were counted as those of the pass before, and that may have made others."""
 
     @property
     def has_errors(self) -> bool:
@@ -120,7 +120,7 @@ class TraceModelResult(Result):
             count = sum(each.calls for each in self.would_create)
             yield f"would be created: {len(self.would_create)} Definitions, of {count} more calls"
         if self.doubtful_passes:
-            yield f"{self.doubtful_passes} passes were counted like one before, and a later one like them made other calls"
+            yield f"{self.doubtful_passes} passes were counted like the one before them, and may have made other calls"
         if any(not each.reason for each in self.missing):
             yield "to create what is missing, run it again with --create-missing"
 
@@ -288,10 +288,11 @@ def _generate(loaded: Any, inputs: dict[str, Any], tokens: int) -> Watch:
     import torch
 
     from fib_tools.capture.forward.observe import observe
+    from fib_tools.capture.forward.passes import find_witness
 
     device = find_device(loaded)
     on_device = {name: value.to(device) for name, value in inputs.items()}
-    with torch.no_grad(), observe(loaded, page_size=1, is_repeating=True) as watch:
+    with torch.no_grad(), observe(loaded, page_size=1, witness=find_witness(loaded)) as watch:
         loaded.generate(
             **on_device,
             max_new_tokens=tokens,

@@ -84,8 +84,7 @@ class Whole(Model):
 def take_whole(result: Result) -> Whole:
     """Take what a tool needs of a result."""
     document = to_document(result)
-    for path in result.advice:
-        _reword_at(document, path.split("."))
+    _reword_advice(document, result)
     return Whole(
         has_errors=result.has_errors,
         lines=() if result.is_text else tuple(map(reword, result.summary().lines)),
@@ -93,6 +92,16 @@ def take_whole(result: Result) -> Whole:
         row_fields=result.row_fields,
         document=document,
     )
+
+
+def _reword_advice(document: Any, result: Result) -> None:
+    """Put the advice of a result, and of results inside of it, into the words of tools, in place."""
+    for path in result.advice:
+        _reword_at(document, path.split("."))
+    for name in type(result).model_fields:
+        inner = getattr(result, name)
+        if isinstance(inner, Result) and name in document:
+            _reword_advice(document[name], inner)
 
 
 def _reword_at(document: Any, path: Sequence[str]) -> None:

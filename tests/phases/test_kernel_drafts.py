@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +250,9 @@ def test_a_source_of_one_line_is_no_file(context: Context, judge_by: Callable[[V
     assert get_evaluation(context, NAME, attempt=0, language="python", device="cpu").source == line
     with pytest.raises(FibError, match=r"kernel\.py"):
         submit(context, "kernel.py", "a file that is not there")
+    (context.workspace.root / "k(1).py").write_text(f"{line} * 1\n", encoding="utf-8")
+    submit(replace(context, is_confined=True), "k(1).py", "a file called like a call")
+    assert get_evaluation(context, NAME, attempt=1, language="python", device="cpu").source == f"{line} * 1\n"
 
 
 def test_drafts_in_another_language_are_told_of(context: Context, judge_by: Callable[[Verdict], None]) -> None:

@@ -112,6 +112,11 @@ def test_a_search_ends_with_the_good_one_and_names_the_cheat(optimize: Optimize,
     (line,) = get_evaluation(context, NAME, language="python", device="cpu").summary().lines
     assert line.startswith(f"fib optimize, run {result.run}: 8 for python on ")
     assert f"; the best is attempt 5, fused rms_norm, {result.score:.3f} x; " in line
+    broken = context.workspace.root / "optimize" / f"19990101-000000-{NAME}-x"
+    broken.mkdir()
+    (broken / "run.json").write_text("{}")
+    first, *_ = get_evaluation(context, NAME, language="python", device="cpu").searches
+    assert first.startswith(f"fib optimize, run {broken.name}: it cannot be read: not a valid SearchPlan")
     last = optimize.requests[-1]["messages"][0]["content"][0]["text"]  # type: ignore[attr-defined]
     assert "by the rule `source-import`: Imports or reaches a module that a kernel has no use for." in last
     folder = RunFolder(Path(result.folder))

@@ -58,7 +58,11 @@ def test_advice_in_a_result_is_in_the_words_of_tools_and_other_text_as_it_is() -
         rows_: tuple[Row, ...] = (Row(todo="pass --execute"), Row())
         none: tuple[Row, ...] = ()
 
-    document = take_whole(Found()).document
+    class Outer(Result):
+        inner: Found = Found()
+        nothing: Found | None = None
+
+    document = take_whole(Outer()).document["inner"]
     assert document["next"] == "run fib_validate_dataset op_type x"
     assert [row.get("todo") for row in document["rows_"]] == ["pass execute", None]
     assert document["rows_"][0]["code"] == "fib validate --execute"

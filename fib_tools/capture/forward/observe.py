@@ -11,7 +11,7 @@ from fib_tools.capture.forward.experts import patch_experts
 from fib_tools.capture.forward.functions import patch_activations, patch_choices, patch_functions
 from fib_tools.capture.forward.hooked import patch_hooked
 from fib_tools.capture.forward.norms import patch_norms
-from fib_tools.capture.forward.passes import Passes
+from fib_tools.capture.forward.passes import Passes, Witness
 from fib_tools.capture.forward.patches import Patches
 from fib_tools.capture.forward.products import patch_products
 from fib_tools.capture.forward.recurrent import patch_recurrent
@@ -28,16 +28,17 @@ __all__ = ["observe", "watch_model"]
 
 @contextmanager
 def observe(
-    *models: torch.nn.Module, page_size: int = 16, new_ones: bool = False, is_repeating: bool = False
+    *models: torch.nn.Module, page_size: int = 16, new_ones: bool = False, witness: Witness | None = None
 ) -> Iterator[Watch]:
     """Count what models compute; with `new_ones` also every transformers model that is made meanwhile.
 
-    Decode is described in pages of `page_size` tokens, as a serving engine keeps them. With `is_repeating`, a pass whose
+    Decode is described in pages of `page_size` tokens, as a serving engine keeps them. With a `witness`, a pass whose
     inputs have the shapes of two before it, which made the same calls, is counted like those but for its attention, where
     one layer stands for those that are alike: for code that generates with one model, and computes nothing else meanwhile.
+    Passes of which the witness tells that they did something else are counted as doubtful, and looked into from then on.
     """
     watch = Watch()
-    with watch_model(watch, *models, page_size=page_size, new_ones=new_ones, is_repeating=is_repeating):
+    with watch_model(watch, *models, page_size=page_size, new_ones=new_ones, witness=witness):
         yield watch
 
 
@@ -47,7 +48,7 @@ def watch_model(
     *models: torch.nn.Module,
     page_size: int = 16,
     new_ones: bool = False,
-    is_repeating: bool = False,
+    witness: Witness | None = None,
 ) -> Iterator[None]:
     """Have a watch called for each operator; see `observe`."""
     with Patches() as always, Patches() as direct, Patches() as patches:
@@ -58,8 +59,8 @@ def watch_model(
         patch_products(patches, watch)
         for model in models:
             _patch_modules(patches, watch, model)
-            if is_repeating:
-                always.wrap(model, "forward", Passes(watch, patches, direct).wrap)
+            if witness is not None:
+                always.wrap(model, "forward", Passes(watch, patches, direct, witness).wrap)
         if new_ones:
             _patch_models_to_come(patches, watch)
         yield

@@ -2,6 +2,7 @@
 
 To pass through what watches takes microseconds at each call, more than to count it does. A generation makes thousands of
 passes whose inputs have the same shapes, and whose calls are the same but for attention, which sees more keys each time.
+That a pass computed more than was seen before, such as what happens every fourth time, is told by a witness.
 """
 
 from __future__ import annotations
@@ -9,17 +10,36 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fib_tools.capture.forward.patches import Patches
 from fib_tools.capture.forward.watch import Noted, Watch
 
-__all__ = ["Passes"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Passes", "Witness", "find_witness"]
+
+Witness = Callable[[], int]
+"""A number that grows with all that is computed: passes that make the same calls add the same to it."""
 
 _EVERY = 64
 """Passes of a kind after which one is watched again, lest others have come about."""
-_GROWING = ("attention_mask",)
-"""Inputs with an element for each token that is cached."""
+_MASK = "attention_mask"
+"""An input with an element for each token that is cached."""
+
+
+def find_witness(model: torch.nn.Module) -> Witness | None:
+    """Count what GPUs allocate; None where a model is on none, whose passes are all to be watched."""
+    import torch
+
+    devices = sorted({each.device.index for each in model.parameters() if each.is_cuda})
+
+    def count() -> int:
+        stats = (torch.cuda.memory_stats_as_nested_dict(device) for device in devices)
+        return sum(each["allocation"]["all"]["allocated"] for each in stats)
+
+    return count if devices else None
 
 
 @dataclass(slots=True)
@@ -28,55 +48,83 @@ class _Kind:
 
     last: Noted = field(default_factory=Noted)
     """Of those that were watched."""
+    work: int = 0
+    """What that one added to the witness."""
     passes: int = 0
     """Since that one."""
+    odd: int | None = None
+    """What the last of those added, if something else."""
     is_settled: bool = False
     """Whether the last two that were watched made the same calls."""
     is_unlike: bool = False
-    """Whether they ever made others after that, or attention is inside of what stands for all that it calls."""
+    """Whether any were counted that may have made others."""
 
 
 class Passes:
     """The passes through one model, and what watches all but its attention, or attention that it calls of torch itself."""
 
-    def __init__(self, watch: Watch, patches: Patches, direct: Patches) -> None:
-        self._watch, self._patches, self._direct = watch, patches, direct
+    def __init__(self, watch: Watch, patches: Patches, direct: Patches, witness: Witness) -> None:
+        self._watch, self._patches, self._direct, self._witness = watch, patches, direct, witness
         self._kinds: dict[Hashable, _Kind] = {}
 
     def wrap(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Have the calls of a model's forward watched, or those of its attention only, where the others are known."""
-        watch = self._watch
 
         @wraps(original)  # generate() asks for its parameters
         def forward(*inputs: Any, **options: Any) -> Any:
-            if watch.is_blind:
+            if self._watch.is_blind:
                 return original(*inputs, **options)
             kind = self._kinds.setdefault(_tell_kind(inputs, options), _Kind())
-            if kind.is_settled and kind.passes < _EVERY:
-                self._patches.take_out()
-                if kind.last.shared:
-                    self._direct.take_out()
-                else:
-                    self._direct.put_in()
-                kind.passes += 1
-                return watch.call_known(kind.last, original, *inputs, **options)
-            self._patches.put_in()
-            self._direct.put_in()
-            with watch.note_counts() as noted:
-                result = original(*inputs, **options)
-            self._settle(kind, noted)
-            return result
+            is_known = kind.is_settled and kind.odd is None and kind.passes < _EVERY
+            return (self._count if is_known else self._look)(kind, original, inputs, options)
 
         return forward
 
-    def _settle(self, kind: _Kind, noted: Noted) -> None:
+    def _count(self, kind: _Kind, original: Callable[..., Any], inputs: Any, options: Any) -> Any:
+        """Make a pass, and count it like the last that was watched."""
+        self._patches.take_out()
+        if kind.last.shared:
+            self._direct.take_out()
+        else:
+            self._direct.put_in()
+        before = self._witness()
+        result = self._watch.call_known(kind.last, original, *inputs, **options)
+        work = self._witness() - before
+        kind.passes += 1
+        kind.odd = None if work == kind.work else work
+        return result
+
+    def _look(self, kind: _Kind, original: Callable[..., Any], inputs: Any, options: Any) -> Any:
+        """Make a pass and watch all of it."""
+        self._patches.put_in()
+        self._direct.put_in()
+        before = self._witness()
+        with self._watch.note_counts() as noted:
+            result = original(*inputs, **options)
+        self._settle(kind, noted, self._witness() - before, is_even=_is_even(noted, inputs, options))
+        return result
+
+    def _settle(self, kind: _Kind, noted: Noted, work: int, *, is_even: bool) -> None:
         """Take a pass that was watched for what those after it make, if the one before it made the same."""
-        is_same = noted.counts == kind.last.counts
+        last = kind.last
+        is_same = (noted.counts, noted.growing, noted.shared) == (last.counts, last.growing, last.shared)
+        if is_same and kind.odd not in {None, work}:  # else attention has come to need more memory
+            self._watch.doubtful += 1
+            kind.is_unlike = True
         if kind.is_settled and not is_same:
             self._watch.doubtful += kind.passes
-        kind.is_unlike |= noted.has_hidden or (kind.is_settled and not is_same)
-        kind.is_settled = is_same and not kind.is_unlike
-        kind.last, kind.passes = noted, 0
+            kind.is_unlike = True
+        kind.is_settled = is_same and is_even and not kind.is_unlike and not noted.has_hidden
+        kind.last, kind.work, kind.passes, kind.odd = noted, work, 0, None
+
+
+def _is_even(noted: Noted, inputs: tuple[Any, ...], options: Mapping[str, Any]) -> bool:
+    """Tell whether products took all tokens, or one of each sequence: those of experts, told apart, take now some, now others."""
+    given = next((each for each in (*inputs, *options.values()) if hasattr(each, "untyped_storage")), None)
+    if given is None or not given.dim():
+        return False
+    tokens = given.numel() // (given.shape[-1] if given.is_floating_point() else 1)
+    return all(rows % tokens == 0 or rows == given.shape[0] for rows in noted.rows)
 
 
 def _tell_kind(inputs: tuple[Any, ...], options: Mapping[str, Any]) -> Hashable:
@@ -84,7 +132,7 @@ def _tell_kind(inputs: tuple[Any, ...], options: Mapping[str, Any]) -> Hashable:
     kind: list[Any] = [*options]
     for name, value in (*enumerate(inputs), *options.items()):
         if hasattr(value, "untyped_storage"):
-            kind.append(value.dim() if name in _GROWING else value.shape)
+            kind.append(value.dim() if name == _MASK else value.shape)
         else:
             kind.append(value if isinstance(value, (bool, int, str)) else type(value))
     return tuple(kind)

@@ -37,6 +37,7 @@ class Patches:
         original = getattr(owner, name)
         if id(original) in self._wrapped:
             return
+        self.put_in()
         replacement = make(original)
         self._wrapped.add(id(replacement))
         self._places.append(_Place(owner, name, original, replacement, name in vars(owner)))

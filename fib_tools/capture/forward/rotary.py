@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["patch_rotary"]
 
 _NAME = "apply_rotary_pos_emb"
+_ARGUMENTS = ("q", "k", "cos", "sin")
 _DIMS = 4
 _TOLERANCE = 2e-2
 
@@ -28,7 +30,13 @@ def patch_rotary(patches: Patches, watch: Watch, modules: Iterable[torch.nn.Modu
     for name in sorted({type(module).__module__ for module in modules}):
         file = sys.modules.get(name)
         for found in [key for key in vars(file) if key.startswith(_NAME)] if file is not None else ():
-            patches.wrap(file, found, partial(watch.wrap, _ROTARY))
+            patches.wrap(file, found, partial(_wrap_rotary, watch))
+
+
+def _wrap_rotary(watch: Watch, original: Callable[..., Any]) -> Callable[..., Any]:
+    first = list(inspect.signature(original).parameters.values())[: len(_ARGUMENTS)]
+    known = tuple(each.name for each in first if each.default is inspect.Parameter.empty)
+    return watch.wrap(_ROTARY if known == _ARGUMENTS else _OTHER, original)
 
 
 def _key(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, *more: Any, **options: Any) -> Hashable:
@@ -101,4 +109,14 @@ def _turns(x: torch.Tensor, got: torch.Tensor, c: torch.Tensor, s: torch.Tensor,
     return any(torch.allclose(got, each, rtol=_TOLERANCE, atol=_TOLERANCE) for each in orders)
 
 
+def _key_other(*inputs: Any, **options: Any) -> Hashable:
+    return tuple(each.shape for each in (*inputs, *options.values()) if hasattr(each, "untyped_storage"))
+
+
 _ROTARY = Operator(name="rope", key=_key, describe=_describe)
+_UNLIKE = Unmapped(
+    what="rope",
+    kernel="rope",
+    reason=f"it does not take {', '.join(_ARGUMENTS)}: queries and keys are turned one by one",
+)
+_OTHER = Operator(name="rope", key=_key_other, describe=lambda *_, **__: _UNLIKE)

@@ -70,28 +70,32 @@ class Noted:
 
     counts: Counts = field(default_factory=dict)
     """Of operators that do not grow."""
-    alike: dict[Hashable, list[Any]] = field(default_factory=dict)
-    """Modules that called one that grows, by what they are like and what they called."""
+    rows: frozenset[int] = frozenset()
+    """Of products with a weight, how many rows they took."""
+    growing: int = 0
+    """Calls of operators that grow."""
     has_others: bool = False
-    """Whether anything but a module called one that grows, or one module called it twice."""
+    """Whether anything but a module made one of those, or one module made two."""
     has_hidden: bool = False
-    """Whether one that grows was called inside of another operator, and not counted."""
+    """Whether one was made inside of another operator, and not counted."""
     shared: Mapping[Any, int] = field(default_factory=dict)
-    """For how many calls one of a module stands: the first of those that are alike for all of them."""
+    """For how many of those one of a module stands: the first of modules that are alike for all of them."""
+    alike: dict[Hashable, list[Any]] = field(default_factory=dict)
+    """Meanwhile: modules that made one, by what they are like and what they called."""
 
-    def add_caller(self, kind: Hashable, operator: Operator, inputs: tuple[Any, ...]) -> None:
-        """Note who called one that grows."""
+    def add_growing(self, kind: Hashable, operator: Operator, inputs: tuple[Any, ...]) -> None:
+        """Note a call of an operator that grows."""
+        self.growing += 1
         if operator.tell_caller is None or any(inputs[0] in modules for modules in self.alike.values()):
             self.has_others = True
         else:
             self.alike.setdefault((kind, operator.tell_caller(inputs[0])), []).append(inputs[0])
 
-    def finish(self, counts: Counts) -> None:
-        """Take in what was counted, and have one module stand for those that are alike."""
-        self.counts = counts
-        if not self.has_others:
-            groups = self.alike.values()
-            self.shared = {each: 0 if place else len(group) for group in groups for place, each in enumerate(group)}
+    def finish(self) -> None:
+        """Have one module stand for those that are alike, and let go of what was kept for that."""
+        groups = () if self.has_others else self.alike.values()
+        self.shared = {each: 0 if place else len(group) for group in groups for place, each in enumerate(group)}
+        self.alike = {}
 
 
 @dataclass(slots=True)
@@ -112,7 +116,7 @@ class Watch:
 
         self.widths = Widths()
         self.doubtful = 0
-        """Passes that were counted like others, and of which a later one of their kind made other calls."""
+        """Passes that were counted like others, and may have made other calls."""
         self._seen: list[_Seen] = []
         self._inside: set[int] = set()
         """Threads that are in a call which stands for all that it makes; it takes half the time of a `threading.local`."""
@@ -206,7 +210,7 @@ class Watch:
                 seen = self._learn(known, kind, partial(_describe, operator, kind, result, inputs, options), operator)
             seen.count += times
             if self._noted is not None:
-                self._noted.add_caller(kind, operator, inputs)
+                self._noted.add_growing(kind, operator, inputs)
             return result
 
         return watched
@@ -220,16 +224,16 @@ class Watch:
             yield noted
         finally:
             self._noted = None
-        more = [seen.count for seen in self._seen]
-        before += [0] * (len(more) - len(before))
-        counts = enumerate(zip(before, more, strict=True))
-        noted.finish(
-            {
-                place: after - count
-                for place, (count, after) in counts
-                if after != count and not self._seen[place].is_growing
-            }
-        )
+        before += [0] * (len(self._seen) - len(before))
+        made = [
+            (place, seen, seen.count - count)
+            for place, (count, seen) in enumerate(zip(before, self._seen, strict=True))
+            if seen.count != count and not seen.is_growing
+        ]
+        noted.counts = {place: count for place, _, count in made}
+        calls = [seen.what for _, seen, _ in made if isinstance(seen.what, Call)]
+        noted.rows = frozenset(call.axes["M"] for call in calls if call.kernel == "gemm")
+        noted.finish()
 
     def call_known(self, before: Noted, original: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
         """Make a pass; look at calls that grow, of one module for all that are alike, and count the others as before."""

@@ -225,6 +225,15 @@ def test_everything_is_put_back_also_after_an_error() -> None:
     assert [vars(owner).get(name) for owner, name in places] == before
 
 
+def test_a_rotary_embedding_of_one_tensor_at_a_time_is_told_of() -> None:
+    model = make_model("gptj", rotary_dim=8)
+    with observe(model) as watch:
+        generate(model, make_prompt((4,)), tokens=1)
+    (told,) = [tally for tally in watch.tallies if isinstance(tally.call, Unmapped) and tally.call.what == "rope"]
+    assert told.count == 4, "queries and keys of two layers"
+    assert told.call.reason.startswith("it does not take q, k, cos, sin")
+
+
 def test_models_that_are_made_meanwhile_are_seen_too() -> None:
     with observe(new_ones=True) as watch:
         generate(make_model("llama"), make_prompt((4,)), tokens=1)

@@ -8,6 +8,7 @@ import torch
 
 from fib_tools.capture.forward import masks, passes
 from fib_tools.capture.forward.observe import observe
+from fib_tools.capture.forward.patches import Patches
 from fib_tools.capture.forward.watch import Watch
 from tiny_forward import ARCHITECTURES, OTHERS, make_model, make_prompt
 
@@ -17,6 +18,11 @@ def generate(model: Any, prompt: dict[str, torch.Tensor], tokens: int, **options
     with torch.no_grad():
         result: torch.Tensor = model.generate(**prompt, max_new_tokens=tokens, min_new_tokens=tokens, **options)
     return result
+
+
+def believe() -> int:
+    """A witness to whom all passes are the same."""
+    return 0
 
 
 def count(watch: Watch) -> dict[str, int]:
@@ -31,7 +37,7 @@ def test_passes_that_are_alike_count_as_if_each_were_watched(kind: str, lengths:
     plain = generate(model, prompt, 9, **how)
     with observe(model) as each:
         generate(model, prompt, 9, **how)
-    with observe(model, is_repeating=True) as watch:
+    with observe(model, witness=believe) as watch:
         assert torch.equal(generate(model, prompt, 9, **how), plain)
     assert count(watch) == count(each)
 
@@ -41,7 +47,7 @@ def test_of_passes_that_are_alike_only_attention_is_looked_at() -> None:
     watched: list[bool] = []
     plain = torch.nn.functional.linear
     model.model.norm.register_forward_pre_hook(lambda *_: watched.append(torch.nn.functional.linear is not plain))
-    with observe(model, is_repeating=True):
+    with observe(model, witness=believe):
         generate(model, prompt, 6)
         generate(model, prompt, 6)
     assert watched == [True, True, True, False, False, False, True, False, False, False, False, False]
@@ -54,7 +60,7 @@ def test_passes_are_watched_again_after_a_while(monkeypatch: pytest.MonkeyPatch)
     watched: list[bool] = []
     plain = torch.nn.functional.linear
     model.model.norm.register_forward_pre_hook(lambda *_: watched.append(torch.nn.functional.linear is not plain))
-    with observe(model, is_repeating=True) as watch:
+    with observe(model, witness=believe) as watch:
         generate(model, prompt, 10)
     assert watched == [True, True, True, False, False, True, False, False, True, False]
     assert watch.doubtful == 0
@@ -77,7 +83,7 @@ class Unsteady(torch.nn.Module):
 def test_a_kind_of_pass_that_turns_out_to_differ_is_watched_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passes, "_EVERY", 3)
     model = Unsteady(6, torch.nn.SiLU())
-    with observe(model, is_repeating=True) as watch, torch.no_grad():
+    with observe(model, witness=believe) as watch, torch.no_grad():
         for _ in range(10):
             model(torch.ones(2, 8))
     assert list(count(watch).values()) == [10, 1]
@@ -101,8 +107,8 @@ def test_attention_inside_of_another_operator_is_not_counted_by_itself() -> None
 
     model = Block()
     found = []
-    for is_repeating in (False, True):
-        with observe(model, is_repeating=is_repeating) as watch, torch.no_grad():
+    for witness in (None, believe):
+        with observe(model, witness=witness) as watch, torch.no_grad():
             for _ in range(5):
                 model(torch.ones(2, 8))
         found.append(count(watch))
@@ -115,7 +121,7 @@ def test_a_pass_that_fails_is_not_counted_like_others() -> None:
         raise RuntimeError("no room")
 
     model = Unsteady(4, fail)
-    with observe(model, is_repeating=True) as watch, torch.no_grad():
+    with observe(model, witness=believe) as watch, torch.no_grad():
         for _ in range(3):
             model(torch.ones(2, 8))
         with pytest.raises(RuntimeError, match="no room"):
@@ -138,6 +144,85 @@ def test_one_layer_stands_for_those_that_are_alike(kind: str, leaders: int, monk
     model = make_model(kind, num_hidden_layers=12)  # gemma3 has one layer in six without a window
     at: list[int] = []
     model.model.norm.register_forward_hook(lambda *_: at.append(len(looked)))
-    with observe(model, is_repeating=True):
+    with observe(model, witness=believe):
         generate(model, make_prompt((7, 3)), 5)
     assert [after - before for before, after in zip([0, *at], at, strict=False)] == [12, 12, 12, leaders, leaders]
+
+
+class Working(Unsteady):
+    """Tells how much it did."""
+
+    work = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.work += 1 + (self.passes + 1 == self.odd)
+        return super().forward(x)
+
+
+def test_a_pass_that_did_more_is_doubtful_and_its_kind_is_watched_from_then_on() -> None:
+    model = Working(4, torch.nn.SiLU())
+    with observe(model, witness=lambda: model.work) as watch, torch.no_grad():
+        for _ in range(4):
+            model(torch.ones(2, 8))
+        assert (list(count(watch).values()), watch.doubtful) == ([4], 0)
+        model.odd = 6
+        for _ in range(2):
+            model(torch.ones(2, 8))
+    assert (list(count(watch).values()), watch.doubtful) == ([6, 1], 1)
+
+
+def test_a_pass_that_needs_more_from_then_on_is_not_doubtful() -> None:
+    model = Working(0, torch.nn.SiLU())
+    looked: list[int] = []
+    plain = torch.nn.functional.linear
+    model.projection.register_forward_pre_hook(lambda *_: looked.append(torch.nn.functional.linear is not plain))
+    with observe(model, witness=lambda: model.work + max(0, model.passes - 3)) as watch, torch.no_grad():
+        for _ in range(8):
+            model(torch.ones(2, 8))
+    assert looked == [True, True, False, False, True, False, False, False]
+    assert (list(count(watch).values()), watch.doubtful) == ([8], 0)
+
+
+def test_products_of_some_of_the_tokens_may_be_of_others_next_time() -> None:
+    class Experts(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.chosen = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8), 1
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([self.first(x[: self.chosen]), self.second(x[self.chosen :])])
+
+    model = Experts()
+    with observe(model, witness=believe) as watch, torch.no_grad():
+        for chosen in (1, 1, 2, 2, 2):
+            model.chosen = chosen
+            model(torch.ones(5, 8))
+    assert sorted(count(watch).values()) == [2, 2, 3, 3]
+
+
+def test_layers_of_two_kinds_do_not_stand_for_each_other() -> None:
+    layers = {"layer_types": ["chunked_attention", "full_attention"], "no_rope_layers": [1, 1]}
+    model = make_model("llama4_text", **layers, attention_chunk_size=8, intermediate_size_mlp=128)
+    found = []
+    for witness in (None, believe):
+        with observe(model, witness=witness) as watch:
+            generate(model, make_prompt((3,)), 14)
+        found.append(count(watch))
+    assert found[0] == found[1]
+
+
+def test_without_a_gpu_there_is_no_witness() -> None:
+    assert passes.find_witness(make_model("llama")) is None
+
+
+def test_what_is_wrapped_while_the_others_are_out_is_put_back_with_them() -> None:
+    class Owner:
+        first, second = "a", "b"
+
+    with Patches() as patches:
+        patches.wrap(Owner, "first", str.upper)
+        patches.take_out()
+        assert Owner.first == "a"
+        patches.wrap(Owner, "second", str.upper)
+        assert (Owner.first, Owner.second) == ("A", "B")
+    assert (Owner.first, Owner.second) == ("a", "b")
