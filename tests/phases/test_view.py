@@ -198,7 +198,11 @@ def test_a_manifest_is_read_once_and_a_broken_one_leaves_its_model_to_the_tags(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_command_tells_its_address_first_and_ends_cleanly(context: Context, number: signal.Signals) -> None:
+def test_the_command_tells_its_address_first_and_ends_cleanly(
+    context: Context, number: signal.Signals, request: pytest.FixtureRequest
+) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # where tests run in the background it is ignored
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     command = [sys.executable, "-m", "fib_tools", "view", "--port", "0", "--no-open", "--json", "--quiet"]
     command += ["--workspace", str(context.workspace.root)]
     environment = {name: value for name, value in os.environ.items() if name not in {"DISPLAY", "WAYLAND_DISPLAY"}}

@@ -111,10 +111,8 @@ def _make_attention(masks: Masks, page_size: int) -> Operator:
 
 def _tell_module(module: Any) -> Hashable:
     """Say what sets a layer's attention apart, such as a window: all of its settings but which layer it is."""
-    kinds, layer = (
-        getattr(getattr(module, "config", None), "layer_types", None) or (),
-        getattr(module, "layer_idx", None),
-    )
+    layer = getattr(module, "layer_idx", None)
+    kinds = getattr(getattr(module, "config", None), "layer_types", None) or ()
     kind = kinds[layer] if isinstance(layer, int) and layer < len(kinds) else None
     settings = {name: value for name, value in vars(module).items() if isinstance(value, (bool, int, float, str))}
     return type(module), kind, tuple((name, value) for name, value in settings.items() if name != "layer_idx")

@@ -13,7 +13,7 @@ from fib_tools.capture.forward.watch import Described, Operator, Watch, Widths
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["count_rows", "name_dtype", "patch_activations", "patch_choices", "patch_functions"]
+__all__ = ["count_rows", "name_dtype", "patch_activations", "patch_choices", "patch_functions", "tell_shapes"]
 
 _TURNED_DIMS = 3
 """Of `[batch, channels, time]`."""
@@ -65,6 +65,11 @@ def name_dtype(dtype: torch.dtype) -> str:
 def count_rows(tensor: torch.Tensor) -> int:
     """Count the rows along the last axis."""
     return tensor.numel() // max(1, tensor.shape[-1])
+
+
+def tell_shapes(*inputs: Any, **options: Any) -> Hashable:
+    """Tell calls apart by the shapes of the tensors they take."""
+    return tuple(each.shape for each in (*inputs, *options.values()) if hasattr(each, "untyped_storage"))
 
 
 def _key_linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Hashable:  # noqa: A002

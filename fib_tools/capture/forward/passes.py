@@ -91,7 +91,9 @@ class Passes:
         result = self._watch.call_known(kind.last, original, *inputs, **options)
         work = self._witness() - before
         kind.passes += 1
-        kind.odd = None if work == kind.work else work
+        if work != kind.work:
+            kind.odd = work
+            self._watch.doubtful += 1
         return result
 
     def _look(self, kind: _Kind, original: Callable[..., Any], inputs: Any, options: Any) -> Any:
@@ -108,10 +110,13 @@ class Passes:
         """Take a pass that was watched for what those after it make, if the one before it made the same."""
         last = kind.last
         is_same = (noted.counts, noted.growing, noted.shared) == (last.counts, last.growing, last.shared)
-        if is_same and kind.odd not in {None, work}:  # else attention has come to need more memory
-            self._watch.doubtful += 1
+        if (
+            kind.odd is not None and is_same and kind.odd == work
+        ):  # attention has come to need more memory, nothing else
+            self._watch.doubtful -= 1
+        elif kind.odd is not None:
             kind.is_unlike = True
-        if kind.is_settled and not is_same:
+        elif kind.is_settled and not is_same:
             self._watch.doubtful += kind.passes
             kind.is_unlike = True
         kind.is_settled = is_same and is_even and not kind.is_unlike and not noted.has_hidden

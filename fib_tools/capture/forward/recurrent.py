@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fib_tools.capture.forward.call import Call, Unmapped
-from fib_tools.capture.forward.functions import name_dtype
+from fib_tools.capture.forward.functions import name_dtype, tell_shapes
 from fib_tools.capture.forward.patches import Patches
 from fib_tools.capture.forward.watch import Operator, Watch
 
@@ -63,10 +63,6 @@ def _find_function(name: str) -> str:
     return next((end for end in _FUNCTIONS if name in {end, f"torch_{end}"}), "")
 
 
-def _key(*inputs: Any, **options: Any) -> Hashable:
-    return tuple(each.shape for each in (*inputs, *options.values()) if hasattr(each, "untyped_storage"))
-
-
 def _wrap_function(watch: Watch, name: str, end: str, original: Callable[..., Any]) -> Callable[..., Any]:
     return watch.wrap(_make_function(name, end, tuple(inspect.signature(original).parameters)), original)
 
@@ -82,7 +78,7 @@ def _make_function(name: str, end: str, arguments: Sequence[str]) -> Operator:
         key = _key_update if is_decode else partial(_key_convolution, arguments[3:])
         return Operator(name=name, key=key, describe=partial(_describe_convolution, name, kernel))
     found = Unmapped(what=name, kernel=kernel, reason="its calls are counted, not yet described")
-    return Operator(name=name, key=_key, describe=lambda *_, **__: found)
+    return Operator(name=name, key=tell_shapes, describe=lambda *_, **__: found)
 
 
 def _key_delta_rule(
@@ -203,7 +199,7 @@ def _make_layer(name: str) -> Operator:
 
     def key(module: Any, *inputs: Any, **options: Any) -> Hashable:
         del module
-        return _key(*inputs, **options)
+        return tell_shapes(*inputs, **options)
 
     def describe(key: Any, *_: Any, **__: Any) -> Unmapped:
         return Unmapped(what=name, reason="what it makes of its state is not seen", shapes=tuple(map(tuple, key)))

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fib_tools.capture.forward.call import Call, Unmapped
-from fib_tools.capture.forward.functions import name_dtype
+from fib_tools.capture.forward.functions import name_dtype, tell_shapes
 from fib_tools.capture.forward.patches import Patches
 from fib_tools.capture.forward.watch import Described, Operator, Watch
 
@@ -109,14 +109,10 @@ def _turns(x: torch.Tensor, got: torch.Tensor, c: torch.Tensor, s: torch.Tensor,
     return any(torch.allclose(got, each, rtol=_TOLERANCE, atol=_TOLERANCE) for each in orders)
 
 
-def _key_other(*inputs: Any, **options: Any) -> Hashable:
-    return tuple(each.shape for each in (*inputs, *options.values()) if hasattr(each, "untyped_storage"))
-
-
 _ROTARY = Operator(name="rope", key=_key, describe=_describe)
 _UNLIKE = Unmapped(
     what="rope",
     kernel="rope",
     reason=f"it does not take {', '.join(_ARGUMENTS)}: queries and keys are turned one by one",
 )
-_OTHER = Operator(name="rope", key=_key_other, describe=lambda *_, **__: _UNLIKE)
+_OTHER = Operator(name="rope", key=tell_shapes, describe=lambda *_, **__: _UNLIKE)

@@ -145,7 +145,7 @@ class Watch:
     @property
     def is_blind(self) -> bool:
         """Tell whether a call is not to be looked at."""
-        return self._is_compiling() or self.is_inside
+        return self.is_compiling or self.is_inside
 
     def wrap(self, operator: Operator, original: Callable[..., Any]) -> Callable[..., Any]:
         """Have every call of a function counted, and nothing of what it calls itself."""

@@ -164,7 +164,7 @@ def test_a_pass_that_did_more_is_doubtful_and_its_kind_is_watched_from_then_on()
     with observe(model, witness=lambda: model.work) as watch, torch.no_grad():
         for _ in range(4):
             model(torch.ones(2, 8))
-        assert (list(count(watch).values()), watch.doubtful) == ([4], 0)
+        assert (list(count(watch).values()), watch.doubtful) == ([4], 1)
         model.odd = 6
         for _ in range(2):
             model(torch.ones(2, 8))
