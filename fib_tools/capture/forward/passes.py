@@ -119,7 +119,8 @@ class Passes:
         elif kind.is_settled and not is_same:
             self._watch.doubtful += kind.passes
             kind.is_unlike = True
-        kind.is_settled = is_same and is_even and not kind.is_unlike and not noted.has_hidden
+        is_told = work > 0  # an allocator that keeps no count sees nothing
+        kind.is_settled = is_same and is_even and is_told and not kind.is_unlike and not noted.has_hidden
         kind.last, kind.work, kind.passes, kind.odd = noted, work, 0, None
 
 

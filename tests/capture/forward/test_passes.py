@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,9 +21,8 @@ def generate(model: Any, prompt: dict[str, torch.Tensor], tokens: int, **options
     return result
 
 
-def believe() -> int:
-    """A witness to whom all passes are the same."""
-    return 0
+believe = itertools.count().__next__
+"""A witness to whom all passes are the same."""
 
 
 def count(watch: Watch) -> dict[str, int]:
@@ -209,6 +209,16 @@ def test_layers_of_two_kinds_do_not_stand_for_each_other() -> None:
             generate(model, make_prompt((3,)), 14)
         found.append(count(watch))
     assert found[0] == found[1]
+
+
+def test_a_witness_that_sees_nothing_is_not_believed() -> None:
+    model = make_model("llama")
+    watched: list[bool] = []
+    plain = torch.nn.functional.linear
+    model.model.norm.register_forward_pre_hook(lambda *_: watched.append(torch.nn.functional.linear is not plain))
+    with observe(model, witness=lambda: 7):
+        generate(model, make_prompt((7,)), 6)
+    assert watched == [True] * 6
 
 
 def test_without_a_gpu_there_is_no_witness() -> None:
