@@ -8,9 +8,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -77,7 +77,7 @@ class Operation:
     @property
     def function(self) -> Callable[..., Result]:
         """What does it."""
-        found: Callable[..., Result] = _load(self.entry) if isinstance(self.entry, str) else self.entry
+        found: Callable[..., Result] = resolve_name(self.entry) if isinstance(self.entry, str) else self.entry
         return found
 
     @property
@@ -88,7 +88,7 @@ class Operation:
     @property
     def result(self) -> type[Result]:
         """What agents are answered."""
-        found: type[Result] = _load(self.answer) if self.answer else get_type_hints(self.function)["return"]
+        found: type[Result] = resolve_name(self.answer) if self.answer else get_type_hints(self.function)["return"]
         return found
 
     def list_options(self) -> tuple[Option, ...]:
@@ -123,11 +123,6 @@ class Operation:
                 where=str(error.filename or context.workspace.root),
                 todo="check the path and its permissions",
             ) from error
-
-
-def _load(entry: str) -> Any:
-    module, _, name = entry.partition(":")
-    return getattr(import_module(module), name)
 
 
 def read_summary(entry: str) -> str:

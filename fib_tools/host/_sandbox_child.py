@@ -12,6 +12,7 @@ import gc
 import importlib
 import json
 import os
+import pkgutil
 import selectors
 import shutil
 import signal
@@ -192,8 +193,7 @@ def _drain(wakened: socket.socket) -> None:
 
 
 def _function(entry: str) -> Callable[[Any], Any]:
-    module, _, name = entry.partition(":")
-    function: Callable[[Any], Any] = getattr(importlib.import_module(module), name)
+    function: Callable[[Any], Any] = pkgutil.resolve_name(entry)
     return function
 
 

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from fib_tools.errors import ChildCrashedError
@@ -236,9 +237,6 @@ def _name_signal(number: int) -> str:
 def run_companion(entry: str, descriptor: int, arguments: Sequence[str]) -> None:
     """Be a companion: the way in, in its own process."""
     die_with_parent()
-    from importlib import import_module
-
     os.set_inheritable(descriptor, False)
-    module, _, name = entry.partition(":")
     connection = socket.socket(fileno=descriptor)  # closed by the end of the process, and not before
-    getattr(import_module(module), name)(Channel(connection), list(arguments))
+    resolve_name(entry)(Channel(connection), list(arguments))

@@ -319,9 +319,7 @@ def _find_others(context: Context, definition: str, language: str, device: str) 
     found = find_runs(context).glob(f"drafts-{shorten_name(definition)}-*/run.json")
     folders = [RunFolder(each.parent) for each in sorted(found)]
     others = [
-        f"{len(each.attempts)} for {each.plan.target.language.value} on {each.plan.target.hardware}"
-        for each in folders
-        if each.attempts and each.plan.target.definition.name == definition
+        _count_attempts(each) for each in folders if each.attempts and each.plan.target.definition.name == definition
     ]
     return f"none for {language} on {find_hardware(device)[0]}; {', '.join(others)}" if others else ""
 
@@ -335,13 +333,16 @@ def _list_searches(context: Context, definition: str) -> Iterator[str]:
         except FibError as error:
             yield f"fib optimize, run {name}: it cannot be read: {error.what}"
             continue
-        target = folder.plan.target
-        if target.definition.name != definition:  # shortened, two may be called alike
+        if folder.plan.target.definition.name != definition:  # shortened, two may be called alike
             continue
         best = find_best(folder.attempts)
         found = f"the best is attempt {best.number}, {best.technique}, {best.score:.3f} x" if best else "none is right"
-        attempts = f"{len(folder.attempts)} for {target.language.value} on {target.hardware}"
-        yield f"fib optimize, run {name}: {attempts}; {found}; {folder.path}"
+        yield f"fib optimize, run {name}: {_count_attempts(folder)}; {found}; {folder.path}"
+
+
+def _count_attempts(folder: RunFolder) -> str:
+    target = folder.plan.target
+    return f"{len(folder.attempts)} for {target.language.value} on {target.hardware}"
 
 
 def _find_folder(context: Context, definition: str, language: str, device: str) -> Path:

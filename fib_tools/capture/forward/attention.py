@@ -13,7 +13,7 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fib_tools.capture.forward.call import Call, Unmapped
-from fib_tools.capture.forward.functions import name_dtype
+from fib_tools.capture.forward.functions import list_settings, name_dtype
 from fib_tools.capture.forward.masks import Lengths, Mask, Masks, read_shapes
 from fib_tools.capture.forward.patches import Patches
 from fib_tools.capture.forward.watch import Described, Operator, Watch
@@ -114,8 +114,7 @@ def _tell_module(module: Any) -> Hashable:
     layer = getattr(module, "layer_idx", None)
     kinds = getattr(getattr(module, "config", None), "layer_types", None) or ()
     kind = kinds[layer] if isinstance(layer, int) and layer < len(kinds) else None
-    settings = {name: value for name, value in vars(module).items() if isinstance(value, (bool, int, float, str))}
-    return type(module), kind, tuple((name, value) for name, value in settings.items() if name != "layer_idx")
+    return type(module), kind, tuple(setting for setting in list_settings(module) if setting[0] != "layer_idx")
 
 
 def _make_direct(masks: Masks, page_size: int) -> Operator:

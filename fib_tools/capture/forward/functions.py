@@ -13,7 +13,15 @@ from fib_tools.capture.forward.watch import Described, Operator, Watch, Widths
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["count_rows", "name_dtype", "patch_activations", "patch_choices", "patch_functions", "tell_shapes"]
+__all__ = [
+    "count_rows",
+    "list_settings",
+    "name_dtype",
+    "patch_activations",
+    "patch_choices",
+    "patch_functions",
+    "tell_shapes",
+]
 
 _TURNED_DIMS = 3
 """Of `[batch, channels, time]`."""
@@ -65,6 +73,11 @@ def name_dtype(dtype: torch.dtype) -> str:
 def count_rows(tensor: torch.Tensor) -> int:
     """Count the rows along the last axis."""
     return tensor.numel() // max(1, tensor.shape[-1])
+
+
+def list_settings(module: torch.nn.Module) -> tuple[tuple[str, Hashable], ...]:
+    """List a module's own numbers and words: what sets it apart from others of its class, but for its weights."""
+    return tuple((name, value) for name, value in vars(module).items() if isinstance(value, (bool, int, float, str)))
 
 
 def tell_shapes(*inputs: Any, **options: Any) -> Hashable:

@@ -8,7 +8,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from fib_tools.capture.forward.call import Call, Unmapped
-from fib_tools.capture.forward.functions import name_dtype
+from fib_tools.capture.forward.functions import list_settings, name_dtype
 from fib_tools.capture.forward.patches import Patches
 from fib_tools.capture.forward.watch import Described, Operator, Watch
 
@@ -84,13 +84,12 @@ def _make_norm(watch: Watch, modules: Sequence[Any], original: Callable[..., Any
 
 def _sign(module: Any) -> _Sign:
     """Read it once for each module: asking one for an attribute that it has not got takes microseconds."""
-    settings = {name: value for name, value in vars(module).items() if isinstance(value, (bool, int, float, str))}
     return _Sign(
         kind=type(module),
         eps=next((float(eps) for name in _EPS if (eps := getattr(module, name, None)) is not None), None),
         has_weight=getattr(module, "weight", None) is not None,
         has_bias=getattr(module, "bias", None) is not None,
-        settings=tuple(settings.items()),
+        settings=list_settings(module),
     )
 
 

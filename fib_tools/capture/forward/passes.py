@@ -110,9 +110,7 @@ class Passes:
         """Take a pass that was watched for what those after it make, if the one before it made the same."""
         last = kind.last
         is_same = (noted.counts, noted.growing, noted.shared) == (last.counts, last.growing, last.shared)
-        if (
-            kind.odd is not None and is_same and kind.odd == work
-        ):  # attention has come to need more memory, nothing else
+        if is_same and kind.odd == work:  # attention has come to need more memory, nothing else
             self._watch.doubtful -= 1
         elif kind.odd is not None:
             kind.is_unlike = True

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from fib_tools.errors import FibError, RequestError
@@ -40,8 +40,7 @@ def main(channel: Channel, arguments: Sequence[str]) -> None:
 
 
 def _find_class(entry: str) -> WorkerClass:
-    module, _, name = entry.partition(":")
-    kind: WorkerClass = getattr(import_module(module), name)
+    kind: WorkerClass = resolve_name(entry)
     return kind
 
 
