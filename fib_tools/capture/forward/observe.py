@@ -51,8 +51,8 @@ def watch_model(
     witness: Witness | None = None,
 ) -> Iterator[None]:
     """Have a watch called for each operator; see `observe`."""
-    with Patches() as always, Patches() as direct, Patches() as patches:
-        patch_attention(always, direct, watch, page_size=page_size)
+    with Patches() as always, Patches() as attention, Patches() as direct, Patches() as patches:
+        patch_attention(attention, direct, watch, page_size=page_size)
         patch_choices(always, watch)
         patch_sampling(always, watch)
         patch_functions(patches, watch)
@@ -60,7 +60,7 @@ def watch_model(
         for model in models:
             _patch_modules(patches, watch, model)
             if witness is not None:
-                always.wrap(model, "forward", Passes(watch, patches, direct, witness).wrap)
+                always.wrap(model, "forward", Passes(watch, attention, direct, patches, witness).wrap)
         if new_ones:
             _patch_models_to_come(patches, watch)
         yield

@@ -61,10 +61,11 @@ class _Kind:
 
 
 class Passes:
-    """The passes through one model, and what watches all but its attention, or attention that it calls of torch itself."""
+    """The passes through one model; what watches its attention, attention that it calls of torch itself, and all else."""
 
-    def __init__(self, watch: Watch, patches: Patches, direct: Patches, witness: Witness) -> None:
-        self._watch, self._patches, self._direct, self._witness = watch, patches, direct, witness
+    def __init__(self, watch: Watch, attention: Patches, direct: Patches, others: Patches, witness: Witness) -> None:
+        self._watch, self._attention, self._direct, self._others = watch, attention, direct, others
+        self._witness = witness
         self._kinds: dict[Hashable, _Kind] = {}
 
     def wrap(self, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -82,24 +83,42 @@ class Passes:
 
     def _count(self, kind: _Kind, original: Callable[..., Any], inputs: Any, options: Any) -> Any:
         """Make a pass, and count it like the last that was watched."""
-        self._patches.take_out()
-        if kind.last.shared:
-            self._direct.take_out()
-        else:
-            self._direct.put_in()
+        self._others.take_out()
+        leaders = [module for module, calls in kind.last.shared.items() if calls]
+        for patches in (self._attention, self._direct):
+            (patches.take_out if leaders else patches.put_in)()
         before = self._witness()
-        result = self._watch.call_known(kind.last, original, *inputs, **options)
+        with Patches() as leading:
+            for module in leaders:
+                leading.wrap(module, "forward", self._lead)
+            result = self._watch.call_known(kind.last, original, *inputs, **options)
         work = self._witness() - before
         kind.passes += 1
-        if work != kind.work:
+        if self._watch.grown != kind.last.growing:  # attention of other modules, or not in their forward
+            kind.is_settled, kind.is_unlike = False, True
+            self._watch.doubtful += 1
+        elif work != kind.work:
             kind.odd = work
             self._watch.doubtful += 1
         return result
 
+    def _lead(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Have the attention of one module watched, where that of all others is not."""
+
+        @wraps(original)
+        def forward(*inputs: Any, **options: Any) -> Any:
+            self._attention.put_in()
+            try:
+                return original(*inputs, **options)
+            finally:
+                self._attention.take_out()
+
+        return forward
+
     def _look(self, kind: _Kind, original: Callable[..., Any], inputs: Any, options: Any) -> Any:
         """Make a pass and watch all of it."""
-        self._patches.put_in()
-        self._direct.put_in()
+        for patches in (self._attention, self._direct, self._others):
+            patches.put_in()
         before = self._witness()
         with self._watch.note_counts() as noted:
             result = original(*inputs, **options)

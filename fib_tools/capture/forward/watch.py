@@ -126,6 +126,8 @@ class Watch:
         """Threads that are in a call which grows."""
         self._known: set[int] = set()
         """Threads that are in a pass whose other calls are known."""
+        self.grown = 0
+        """Calls that grow, since `call_known` began last."""
         self._noted: Noted | None = None
         self._shared: Mapping[Any, int] = {}
         self._learning = threading.Lock()
@@ -209,6 +211,7 @@ class Watch:
             if seen is None:
                 seen = self._learn(known, kind, partial(_describe, operator, kind, result, inputs, options), operator)
             seen.count += times
+            self.grown += times
             if self._noted is not None:
                 self._noted.add_growing(kind, operator, inputs)
             return result
@@ -240,7 +243,7 @@ class Watch:
         thread = get_ident()
         self._known.add(thread)
         self._inside.add(thread)
-        self._shared = before.shared
+        self._shared, self.grown = before.shared, 0
         try:
             result = original(*inputs, **options)
         finally:

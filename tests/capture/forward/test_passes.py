@@ -149,6 +149,19 @@ def test_one_layer_stands_for_those_that_are_alike(kind: str, leaders: int, monk
     assert [after - before for before, after in zip([0, *at], at, strict=False)] == [12, 12, 12, leaders, leaders]
 
 
+def test_attention_that_is_not_met_in_its_modules_forward_is_missed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model("llama")
+    kind = type(model.model.layers[0].self_attn)
+    monkeypatch.setattr(kind, "__call__", lambda self, *inputs, **options: kind.forward(self, *inputs, **options))
+    watched: list[bool] = []
+    plain = torch.nn.functional.linear
+    model.model.norm.register_forward_pre_hook(lambda *_: watched.append(torch.nn.functional.linear is not plain))
+    with observe(model, witness=believe) as watch:
+        generate(model, make_prompt((7,)), 6)
+    assert watched == [True, True, True, False, True, True]
+    assert watch.doubtful == 1
+
+
 class Working(Unsteady):
     """Tells how much it did."""
 
