@@ -43,6 +43,8 @@ ROWS = (1, 64, 1024, 8192)
 MANY_ROWS = (*ROWS, 65536)
 """Where 8,192 rows are no more than the L2 cache holds, and are over before a kernel is at its full speed."""
 BATCHES = (1, 16, 64, 128)
+MANY_SEQUENCES = (*BATCHES, 256)
+"""An engine with a tensor-parallel share of the heads has as many at a time over a cache of 1,152 bytes a token."""
 PAGES_EACH = 64
 _EPSILON = re.compile(r"^EPS = \S+$", re.MULTILINE)
 VERSIONS = ("torch", "triton", "flashinfer-python", "sglang", "nvidia-cutlass-dsl")
@@ -59,11 +61,11 @@ def turns(q: int, k: int, counts: tuple[int, ...] = ROWS) -> list[dict[str, int]
     return [{"nnz": count, **table} for count in counts]
 
 
-def pages() -> list[dict[str, int]]:
+def pages(batches: tuple[int, ...] = BATCHES) -> list[dict[str, int]]:
     """Give the sizes of a decode over 4,096 tokens a sequence, in pages of 64."""
     return [
         {"batch_size": b, "num_pages": b * PAGES_EACH + 8, "len_indptr": b + 1, "num_kv_indices": b * PAGES_EACH}
-        for b in BATCHES
+        for b in batches
     ]
 
 
@@ -82,8 +84,8 @@ PLAN: dict[str, tuple[str, list[dict[str, int]]]] = {
     "fp8_quantize_1x128_k2048": ("fp8_quantize", rows("M", counts=MANY_ROWS)),
     "gqa_paged_decode_h32_kv4_d128_ps64": ("gqa_paged_decode", pages()),
     "gqa_paged_decode_h32_kv8_d128_ps64": ("gqa_paged_decode", pages()),
-    "mla_paged_decode_h16_ckv512_kpe64_ps64": ("mla_paged_decode", pages()),
-    "mla_paged_decode_h128_ckv512_kpe64_ps64": ("mla_paged_decode", pages()[:3]),
+    "mla_paged_decode_h16_ckv512_kpe64_ps64": ("mla_paged_decode", pages(MANY_SEQUENCES)),
+    "mla_paged_decode_h128_ckv512_kpe64_ps64": ("mla_paged_decode", pages(BATCHES[:3])),
 }
 """By Definition: the drafts, of which the table has the fastest, and their sizes."""
 

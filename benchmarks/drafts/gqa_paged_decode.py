@@ -1,7 +1,8 @@
 """GQA decode over pages: chunks of a few tiles are dealt to blocks, and a second kernel merges each head's chunks.
 
 How many chunks a sequence has is found on the device, so that nothing waits for the host. Merging in a kernel of its
-own leaves the first one registers for more blocks at a time, and merges all heads at once.
+own leaves the first one registers for more blocks at a time, and merges all heads at once. From Hopper on it is
+launched while the first one runs, and waits for its end.
 """
 
 import torch
@@ -9,9 +10,9 @@ import triton
 import triton.language as tl
 
 LOG2_E = 1.4426950408889634
-BLOCKS = 528
-"""Four for each multiprocessor of an H200."""
-LONGEST = 32
+BLOCKS = 396
+"""Three for each multiprocessor of an H200."""
+LONGEST = 16
 """Tiles of a chunk: with longer ones a few blocks are still at work when the others are done."""
 
 
@@ -28,8 +29,10 @@ def _count_chunks(indptr, batch, tokens, PS: tl.constexpr, BATCH: tl.constexpr):
 def _kernel(
     q, k_cache, v_cache, indptr, indices, last_len, scale, part, part_lse, batch, per_chunk,
     QH: tl.constexpr, KVH: tl.constexpr, D: tl.constexpr, PS: tl.constexpr, GROUP: tl.constexpr, M: tl.constexpr,
-    BN: tl.constexpr, BATCH: tl.constexpr,
+    BN: tl.constexpr, BATCH: tl.constexpr, EARLY: tl.constexpr,
 ):
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
     kv_head, work = tl.program_id(0), tl.program_id(1)
     each = tl.arange(0, BATCH)
     chunks = _count_chunks(indptr, batch, per_chunk * BN, PS, BATCH)
@@ -80,8 +83,10 @@ def _kernel(
 @triton.jit
 def _merge_kernel(
     part, part_lse, indptr, out, lse, batch, tokens,
-    QH: tl.constexpr, D: tl.constexpr, PS: tl.constexpr, BATCH: tl.constexpr, STEP: tl.constexpr,
+    QH: tl.constexpr, D: tl.constexpr, PS: tl.constexpr, BATCH: tl.constexpr, STEP: tl.constexpr, EARLY: tl.constexpr,
 ):
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
     head, b = tl.program_id(0), tl.program_id(1)
     each = tl.arange(0, BATCH)
     chunks = _count_chunks(indptr, batch, tokens, PS, BATCH)
@@ -118,17 +123,19 @@ def run(q, k_cache, v_cache, kv_indptr, kv_indices, kv_last_page_len, sm_scale, 
         raise ValueError(f"heads of {dim} values, {heads} of queries over {kv_heads}, are not supported")
     group, tokens = heads // kv_heads, kv_indices.numel() * page_size
     # a tile for each block is all there is: it is twice as long, and nothing is fetched ahead
-    tile, stages = (128, 1) if tokens * kv_heads <= 64 * BLOCKS else (64, 3)
+    tile, stages = (128, 1) if tokens * kv_heads <= 96 * BLOCKS else (64, 4)
     per_chunk = max(1, min(LONGEST, tokens * kv_heads // (tile * BLOCKS)))
     most = max(1, triton.cdiv(tokens, per_chunk * tile)) + batch - 1
     part = torch.empty(most * heads, dim, dtype=torch.float32, device=q.device)
     part_lse = torch.empty(most * heads, dtype=torch.float32, device=q.device)
     block = 1 if batch == 1 else max(128, triton.next_power_of_2(batch))  # shorter lists take more registers
+    early = q.is_cuda and torch.cuda.get_device_capability(q.device)[0] >= 9
     _kernel[(kv_heads, most)](
         q, k_cache, v_cache, kv_indptr, kv_indices, kv_last_page_len, sm_scale * LOG2_E, part, part_lse, batch,
-        per_chunk, heads, kv_heads, dim, page_size, group, max(16, triton.next_power_of_2(group)), tile, block,
+        per_chunk, heads, kv_heads, dim, page_size, group, max(16, triton.next_power_of_2(group)), tile, block, early,
         num_warps=4, num_stages=stages,
     )
     _merge_kernel[(heads, batch)](
-        part, part_lse, kv_indptr, output, lse, batch, per_chunk * tile, heads, dim, page_size, block, 32, num_warps=4
+        part, part_lse, kv_indptr, output, lse, batch, per_chunk * tile, heads, dim, page_size, block,
+        32 if batch == 1 else 8, early, num_warps=4, **({"launch_pdl": True} if early else {}),
     )

@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 
 LOG2_E = 1.4426950408889634
+MULTIPROCESSORS = 132
+"""Of an H200."""
 
 
 @triton.jit
@@ -120,14 +122,15 @@ def run(q_nope, q_pe, ckv_cache, kpe_cache, kv_indptr, kv_indices, kv_last_page_
     if any(size & (size - 1) or not 16 <= size <= most for size, most in ((width, 512), (turned, 64))):
         raise ValueError(f"latents of {width} values and {turned} that are turned are not supported")
     rows = 16 if heads <= 16 else 32 if heads <= 32 else 64
-    tile = 32 if rows == 16 else 64
     blocks, tokens = triton.cdiv(heads, rows), kv_indices.numel() * page_size
-    # two or three blocks a multiprocessor, which is more to merge: worth it where that is spread over many sequences
-    per_chunk = max(2, triton.cdiv(tokens * blocks, tile * (396 if batch > 32 else 264)))
-    chunks = max(1, triton.cdiv(tokens, per_chunk * tile))
-    most = chunks + batch - 1
-    # a block that has a multiprocessor for itself uses eight warps
-    warps = 8 if rows > 16 or chunks * blocks <= 132 else 4
+    # few blocks have a multiprocessor each for themselves: more warps on smaller tiles
+    few = rows == 16 and tokens <= 64 * MULTIPROCESSORS
+    tile, warps = (32, 8) if few else (64, 4 if rows == 16 else 8)
+    at_once = MULTIPROCESSORS if rows > 16 else 2 * MULTIPROCESSORS
+    # sequences of the mean length are cut into equal parts, of as many tokens as leave no block without one
+    parts = max(1, at_once // (batch * blocks))
+    per_chunk = max(2, triton.cdiv(triton.cdiv(tokens, tile * batch), parts))
+    most = max(1, triton.cdiv(tokens, per_chunk * tile)) + batch - 1
     part = torch.empty(most * heads, width, dtype=torch.float32, device=q_nope.device)
     part_lse = torch.empty(most * heads, dtype=torch.float32, device=q_nope.device)
     block = 1 if batch == 1 else max(128, triton.next_power_of_2(batch))  # shorter lists take more registers

@@ -4,7 +4,8 @@ import triton
 import triton.language as tl
 
 HEAD = 64
-ROWS = 16
+MANY = 1 << 18
+"""Rows of queries from which on blocks take twice as many: what they hold then covers the time of their loads."""
 
 
 @triton.jit
@@ -40,7 +41,8 @@ def run(q, k, cos_sin_cache, positions, q_out, k_out):
     tokens, q_heads, k_heads = q.shape[0], q.shape[1] // HEAD, k.shape[1] // HEAD
     if q.shape[1] % HEAD or k.shape[1] % HEAD or cos_sin_cache.shape[1] != HEAD:
         raise ValueError(f"rows of {q.shape[1]} and {k.shape[1]} values, {cos_sin_cache.shape[1]} of a head turned")
-    pieces = triton.cdiv(tokens * q_heads, ROWS)
-    _kernel[(pieces + triton.cdiv(tokens * k_heads, ROWS),)](
-        q, k, cos_sin_cache, positions, q_out, k_out, tokens, pieces, q_heads, k_heads, HEAD, ROWS, num_warps=4
+    rows = 16 if tokens * q_heads < MANY else 32
+    pieces = triton.cdiv(tokens * q_heads, rows)
+    _kernel[(pieces + triton.cdiv(tokens * k_heads, rows),)](
+        q, k, cos_sin_cache, positions, q_out, k_out, tokens, pieces, q_heads, k_heads, HEAD, rows, num_warps=4
     )

@@ -152,7 +152,7 @@ def test_one_layer_stands_for_those_that_are_alike(kind: str, leaders: int, monk
 def test_attention_that_is_not_met_in_its_modules_forward_is_missed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model("llama")
     kind = type(model.model.layers[0].self_attn)
-    monkeypatch.setattr(kind, "__call__", lambda self, *inputs, **options: kind.forward(self, *inputs, **options))
+    monkeypatch.setattr(kind, "__call__", kind.forward)
     watched: list[bool] = []
     plain = torch.nn.functional.linear
     model.model.norm.register_forward_pre_hook(lambda *_: watched.append(torch.nn.functional.linear is not plain))
