@@ -30,6 +30,8 @@ from tiny_forward import ARCHITECTURES, OTHERS, make_model, make_prompt  # noqa:
 
 _LENGTHS = (48, 21, 33, 8)
 _TOKENS = 16
+_MANY_TOKENS = 64
+"""Of a generation in which the first passes, which are watched whole, are few."""
 
 
 def make_full(name: str, layers: int) -> torch.nn.Module:
@@ -64,12 +66,12 @@ def describe_missed(found: dict[str, Any]) -> list[str]:
     return named + [f"{each['what']} {each['calls']}" for each in found.get("unmapped", ())]
 
 
-def measure_watching(model: torch.nn.Module, repeats: int) -> str:
-    """Say what it costs to watch a model that makes a few tokens."""
+def measure_watching(model: torch.nn.Module, tokens: int, repeats: int) -> str:
+    """Say what it costs to watch a model that makes so many tokens."""
     prompt = {name: value.to("cuda") for name, value in make_prompt(_LENGTHS).items()}
-    cost = measure(model, prompt, tokens=_TOKENS, repeats=repeats)
+    cost = measure(model, prompt, tokens=tokens, repeats=repeats)
     return (
-        f"  watched: {cost.seconds:.3f} s without, {cost.more / cost.seconds:+.1%},"
+        f"  watched, {tokens} tokens: {cost.seconds:.3f} s without, {cost.more / cost.seconds:+.1%},"
         f" {cost.more / cost.calls * 1e6:.1f} us for each of {cost.calls} calls"
     )
 
@@ -118,7 +120,9 @@ def main() -> int:
         lines.append(line)
         if is_full:
             drawn, block = trace_block(name, folder)
-            lines += [measure_watching(make_full(name, options.watched_layers), options.repeats), block]
+            model = make_full(name, options.watched_layers)
+            lines += [measure_watching(model, tokens, options.repeats) for tokens in (_TOKENS, _MANY_TOKENS)]
+            lines.append(block)
             went_well &= drawn
         good &= went_well
         print(lines[-1], file=sys.stderr, flush=True)
