@@ -139,7 +139,7 @@ def run(q_nope, q_pe, ckv_cache, kpe_cache, kv_indptr, kv_indices, kv_last_page_
     early = q_nope.is_cuda and torch.cuda.get_device_capability(q_nope.device)[0] >= 9
     _kernel[(blocks, workers)](
         q_nope, q_pe, ckv_cache, kpe_cache, kv_indptr, kv_indices, kv_last_page_len, sm_scale * LOG2_E, part, part_lse,
-        batch, workers, 2, heads, width, turned, page_size, rows, tile, block, early, num_warps=warps, num_stages=3,
+        batch, workers, 2, heads, width, turned, page_size, rows, tile, block, early, num_warps=warps, num_stages=2,
     )
     _merge_kernel[(heads, batch)](
         part, part_lse, kv_indptr, kv_last_page_len, output, lse, batch, workers, 2, heads, width, page_size, tile,
