@@ -51,6 +51,7 @@ def watch_model(
     witness: Witness | None = None,
 ) -> Iterator[None]:
     """Have a watch called for each operator; see `observe`."""
+    watch.is_plain = not new_ones and all(_is_plain(model) for model in models)
     with Patches() as always, Patches() as attention, Patches() as direct, Patches() as patches:
         patch_attention(attention, direct, watch, page_size=page_size)
         patch_choices(always, watch)
@@ -64,6 +65,14 @@ def watch_model(
         if new_ones:
             _patch_models_to_come(patches, watch)
         yield
+
+
+def _is_plain(model: torch.nn.Module) -> bool:
+    """Tell whether a model's tensors are torch's own: others, such as quantised ones, have methods that call its functions."""
+    from torch import Tensor
+    from torch.nn import Parameter
+
+    return all(type(each) in {Parameter, Tensor} for each in (*model.parameters(), *model.buffers()))
 
 
 def _patch_modules(patches: Patches, watch: Watch, model: torch.nn.Module) -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from threading import get_ident
+from types import BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -25,6 +26,7 @@ __all__ = ["Counts", "Described", "Noted", "Operator", "Tally", "Watch", "Widths
 
 Described = Call | Unmapped | Callable[[], Call | Unmapped] | None
 """What a call is, or how to find out when the run is over; None is not worth counting."""
+_OF_C = (BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType)
 Counts = Mapping[int, int]
 """How often calls were made, by the number of their kind."""
 
@@ -82,20 +84,38 @@ class Noted:
     """For how many of those one of a module stands: the first of modules that are alike for all of them."""
     alike: dict[Hashable, list[Any]] = field(default_factory=dict)
     """Meanwhile: modules that made one, by what they are like and what they called."""
+    met: set[Any] = field(default_factory=set)
+    """Meanwhile: those modules."""
 
-    def add_growing(self, kind: Hashable, operator: Operator, inputs: tuple[Any, ...]) -> None:
-        """Note a call of an operator that grows."""
+    def add_growing(self, kind: Hashable, module: Any, caller: int | None) -> None:
+        """Note a call of an operator that grows, and what the module that made it is like, if one did."""
         self.growing += 1
-        if operator.tell_caller is None or any(inputs[0] in modules for modules in self.alike.values()):
+        if caller is None or module in self.met:
             self.has_others = True
         else:
-            self.alike.setdefault((kind, operator.tell_caller(inputs[0])), []).append(inputs[0])
+            self.met.add(module)
+            self.alike.setdefault((kind, caller), []).append(module)
 
     def finish(self) -> None:
         """Have one module stand for those that are alike, and let go of what was kept for that."""
         groups = () if self.has_others else self.alike.values()
         self.shared = {each: 0 if place else len(group) for group in groups for place, each in enumerate(group)}
-        self.alike = {}
+        self.alike, self.met = {}, set()
+
+
+@dataclass(slots=True)
+class _Callers:
+    """What the modules that call an operator are like, as numbers, since to tell it takes longer than all else of a call."""
+
+    tell: Callable[[Any], Hashable] | None
+    known: dict[Any, int] = field(default_factory=dict)
+    numbers: dict[Hashable, int] = field(default_factory=dict)
+
+    def find(self, module: Any) -> int | None:
+        """Give the number of what a module is like; None where no modules call."""
+        if self.tell is not None and module not in self.known:
+            self.known[module] = self.numbers.setdefault(self.tell(module), len(self.numbers))
+        return self.known.get(module)
 
 
 @dataclass(slots=True)
@@ -115,6 +135,8 @@ class Watch:
         import torch
 
         self.widths = Widths()
+        self.is_plain = False
+        """No tensor of what is watched has methods of its own, so that none of torch's C functions calls another function."""
         self.doubtful = 0
         """Passes that were counted like others, and may have made other calls."""
         self._seen: list[_Seen] = []
@@ -131,7 +153,9 @@ class Watch:
         self._noted: Noted | None = None
         self._shared: Mapping[Any, int] = {}
         self._learning = threading.Lock()
-        self._is_compiling = torch.compiler.is_compiling
+        self._is_compiling = (
+            torch.compiler.is_dynamo_compiling
+        )  # returns a constant: of a cold call, half the time of the other
         self._no_grad = torch.no_grad
 
     @property
@@ -153,7 +177,8 @@ class Watch:
         """Have every call of a function counted, and nothing of what it calls itself."""
         if operator.is_growing:
             return self._wrap_growing(operator, original)
-        inside, key, is_compiling, is_whole = self._inside, operator.key, self._is_compiling, operator.is_whole
+        inside, key, is_compiling = self._inside, operator.key, self._is_compiling
+        is_whole = operator.is_whole and not (self.is_plain and isinstance(original, _OF_C))
         enter, leave = inside.add, inside.discard
         known: dict[Hashable, _Seen] = {}
         find = known.get
@@ -185,6 +210,7 @@ class Watch:
         is_compiling = self._is_compiling
         known: dict[Hashable, _Seen] = {}
         find = known.get
+        callers = _Callers(operator.tell_caller)
 
         def watched(*inputs: Any, **options: Any) -> Any:
             times = self._shared.get(inputs[0], 1) if self._shared else 1
@@ -213,7 +239,7 @@ class Watch:
             seen.count += times
             self.grown += times
             if self._noted is not None:
-                self._noted.add_growing(kind, operator, inputs)
+                self._noted.add_growing(kind, inputs[0], callers.find(inputs[0]))
             return result
 
         return watched

@@ -298,6 +298,29 @@ def test_code_that_torch_compiles_runs_as_it_would() -> None:
             assert torch.equal(compiled(**prompt).logits, before)
 
 
+class Packed(torch.Tensor):
+    """Has a product of its own, which calls torch's with what it unpacks."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is PLAIN_LINEAR:
+            args = [each.as_subclass(torch.Tensor) if isinstance(each, cls) else each for each in args]
+            return torch.nn.functional.linear(*args)
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+PLAIN_LINEAR = torch.nn.functional.linear
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor, Packed])
+def test_a_product_that_calls_another_is_one(kind: type[torch.Tensor]) -> None:
+    model = torch.nn.Linear(8, 8, bias=False)
+    model.weight = torch.nn.Parameter(torch.ones(8, 8).as_subclass(kind), requires_grad=False)
+    with observe(model) as watch, torch.no_grad():
+        assert torch.equal(model(torch.ones(2, 8)).as_subclass(torch.Tensor), torch.full((2, 8), 8.0))
+    assert counts(watch)["gemm"] == 1
+
+
 def test_a_function_that_a_module_took_from_torch_is_seen() -> None:
     model = make_model("llama", hidden_act="gelu")
     with observe(model) as watch:
