@@ -62,7 +62,7 @@ def turns(q: int, k: int, counts: tuple[int, ...] = ROWS) -> list[dict[str, int]
 
 
 def pages(batches: tuple[int, ...] = BATCHES) -> list[dict[str, int]]:
-    """Give the sizes of a decode over 4,096 tokens a sequence, in pages of 64."""
+    """Give the sizes of a decode over 4,096 tokens a sequence in the mean, in pages of 64: their lengths are drawn."""
     return [
         {"batch_size": b, "num_pages": b * PAGES_EACH + 8, "len_indptr": b + 1, "num_kv_indices": b * PAGES_EACH}
         for b in batches

@@ -1,7 +1,7 @@
 """GQA decode over pages: the tiles of all sequences are dealt out equally, and a second kernel merges each head's parts.
 
-What each worker gets is found on the device, so that nothing waits for the host, and sequences of any lengths keep all
-of them at work to the end. Merging in a kernel of its own leaves the first one registers for more blocks at a time, and
+What each worker gets is found on the device, so that nothing waits for the host; to within a tile they get the same,
+whatever the lengths of the sequences. Merging in a kernel of its own leaves the first one registers for more blocks at a time, and
 merges all heads at once; from Hopper on it is launched while the first one runs, and waits for its end.
 """
 
@@ -15,19 +15,19 @@ WORKERS = 396
 
 
 @triton.jit
-def _share_out(indptr, last_len, batch, workers, least, PS: tl.constexpr, BN: tl.constexpr, BATCH: tl.constexpr):
-    """Count the tiles of each sequence, where they end in the row of all, and those of each worker."""
+def _count_tiles(indptr, last_len, batch, PS: tl.constexpr, BN: tl.constexpr, BATCH: tl.constexpr):
+    """Count the tiles of each sequence, where they end in the row of all, and all of them."""
     each = tl.arange(0, BATCH)
     real = each < batch
     pages = tl.load(indptr + each + 1, mask=real, other=0) - tl.load(indptr + each, mask=real, other=0)
     length = tl.where(pages > 0, (pages - 1) * PS + tl.load(last_len + each, mask=real, other=0), 0)
     tiles = tl.cdiv(length, BN)
-    return tiles, tl.cumsum(tiles, axis=0), tl.maximum(tl.cdiv(tl.sum(tiles, axis=0), workers), least)
+    return tiles, tl.cumsum(tiles, axis=0), tl.sum(tiles, axis=0)
 
 
 @triton.jit
 def _kernel(
-    q, k_cache, v_cache, indptr, indices, last_len, scale, part, part_lse, batch, workers, least,
+    q, k_cache, v_cache, indptr, indices, last_len, scale, part, part_lse, batch, workers,
     QH: tl.constexpr, KVH: tl.constexpr, D: tl.constexpr, PS: tl.constexpr, GROUP: tl.constexpr, M: tl.constexpr,
     BN: tl.constexpr, BATCH: tl.constexpr, EARLY: tl.constexpr,
 ):
@@ -35,13 +35,14 @@ def _kernel(
         tl.extra.cuda.gdc_launch_dependents()
     kv_head, worker = tl.program_id(0), tl.program_id(1)
     each = tl.arange(0, BATCH)
-    tiles, ends, share = _share_out(indptr, last_len, batch, workers, least, PS, BN, BATCH)
+    tiles, ends, all_tiles = _count_tiles(indptr, last_len, batch, PS, BN, BATCH)
     row, column, token = tl.arange(0, M), tl.arange(0, D), tl.arange(0, BN)
     head = kv_head * GROUP + row
     at = head[:, None] * D + column[None, :]
     real = row < GROUP
-    next_tile = worker * share
-    stop = tl.minimum(next_tile + share, tl.sum(tiles, axis=0))
+    busy = tl.minimum(workers, tl.maximum(all_tiles, 1))  # each of those has a tile at least
+    next_tile = tl.minimum(worker * all_tiles // busy, all_tiles)
+    stop = tl.minimum((worker + 1) * all_tiles // busy, all_tiles)
     while next_tile < stop:
         b = tl.sum(tl.where(ends <= next_tile, 1, 0), axis=0)
         end = tl.sum(tl.where(each == b, ends, 0), axis=0)
@@ -66,29 +67,34 @@ def _kernel(
             score = tl.dot(query, tl.trans(keys)) * scale
             score = tl.where(inside[None, :], score, float("-inf"))
             higher = tl.maximum(top, tl.max(score, axis=1))
-            weight = tl.exp2(score - higher[:, None])
-            shrink = tl.exp2(top - higher)
+            safe = tl.where(higher == float("-inf"), 0.0, higher)
+            weight = tl.exp2(score - safe[:, None])
+            shrink = tl.exp2(top - safe)
             total = total * shrink + tl.sum(weight, axis=1)
             acc = tl.dot(weight.to(values.dtype), values, acc * shrink[:, None])
             top = higher
         place_of = worker + b  # no two of all workers' parts have the same
-        tl.store(part + place_of.to(tl.int64) * QH * D + at, acc / total[:, None], mask=real[:, None])
-        tl.store(part_lse + place_of * QH + head, tl.log2(total) + top, mask=real)
+        acc = acc / tl.where(total > 0, total, 1.0)[:, None]
+        mine = tl.where(total > 0, tl.log2(total) + top, float("-inf"))
+        tl.store(part + place_of.to(tl.int64) * QH * D + at, acc, mask=real[:, None])
+        tl.store(part_lse + place_of * QH + head, mine, mask=real)
         next_tile = tl.minimum(stop, end)
 
 
 @triton.jit
 def _merge_kernel(
-    part, part_lse, indptr, last_len, out, lse, batch, workers, least,
+    part, part_lse, indptr, last_len, out, lse, batch, workers,
     QH: tl.constexpr, WIDTH: tl.constexpr, PS: tl.constexpr, BN: tl.constexpr, BATCH: tl.constexpr, STEP: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     head, b = tl.program_id(0), tl.program_id(1)
     each = tl.arange(0, BATCH)
-    tiles, ends, share = _share_out(indptr, last_len, batch, workers, least, PS, BN, BATCH)
+    tiles, ends, all_tiles = _count_tiles(indptr, last_len, batch, PS, BN, BATCH)
     mine, end = tl.sum(tl.where(each == b, tiles, 0), axis=0), tl.sum(tl.where(each == b, ends, 0), axis=0)
-    begin = (end - mine) // share
-    count = tl.where(mine > 0, (end - 1) // share - begin + 1, 0)
+    # the worker that has a tile is the last one whose share begins with it or before
+    busy = tl.minimum(workers, tl.maximum(all_tiles, 1))
+    begin = ((end - mine + 1) * busy - 1) // tl.maximum(all_tiles, 1)
+    count = tl.where(mine > 0, (end * busy - 1) // tl.maximum(all_tiles, 1) - begin + 1, 0)
     column, step = tl.arange(0, WIDTH), tl.arange(0, STEP)
     if EARLY:
         tl.extra.cuda.gdc_wait()
@@ -124,16 +130,17 @@ def run(q, k_cache, v_cache, kv_indptr, kv_indices, kv_last_page_len, sm_scale, 
     # a tile for each block is all there is: it is twice as long, and nothing is fetched ahead
     tile, stages = (128, 1) if tokens * kv_heads <= 96 * WORKERS else (64, 3)
     workers = max(1, (2 if stages == 1 else 1) * WORKERS // kv_heads)
+    workers = min(workers, triton.cdiv(tokens, tile) + batch)
     part = torch.empty((workers + batch) * heads, dim, dtype=torch.float32, device=q.device)
     part_lse = torch.empty((workers + batch) * heads, dtype=torch.float32, device=q.device)
     block = 1 if batch == 1 else max(128, triton.next_power_of_2(batch))  # shorter lists take more registers
     early = q.is_cuda and torch.cuda.get_device_capability(q.device)[0] >= 9
     _kernel[(kv_heads, workers)](
         q, k_cache, v_cache, kv_indptr, kv_indices, kv_last_page_len, sm_scale * LOG2_E, part, part_lse, batch,
-        workers, 1, heads, kv_heads, dim, page_size, group, max(16, triton.next_power_of_2(group)), tile, block, early,
+        workers, heads, kv_heads, dim, page_size, group, max(16, triton.next_power_of_2(group)), tile, block, early,
         num_warps=4, num_stages=stages,
     )
     _merge_kernel[(heads, batch)](
-        part, part_lse, kv_indptr, kv_last_page_len, output, lse, batch, workers, 1, heads, dim, page_size, tile, block,
+        part, part_lse, kv_indptr, kv_last_page_len, output, lse, batch, workers, heads, dim, page_size, tile, block,
         32 if batch <= 16 else 8, early, num_warps=4, **({"launch_pdl": True} if early else {}),
     )

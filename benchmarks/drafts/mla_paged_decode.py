@@ -1,8 +1,8 @@
 """MLA decode over pages: the tiles of all sequences are dealt out equally, and a second kernel merges each head's parts.
 
-A tile of latents is read once and is key and value at the same time. What each worker gets is found on the device, so
-that nothing waits for the host, and sequences of any lengths keep all of them at work to the end. From Hopper on the
-second kernel is launched while the first one runs, and waits for its end.
+A tile of latents is key and value at the same time, and read once for each 64 heads. What each worker gets is found on
+the device, so that nothing waits for the host; to within a tile they get the same, whatever the lengths of the sequences.
+From Hopper on the second kernel is launched while the first one runs, and waits for its end.
 """
 
 import torch
@@ -15,22 +15,23 @@ MULTIPROCESSORS = 132
 
 
 @triton.jit
-def _share_out(indptr, last_len, batch, workers, least, PS: tl.constexpr, BN: tl.constexpr, BATCH: tl.constexpr):
-    """Count the tiles of each sequence, where they end in the row of all, and those of each worker.
+def _count_tiles(indptr, last_len, batch, PS: tl.constexpr, BN: tl.constexpr, BATCH: tl.constexpr):
+    """Count the tiles of each sequence, where they end in the row of all, and all of them.
 
-    A sequence counts one more: so long it takes to begin with it.
+    A sequence counts one more, behind its last: the time that it takes to begin with it. Whom only that falls to writes an
+    empty part.
     """
     each = tl.arange(0, BATCH)
     real = each < batch
     pages = tl.load(indptr + each + 1, mask=real, other=0) - tl.load(indptr + each, mask=real, other=0)
     length = tl.where(pages > 0, (pages - 1) * PS + tl.load(last_len + each, mask=real, other=0), 0)
     tiles = tl.where(length > 0, tl.cdiv(length, BN) + 1, 0)
-    return tiles, tl.cumsum(tiles, axis=0), tl.maximum(tl.cdiv(tl.sum(tiles, axis=0), workers), least)
+    return tiles, tl.cumsum(tiles, axis=0), tl.sum(tiles, axis=0)
 
 
 @triton.jit
 def _kernel(
-    q_nope, q_pe, ckv, kpe, indptr, indices, last_len, scale, part, part_lse, batch, workers, least,
+    q_nope, q_pe, ckv, kpe, indptr, indices, last_len, scale, part, part_lse, batch, workers,
     QH: tl.constexpr, C: tl.constexpr, R: tl.constexpr, PS: tl.constexpr, M: tl.constexpr, BN: tl.constexpr,
     BATCH: tl.constexpr, EARLY: tl.constexpr,
 ):
@@ -38,13 +39,14 @@ def _kernel(
         tl.extra.cuda.gdc_launch_dependents()
     block, worker = tl.program_id(0), tl.program_id(1)
     each = tl.arange(0, BATCH)
-    tiles, ends, share = _share_out(indptr, last_len, batch, workers, least, PS, BN, BATCH)
+    tiles, ends, all_tiles = _count_tiles(indptr, last_len, batch, PS, BN, BATCH)
     row, column, turn, token = tl.arange(0, M), tl.arange(0, C), tl.arange(0, R), tl.arange(0, BN)
     head = block * M + row
     real = (head < QH) | (QH % M == 0)
     at = head[:, None] * C + column[None, :]
-    next_tile = worker * share
-    stop = tl.minimum(next_tile + share, tl.sum(tiles, axis=0))
+    busy = tl.minimum(workers, tl.maximum(all_tiles, 1))  # each of those has a tile at least
+    next_tile = tl.minimum(worker * all_tiles // busy, all_tiles)
+    stop = tl.minimum((worker + 1) * all_tiles // busy, all_tiles)
     while next_tile < stop:
         b = tl.sum(tl.where(ends <= next_tile, 1, 0), axis=0)
         end = tl.sum(tl.where(each == b, ends, 0), axis=0)
@@ -71,30 +73,34 @@ def _kernel(
             score = tl.dot(query, tl.trans(latents), score) * scale
             score = tl.where(inside[None, :], score, float("-inf"))
             higher = tl.maximum(top, tl.max(score, axis=1))
-            weight = tl.exp2(score - higher[:, None])
-            shrink = tl.exp2(top - higher)
+            safe = tl.where(higher == float("-inf"), 0.0, higher)
+            weight = tl.exp2(score - safe[:, None])
+            shrink = tl.exp2(top - safe)
             total = total * shrink + tl.sum(weight, axis=1)
             acc = tl.dot(weight.to(latents.dtype), latents, acc * shrink[:, None])
             top = higher
         spot = worker + b  # no two of all workers' parts have the same
         acc = acc / tl.where(total > 0, total, 1.0)[:, None]
+        mine = tl.where(total > 0, tl.log2(total) + top, float("-inf"))
         tl.store(part + spot.to(tl.int64) * QH * C + at, acc, mask=real[:, None])
-        tl.store(part_lse + spot * QH + head, tl.where(total > 0, tl.log2(total) + top, float("-inf")), mask=real)
+        tl.store(part_lse + spot * QH + head, mine, mask=real)
         next_tile = tl.minimum(stop, end)
 
 
 @triton.jit
 def _merge_kernel(
-    part, part_lse, indptr, last_len, out, lse, batch, workers, least,
+    part, part_lse, indptr, last_len, out, lse, batch, workers,
     QH: tl.constexpr, WIDTH: tl.constexpr, PS: tl.constexpr, BN: tl.constexpr, BATCH: tl.constexpr, STEP: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     head, b = tl.program_id(0), tl.program_id(1)
     each = tl.arange(0, BATCH)
-    tiles, ends, share = _share_out(indptr, last_len, batch, workers, least, PS, BN, BATCH)
+    tiles, ends, all_tiles = _count_tiles(indptr, last_len, batch, PS, BN, BATCH)
     mine, end = tl.sum(tl.where(each == b, tiles, 0), axis=0), tl.sum(tl.where(each == b, ends, 0), axis=0)
-    begin = (end - mine) // share
-    count = tl.where(mine > 0, (end - 1) // share - begin + 1, 0)
+    # the worker that has a tile is the last one whose share begins with it or before
+    busy = tl.minimum(workers, tl.maximum(all_tiles, 1))
+    begin = ((end - mine + 1) * busy - 1) // tl.maximum(all_tiles, 1)
+    count = tl.where(mine > 0, (end * busy - 1) // tl.maximum(all_tiles, 1) - begin + 1, 0)
     column, step = tl.arange(0, WIDTH), tl.arange(0, STEP)
     if EARLY:
         tl.extra.cuda.gdc_wait()
@@ -128,7 +134,7 @@ def run(q_nope, q_pe, ckv_cache, kpe_cache, kv_indptr, kv_indices, kv_last_page_
         raise ValueError(f"latents of {width} values and {turned} that are turned are not supported")
     rows = 16 if heads <= 16 else 32 if heads <= 32 else 64
     blocks, tokens = triton.cdiv(heads, rows), kv_indices.numel() * page_size
-    # few blocks have a multiprocessor each for themselves: more warps on smaller tiles
+    # of few tokens, most blocks have a multiprocessor each for themselves: more warps on smaller tiles
     few = rows == 16 and tokens <= 64 * MULTIPROCESSORS
     tile, warps = (32, 8) if few else (64, 4 if rows == 16 else 8)
     workers = max(1, (2 if rows == 16 else 1) * MULTIPROCESSORS // blocks)
@@ -139,9 +145,9 @@ def run(q_nope, q_pe, ckv_cache, kpe_cache, kv_indptr, kv_indices, kv_last_page_
     early = q_nope.is_cuda and torch.cuda.get_device_capability(q_nope.device)[0] >= 9
     _kernel[(blocks, workers)](
         q_nope, q_pe, ckv_cache, kpe_cache, kv_indptr, kv_indices, kv_last_page_len, sm_scale * LOG2_E, part, part_lse,
-        batch, workers, 2, heads, width, turned, page_size, rows, tile, block, early, num_warps=warps, num_stages=2,
+        batch, workers, heads, width, turned, page_size, rows, tile, block, early, num_warps=warps, num_stages=2,
     )
     _merge_kernel[(heads, batch)](
-        part, part_lse, kv_indptr, kv_last_page_len, output, lse, batch, workers, 2, heads, width, page_size, tile,
+        part, part_lse, kv_indptr, kv_last_page_len, output, lse, batch, workers, heads, width, page_size, tile,
         block, 16 if batch <= 16 else 8, early, num_warps=4, **({"launch_pdl": True} if early else {}),
     )
