@@ -54,8 +54,6 @@ __all__ = [
 _LIMIT = 200_000
 _CALL = re.compile(r"\w\(")
 _FREE = Price(input=0, output=0, cache_write=0, cache_read=0)
-_BEGIN_SECONDS = 900.0
-"""For another process that measures what the first draft for a Definition has to beat."""
 _ANYBODY = "anybody"
 
 _Definition = Annotated[str, Field(description="The Definition, by name.")]
@@ -361,7 +359,7 @@ def _open_folder(
     path = _find_folder(context, definition, language, device)
     context.workspace.create()
     lock = context.workspace.root / f"{path.name}.lock"  # for each Definition: others begin meanwhile
-    with hold(lock, purpose=f"measuring what drafts for {definition} have to beat", wait_seconds=_BEGIN_SECONDS):
+    with hold(lock, purpose=f"measuring what drafts for {definition} have to beat"):
         if path.is_dir():
             return RunFolder(path)
         target = make_target()

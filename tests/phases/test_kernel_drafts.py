@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from fib_tools.dataset.store import Dataset
 from fib_tools.draft.bench import Bench
 from fib_tools.errors import ChildCrashedError, FibError, LockedError, RequestError
 from fib_tools.evaluate.engines.items import hash_solution
+from fib_tools.host.locks import hold
 from fib_tools.model.evidence import Evidence
 from fib_tools.model.solution import Solution
 from fib_tools.model.trace import EvaluationStatus, Trace
@@ -325,3 +327,20 @@ def test_a_verdict_stands_where_no_closer_look_is_possible(
     judged = submit(context, HONEST, "one pass")
     assert (judged.status, judged.best_attempt) == ("right", 0)
     assert "FP64" not in judged.feedback
+
+
+def test_a_first_draft_stands_in_the_way_of_those_of_its_definition_only(
+    context: Context, monkeypatch: pytest.MonkeyPatch, judge_by: Callable[[Verdict], None]
+) -> None:
+    judge_by(lambda *_: {})
+    held: list[Path] = []
+
+    def look(path: Path, *, purpose: str) -> AbstractContextManager[None]:
+        held.append(path)
+        return hold(path, purpose=purpose)
+
+    monkeypatch.setattr("fib_tools.phases.kernel_drafts.hold", look)
+    submit(context, HONEST, "one pass")
+    assert NAME in held[0].name
+    with hold(held[0], purpose="a draft"), pytest.raises(LockedError, match="must wait"):
+        submit(context, SLOW, "slowly")
