@@ -15,8 +15,8 @@ MULTIPROCESSORS = 132
 
 
 @triton.jit
-def _count_tiles(indptr, last_len, batch, PS: tl.constexpr, BN: tl.constexpr, BATCH: tl.constexpr):
-    """Count the tiles of each sequence, where they end in the row of all, and all of them.
+def _count_tiles(indptr, last_len, batch, workers, PS: tl.constexpr, BN: tl.constexpr, BATCH: tl.constexpr):
+    """Count the tiles of each sequence, where they end in the row of all, all of them, and how many workers get some.
 
     A sequence counts one more, behind its last: the time that it takes to begin with it. Whom only that falls to writes an
     empty part.
@@ -26,7 +26,8 @@ def _count_tiles(indptr, last_len, batch, PS: tl.constexpr, BN: tl.constexpr, BA
     pages = tl.load(indptr + each + 1, mask=real, other=0) - tl.load(indptr + each, mask=real, other=0)
     length = tl.where(pages > 0, (pages - 1) * PS + tl.load(last_len + each, mask=real, other=0), 0)
     tiles = tl.where(length > 0, tl.cdiv(length, BN) + 1, 0)
-    return tiles, tl.cumsum(tiles, axis=0), tl.sum(tiles, axis=0)
+    all_tiles = tl.sum(tiles, axis=0)
+    return tiles, tl.cumsum(tiles, axis=0), all_tiles, tl.minimum(workers, tl.maximum(all_tiles, 1))
 
 
 @triton.jit
@@ -39,12 +40,11 @@ def _kernel(
         tl.extra.cuda.gdc_launch_dependents()
     block, worker = tl.program_id(0), tl.program_id(1)
     each = tl.arange(0, BATCH)
-    tiles, ends, all_tiles = _count_tiles(indptr, last_len, batch, PS, BN, BATCH)
+    tiles, ends, all_tiles, busy = _count_tiles(indptr, last_len, batch, workers, PS, BN, BATCH)
     row, column, turn, token = tl.arange(0, M), tl.arange(0, C), tl.arange(0, R), tl.arange(0, BN)
     head = block * M + row
     real = (head < QH) | (QH % M == 0)
     at = head[:, None] * C + column[None, :]
-    busy = tl.minimum(workers, tl.maximum(all_tiles, 1))  # each of those has a tile at least
     next_tile = tl.minimum(worker * all_tiles // busy, all_tiles)
     stop = tl.minimum((worker + 1) * all_tiles // busy, all_tiles)
     while next_tile < stop:
@@ -79,11 +79,11 @@ def _kernel(
             total = total * shrink + tl.sum(weight, axis=1)
             acc = tl.dot(weight.to(latents.dtype), latents, acc * shrink[:, None])
             top = higher
-        spot = worker + b  # no two of all workers' parts have the same
+        slot = worker + b  # no two of all workers' parts have the same
         acc = acc / tl.where(total > 0, total, 1.0)[:, None]
         mine = tl.where(total > 0, tl.log2(total) + top, float("-inf"))
-        tl.store(part + spot.to(tl.int64) * QH * C + at, acc, mask=real[:, None])
-        tl.store(part_lse + spot * QH + head, mine, mask=real)
+        tl.store(part + slot.to(tl.int64) * QH * C + at, acc, mask=real[:, None])
+        tl.store(part_lse + slot * QH + head, mine, mask=real)
         next_tile = tl.minimum(stop, end)
 
 
@@ -95,12 +95,12 @@ def _merge_kernel(
 ):
     head, b = tl.program_id(0), tl.program_id(1)
     each = tl.arange(0, BATCH)
-    tiles, ends, all_tiles = _count_tiles(indptr, last_len, batch, PS, BN, BATCH)
+    tiles, ends, all_tiles, busy = _count_tiles(indptr, last_len, batch, workers, PS, BN, BATCH)
     mine, end = tl.sum(tl.where(each == b, tiles, 0), axis=0), tl.sum(tl.where(each == b, ends, 0), axis=0)
     # the worker that has a tile is the last one whose share begins with it or before
-    busy = tl.minimum(workers, tl.maximum(all_tiles, 1))
-    begin = ((end - mine + 1) * busy - 1) // tl.maximum(all_tiles, 1)
-    count = tl.where(mine > 0, (end * busy - 1) // tl.maximum(all_tiles, 1) - begin + 1, 0)
+    all_tiles = tl.maximum(all_tiles, 1)
+    begin = ((end - mine + 1) * busy - 1) // all_tiles
+    count = tl.where(mine > 0, (end * busy - 1) // all_tiles - begin + 1, 0)
     column, step = tl.arange(0, WIDTH), tl.arange(0, STEP)
     if EARLY:
         tl.extra.cuda.gdc_wait()

@@ -5,7 +5,7 @@ import triton.language as tl
 
 HEAD = 64
 MANY = 1 << 18
-"""Rows of queries from which on blocks take twice as many: what they hold then covers the time of their loads."""
+"""Rows of queries from which on blocks take twice as many: at a million 79 us in place of 82, at few they are slower."""
 
 
 @triton.jit

@@ -358,7 +358,7 @@ def _open_folder(
     """Open the run of all drafts, or begin it, which measures what there is to beat."""
     path = _find_folder(context, definition, language, device)
     context.workspace.create()
-    lock = context.workspace.root / f"{path.name}.lock"  # for each Definition: others begin meanwhile
+    lock = path.with_name(f"{path.name}.lock")  # for each Definition: others begin meanwhile
     with hold(lock, purpose=f"measuring what drafts for {definition} have to beat"):
         if path.is_dir():
             return RunFolder(path)

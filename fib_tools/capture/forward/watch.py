@@ -7,6 +7,7 @@ What can wait until the run is over waits: a description that has to read a tens
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -82,25 +83,23 @@ class Noted:
     """Whether one was made inside of another operator, and not counted."""
     shared: Mapping[Any, int] = field(default_factory=dict)
     """For how many of those one of a module stands: the first of modules that are alike for all of them."""
-    alike: dict[Hashable, list[Any]] = field(default_factory=dict)
-    """Meanwhile: modules that made one, by what they are like and what they called."""
-    met: set[Any] = field(default_factory=set)
-    """Meanwhile: those modules."""
+    alike: dict[Any, Hashable] = field(default_factory=dict)
+    """Meanwhile: of each module that made one, what it is like and what it called."""
 
     def add_growing(self, kind: Hashable, module: Any, caller: int | None) -> None:
         """Note a call of an operator that grows, and what the module that made it is like, if one did."""
         self.growing += 1
-        if caller is None or module in self.met:
+        if caller is None or module in self.alike:
             self.has_others = True
         else:
-            self.met.add(module)
-            self.alike.setdefault((kind, caller), []).append(module)
+            self.alike[module] = kind, caller
 
     def finish(self) -> None:
         """Have one module stand for those that are alike, and let go of what was kept for that."""
-        groups = () if self.has_others else self.alike.values()
-        self.shared = {each: 0 if place else len(group) for group in groups for place, each in enumerate(group)}
-        self.alike, self.met = {}, set()
+        if not self.has_others:
+            groups = Counter(self.alike.values())
+            self.shared = {module: groups.pop(kind, 0) for module, kind in self.alike.items()}
+        self.alike = {}
 
 
 @dataclass(slots=True)
