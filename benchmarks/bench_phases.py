@@ -4,15 +4,17 @@ python benchmarks/bench_phases.py --out FOLDER [--device cuda|cpu] [--workloads 
 
 Takes the dataset of side_by_side.py. A step's time is the judge's: that of a command includes asking and answering;
 `in:` are steps of the runners, by their own clock. Steps hold others (`turn:_time` holds `ask:replay`, and that
-`in:replay`), so that only those of one kind add up.
+`in:replay`), so that only those of one kind add up. Every step, with when it began, is in FOLDER/steps.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import json
 import os
 import shutil
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -43,7 +45,8 @@ from fib_tools.gate.recognise import find_kernel  # noqa: E402
 PLACE = "gpu0"
 runners.ENTRY = "bench_phases_runner:serve"
 _HEARING = judge._Hearing  # noqa: SLF001  # its steps are what this measures
-SPENT: dict[str, list[float]] = collections.defaultdict(list)
+SPENT: dict[str, list[tuple[float, float]]] = collections.defaultdict(list)
+"""Of each step, when it began by the machine's clock, and its seconds."""
 SEEN: dict[str, list[tuple[str, str, float, float]]] = collections.defaultdict(list)
 """Of each Definition, what its runners did, who, and from when to when by the machine's clock."""
 
@@ -57,7 +60,7 @@ def watch(owner: Any, name: str, label: Callable[..., str]) -> None:
         try:
             return method(self, *arguments, **more)
         finally:
-            SPENT[label(self, *arguments)].append(time.perf_counter() - begun)
+            SPENT[label(self, *arguments)].append((begun, time.perf_counter() - begun))
 
     setattr(owner, name, timed)
 
@@ -98,7 +101,7 @@ def watch_answers() -> None:
     def taking(self: Any, *arguments: Any, **more: Any) -> Any:
         answer = receive(self, *arguments, **more)
         for label, begun, seconds in answer.pop("spent", ()):
-            SPENT[f"in:{label}"].append(seconds)
+            SPENT[f"in:{label}"].append((begun, seconds))
             SEEN[self.definition].append((label, self.name, begun, begun + seconds))
         return answer
 
@@ -143,12 +146,8 @@ def main() -> int:
     count = sum(ends.values())
     total = time.perf_counter() - begun
     lines = [f"{place.hardware}: {count} evaluations in {total:.1f} s, start {start:.1f} s, {dict(ends)}", ""]
-    lines.append(f"{'step':28}{'times':>8}{'s':>9}{'ms each':>10}{'ms an evaluation':>18}")
-    for label, spent in sorted(SPENT.items(), key=lambda pair: -sum(pair[1])):
-        whole = sum(spent)
-        lines.append(
-            f"{label:28}{len(spent):>8}{whole:>9.2f}{1e3 * whole / len(spent):>10.2f}{1e3 * whole / count:>18.2f}"
-        )
+    lines += describe_steps(count)
+    (options.out / "steps.json").write_text(json.dumps({"begun": begun, "steps": SPENT}))
     text = "\n".join([*lines, "", *describe_groups(begun)])
     (options.out / "bench_phases.txt").write_text(text + "\n")
     print(text)
@@ -174,6 +173,18 @@ def judge_all(worker: Worker, plan: Plan, bundles: dict[str, Bundle]) -> collect
         ends.update(evidence.status.value for evidence in worker.evaluate(task) if evidence is not None)
         SEEN[task.definition.name].append(("judged", "", begun, time.perf_counter()))
     return ends
+
+
+def describe_steps(count: int) -> Iterator[str]:
+    """Sum up the times of each step, the costliest first."""
+    yield f"{'step':28}{'times':>8}{'s':>9}{'ms each':>10}{'median':>9}{'longest':>9}{'ms an evaluation':>18}"
+    sums = {label: sum(seconds for _, seconds in spent) for label, spent in SPENT.items()}
+    for label, whole in sorted(sums.items(), key=lambda pair: -pair[1]):
+        each = [1e3 * seconds for _, seconds in SPENT[label]]
+        yield (
+            f"{label:28}{len(each):>8}{whole:>9.2f}{statistics.mean(each):>10.2f}{statistics.median(each):>9.2f}"
+            f"{max(each):>9.2f}{1e3 * whole / count:>18.2f}"
+        )
 
 
 def describe_groups(start: float) -> Iterator[str]:

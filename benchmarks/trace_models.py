@@ -101,7 +101,7 @@ def main() -> int:
     parser.add_argument(
         "--watched-layers", type=int, default=16, help="where the time with and without watching is taken"
     )
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=15, help="for 16 tokens; fewer for more")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     head = f"{'model':16}{'calls':>8}{'matched':>9}{'without':>9}{'missed':>8}{'created':>9}{'Definitions':>13}{'Workloads':>11}"
@@ -121,7 +121,10 @@ def main() -> int:
         if is_full:
             drawn, block = trace_block(name, folder)
             model = make_full(name, options.watched_layers)
-            lines += [measure_watching(model, tokens, options.repeats) for tokens in (_TOKENS, _MANY_TOKENS)]
+            for tokens in (_TOKENS, _MANY_TOKENS):
+                watched = measure_watching(model, tokens, options.repeats * _TOKENS // tokens)
+                print(name, watched, file=sys.stderr, flush=True)
+                lines.append(watched)
             lines.append(block)
             went_well &= drawn
         good &= went_well
