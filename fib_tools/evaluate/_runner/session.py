@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -147,9 +148,15 @@ class _Runner:
         return time.perf_counter() - begun
 
     def _rehearse(self, message: dict[str, Any], root: Path, *, is_small: bool) -> None:
-        """Do once what the harness does around calls: a device loads its kernels when they are first used."""
+        """Do once what the harness does around calls, and the reference: a device loads its kernels when they are first used.
+
+        A reference that fails does so again at its turn, where it is known for what Workload.
+        """
         if self._gpu is None:
             return
+        if self._solution is None and is_small:
+            with suppress(Exception):
+                self._make_first_call(message, root)
         for distribution in list_distributions(self._definition) if is_small else ():
             described = {**message, "distribution": distribution.value}
             workload = open_workload(self._definition, described, device=self._device, root=root)

@@ -16,10 +16,8 @@ with contextlib.suppress(ImportError):
 
     tqdm.monitor_interval = 0  # else a progress bar of a compiler's leaves a thread behind
 
-with contextlib.suppress(ImportError):
+with contextlib.suppress(ImportError, OSError, RuntimeError, subprocess.SubprocessError):
     if os.environ.get("CUDA_VISIBLE_DEVICES", ""):
-        from triton.backends.nvidia.driver import CudaUtils
+        from fib_tools.evaluate._runner.warm_triton import warm_triton
 
-        # a small C module that every process would compile anew
-        with contextlib.suppress(OSError, RuntimeError, subprocess.SubprocessError):
-            CudaUtils()
+        warm_triton()

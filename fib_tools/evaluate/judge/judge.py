@@ -17,7 +17,7 @@ from fib_tools.evaluate.judge.contest import Contest
 from fib_tools.evaluate.judge.device import Device
 from fib_tools.evaluate.judge.draws import DRAW_BYTES, Draws
 from fib_tools.evaluate.judge.given import load_given_inputs
-from fib_tools.evaluate.judge.outputs import Copy, Outputs
+from fib_tools.evaluate.judge.outputs import Copy, Outputs, rehearse_comparisons
 from fib_tools.evaluate.judge.refusal import RefusedError, blame_reference
 from fib_tools.evaluate.judge.rounds import MOST_ROUNDS, Rounds
 from fib_tools.evaluate.judge.runner import Runner, read_numbers
@@ -71,6 +71,10 @@ class Judge:
             if arena is not None:
                 arena.close()
         self._want = self._got = None
+
+    def rehearse(self, task: Task, tolerances: Mapping[str, Tolerance]) -> None:
+        """Make ready what the first Workload of a Definition would wait for."""
+        rehearse_comparisons(self._device, task.definition, tolerances)
 
     def judge(
         self,

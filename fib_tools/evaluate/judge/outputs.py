@@ -11,15 +11,17 @@ from fib_tools.evaluate.judge.comparison import Verdict, compare_outputs, compar
 from fib_tools.evaluate.judge.device import Device
 from fib_tools.evaluate.judge.refusal import RefusedError
 from fib_tools.evaluate.judge.scene import Batch
+from fib_tools.evaluate.judge.slots import SlotLayout
 from fib_tools.evaluate.judge.trial import Trial
 from fib_tools.evaluate.judge.unwritten import find_unwritten
+from fib_tools.model.definition import Definition
 from fib_tools.model.trace import EvaluationStatus
 from fib_tools.op_types.tolerance import Tolerance
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Copy", "Outputs", "count_same", "join_calls"]
+__all__ = ["Copy", "Outputs", "count_same", "join_calls", "rehearse_comparisons"]
 
 _KEPT_SHARE = 16
 """Outputs that were found right are kept while they take at most this part of the free memory, all together."""
@@ -110,6 +112,16 @@ class Outputs:
         _take_verdict(trial, verdict, left, theirs, poison=poison, rule="wrong-values")
         if keeps:
             self._right[id(trial)] = join_calls(known, left) if same else left
+
+
+def rehearse_comparisons(device: Device, definition: Definition, tolerances: Mapping[str, Tolerance]) -> None:
+    """Compare a few zeros: a GPU loads its kernels when they are first used, which takes a third of a second for all."""
+    import torch
+
+    layout = SlotLayout.of(definition, dict.fromkeys(definition.var_axes, 1))
+    zeros = layout.stack(torch.zeros(2 * layout.slot_bytes, dtype=torch.uint8, device=device.kind), 2)
+    compare_parts(zeros, zeros, tolerances, [1, 1])
+    count_same(zeros, zeros)
 
 
 def _take_verdict(

@@ -23,6 +23,7 @@ from fib_tools.host.paths import list_import_paths
 from fib_tools.host.sandbox import Limits, Sandbox
 from fib_tools.model.evidence import Build, Evidence, Launch, Timer
 from fib_tools.model.trace import EvaluationStatus
+from fib_tools.op_types.tolerance import Tolerance
 
 __all__ = ["Worker"]
 
@@ -112,6 +113,7 @@ class Worker:
         if name == self._last or self._kind == "cpu":
             return True
         contest = self._open(task)
+        self._judge.rehearse(task, _read_tolerances(task))  # while it builds
         deadline = time.monotonic() + seconds
         self._advance(_ALONE_SECONDS)
         while contest.is_building(self._plan.options.limits.build_seconds):
@@ -129,9 +131,8 @@ class Worker:
         self._close_last(task)
         begun = time.perf_counter()
         options = self._plan.options
-        tolerances = {name: bound.to_tolerance() for name, bound in task.bounds.items()}
         try:
-            judgement = self._judge.judge(contest, task, master=options.seed, tolerances=tolerances)
+            judgement = self._judge.judge(contest, task, master=options.seed, tolerances=_read_tolerances(task))
         except ReferenceFailedError as error:
             self._drop(_name(task))
             raise RequestError(
@@ -242,6 +243,10 @@ class Worker:
 def _name(task: Task) -> tuple[str, int]:
     """Name what a task shares runners with."""
     return task.item.definition, task.item.heat
+
+
+def _read_tolerances(task: Task) -> dict[str, Tolerance]:
+    return {name: bound.to_tolerance() for name, bound in task.bounds.items()}
 
 
 def _now() -> str:

@@ -3,7 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fib_tools.evaluate.judge.outputs import count_same, join_calls
+from fib_tools.evaluate.calibration.calibration import find_tolerances
+from fib_tools.evaluate.judge.device import Device
+from fib_tools.evaluate.judge.outputs import count_same, join_calls, rehearse_comparisons
+from fib_tools.op_types.registry import get_kernel_type
+from kernel_examples import KERNEL_EXAMPLES
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.bool])
@@ -28,3 +32,10 @@ def test_a_rightful_nan_is_known_and_a_changed_sign_of_zero_is_not() -> None:
     known = {"y": torch.tensor([[float("nan"), 0.0]])}
     assert count_same({"y": torch.tensor([[float("nan"), 0.0]])}, known) == 1
     assert count_same({"y": torch.tensor([[float("nan"), -0.0]])}, known) == 0
+
+
+@pytest.mark.parametrize("kernel_id", list(KERNEL_EXAMPLES))
+def test_comparing_can_be_rehearsed_for_every_kernel(kernel_id: str) -> None:
+    kernel = get_kernel_type(kernel_id)
+    definition = kernel.build(KERNEL_EXAMPLES[kernel_id])
+    rehearse_comparisons(Device("cpu"), definition, find_tolerances(definition, kernel, None))

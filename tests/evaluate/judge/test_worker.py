@@ -45,6 +45,9 @@ class Judge:
     def __init__(self, *_: Any, **more: Any) -> None:
         self.between, self.settle = more["between"], more["settle"]
 
+    def rehearse(self, task: Task, _tolerances: Any) -> None:
+        said.append(f"rehearse {task.definition.name}")
+
     def judge(self, contest: Contest, _task: Task, **_: Any) -> Judgement:
         said.append(f"judge {contest.name}")
         return Judgement(seed=1, trials=(), reference_ms=None, work=None)
@@ -141,7 +144,7 @@ def test_what_may_be_ready_soon_is_waited_for_and_what_compiles_comes_later(
     try:
         monkeypatch.setattr(Contest, "builds", True)
         assert worker.is_ready(tasks["a"], 0.0)
-        assert said == ["open a", "wait a"]
+        assert said == ["open a", "rehearse a", "wait a"]
         assert list(worker.evaluate(tasks["a"])) == []
         worker.prepare(tasks["b"])
         worker.prepare(tasks["c"])
