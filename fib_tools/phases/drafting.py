@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +27,7 @@ from fib_tools.phases.baselines import make_baselines
 from fib_tools.phases.bench_bundles import make_bundle
 from fib_tools.phases.bench_plan import limit_time
 from fib_tools.phases.context import Context
+from fib_tools.phases.request import check_definitions
 
 __all__ = [
     "Kept",
@@ -109,10 +109,7 @@ def find_definition(dataset: Dataset, name: str) -> Definition:
         RequestError: there is none of this name.
     """
     loaded, _ = dataset.load_definitions()
-    if name not in loaded:
-        near = difflib.get_close_matches(name, loaded, n=3)
-        todo = f"did you mean {' or '.join(near)}?" if near else "see the folder definitions"
-        raise RequestError(f"no Definition {name!r}", where=str(dataset.root), todo=todo)
+    check_definitions([name], loaded, where=str(dataset.root))
     return loaded[name]
 
 
