@@ -214,19 +214,7 @@ def _read(
             where=str(dataset.root),
             todo="run: fib bench, or select less narrowly",
         )
-    if gpu is None:
-        return reading
-    kept = tuple(m for m in reading.measurements if m.device == gpu)
-    if not kept:
-        devices = ", ".join(sorted({repr(m.device) for m in reading.measurements}))
-        raise RequestError(f"nothing was measured on {gpu!r}", where=str(dataset.root), todo=f"pass one of {devices}")
-    return Reading(
-        measurements=kept,
-        axes=reading.axes,
-        evidence=reading.evidence,
-        problems=reading.problems,
-        superseded=reading.superseded,
-    )
+    return reading if gpu is None else reading.take_device(gpu, where=str(dataset.root))
 
 
 def _is_on(definition: DefinitionReport, device: DeviceReport) -> bool:
