@@ -17,7 +17,7 @@ from fib_tools.dataset.store import Dataset
 from fib_tools.draft.attempt import Ask, AskKind, Attempt, Draft, are_apart, find_best
 from fib_tools.draft.brief import write_brief, write_contract
 from fib_tools.draft.feedback import write_feedback, write_history
-from fib_tools.draft.machine import check_machine
+from fib_tools.draft.machine import check_language, check_machine
 from fib_tools.draft.run_folder import RunFolder, SearchPlan
 from fib_tools.draft.solution import name_author
 from fib_tools.draft.target import Target
@@ -177,6 +177,7 @@ def get_kernel_brief(
 
     Nothing is measured: a baseline's times are those that the dataset has evidence on, from fib bench.
     """
+    check_language(Language(language), device)
     bench = make_bench(context, definition, device=device).take_first(workloads)
     target = measure_target(bench, Language(language), only_known=True)
     path = _find_folder(context, definition, language, device)

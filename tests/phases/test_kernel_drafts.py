@@ -203,6 +203,14 @@ def test_what_no_machine_here_can_judge_is_refused_at_once(
     assert not (tmp_path / "work").exists()
 
 
+def test_a_brief_for_what_no_draft_may_be_is_refused_in_the_same_words(context: Context) -> None:
+    with pytest.raises(RequestError) as of_draft:
+        submit(context, HONEST, "plain", language="triton")
+    with pytest.raises(RequestError) as of_brief:
+        get_kernel_brief(context, NAME, language="triton", device="cpu")
+    assert str(of_brief.value) == str(of_draft.value)
+
+
 def test_drafts_are_judged_kept_and_told_of(context: Context, tmp_path: Path) -> None:
     wrong = submit(context, HALF_ROW, "Half the row")
     assert (wrong.attempt, wrong.status, wrong.solution) == (0, "wrong", "")
@@ -275,7 +283,7 @@ def test_drafts_in_another_language_are_told_of(context: Context, judge_by: Call
 def test_a_definition_without_workloads_names_the_file_for_them(context: Context, tmp_path: Path) -> None:
     (tmp_path / "dataset" / "workloads" / "rmsnorm" / f"{NAME}.jsonl").unlink()
     with pytest.raises(RequestError, match=f"collect some in workloads/rmsnorm/{NAME}.jsonl"):
-        get_kernel_brief(context, NAME, device="cpu")
+        get_kernel_brief(context, NAME, language="python", device="cpu")
 
 
 def test_a_brief_measures_nothing_and_says_what_comes_next(context: Context, tmp_path: Path) -> None:
@@ -294,7 +302,7 @@ def test_a_brief_measures_nothing_and_says_what_comes_next(context: Context, tmp
 
 def test_what_is_not_there_is_refused(context: Context) -> None:
     with pytest.raises(RequestError, match="no Definition 'other'"):
-        get_kernel_brief(context, "other", device="cpu")
+        get_kernel_brief(context, "other", language="python", device="cpu")
     with pytest.raises(RequestError, match=f"no draft 3 of {NAME}"):
         get_evaluation(context, NAME, attempt=3, device="cpu")
     with pytest.raises(RequestError, match=f"did you mean {NAME}"):
