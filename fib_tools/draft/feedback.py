@@ -12,7 +12,7 @@ from fib_tools.evaluate.inspection.ncu_report import KernelCounters
 from fib_tools.evaluate.rules.rules import RULES
 from fib_tools.model.trace import EvaluationStatus
 
-__all__ = ["FEEDBACK_BYTES", "write_feedback", "write_history"]
+__all__ = ["FEEDBACK_BYTES", "write_feedback", "write_history", "write_log"]
 
 FEEDBACK_BYTES = 2048
 _DETAIL = 1200
@@ -114,9 +114,13 @@ def _write_row(result: ShapeResult) -> str:
 
 def write_history(attempts: Sequence[Attempt]) -> str:
     """Sum up what was tried, the newest last: a line for each but repetitions, so that nothing is tried twice."""
-    tried = [attempt for attempt in attempts if not attempt.is_repeat]
-    lines = [_write_line(attempt) for attempt in tried[-_HISTORY:]]
-    left = len(tried) - len(lines)
+    return write_log([attempt for attempt in attempts if not attempt.is_repeat])
+
+
+def write_log(attempts: Sequence[Attempt]) -> str:
+    """List what was judged, the newest last, repetitions too."""
+    lines = [_write_line(attempt) for attempt in attempts[-_HISTORY:]]
+    left = len(attempts) - len(lines)
     return "\n".join([*([f"({left} older ones)"] if left else []), *lines])
 
 

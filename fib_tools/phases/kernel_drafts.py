@@ -16,7 +16,7 @@ from pydantic import Field
 from fib_tools.dataset.store import Dataset
 from fib_tools.draft.attempt import Ask, AskKind, Attempt, Draft, are_apart, find_best
 from fib_tools.draft.brief import write_brief, write_contract
-from fib_tools.draft.feedback import write_feedback, write_history
+from fib_tools.draft.feedback import write_feedback, write_history, write_log
 from fib_tools.draft.machine import check_language, check_machine
 from fib_tools.draft.run_folder import RunFolder, SearchPlan
 from fib_tools.draft.solution import name_author
@@ -304,7 +304,7 @@ def get_evaluation(
     return EvaluationResult(
         definition=definition,
         attempts=len(attempts),
-        tried=write_history(attempts) if chosen is None else "",
+        tried=write_log(attempts) if chosen is None else "",
         elsewhere="" if attempts else _find_others(context, definition, language, device),
         searches=tuple(_list_searches(context, definition)) if chosen is None else (),
         best_attempt=best.number if best else None,
