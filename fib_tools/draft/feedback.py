@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from fib_tools.draft.attempt import Attempt, ShapeResult
+from fib_tools.draft.attempt import Attempt, Draft, ShapeResult
 from fib_tools.draft.profile import explain_time
 from fib_tools.evaluate.inspection.exactness import Exactness
 from fib_tools.evaluate.inspection.ncu import Profile
@@ -18,6 +18,7 @@ FEEDBACK_BYTES = 2048
 _DETAIL = 1200
 _HISTORY = 14
 _WORD = 110
+_WAITING = "no verdict yet; if it was interrupted, the next draft is judged after it"
 
 
 def write_feedback(attempt: Attempt) -> str:
@@ -117,10 +118,11 @@ def write_history(attempts: Sequence[Attempt]) -> str:
     return write_log([attempt for attempt in attempts if not attempt.is_repeat])
 
 
-def write_log(attempts: Sequence[Attempt]) -> str:
-    """List what was judged, the newest last, repetitions too."""
+def write_log(attempts: Sequence[Attempt], waiting: Sequence[Draft] = ()) -> str:
+    """List what was sent, the newest last, repetitions and what is `waiting` for its verdict too."""
     lines = [_write_line(attempt) for attempt in attempts[-_HISTORY:]]
     left = len(attempts) - len(lines)
+    lines += [f"- {draft.number}. {draft.technique}: {_WAITING}" for draft in waiting]
     return "\n".join([*([f"({left} older ones)"] if left else []), *lines])
 
 

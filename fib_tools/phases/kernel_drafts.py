@@ -287,7 +287,9 @@ def get_evaluation(
     dataset = Dataset.open(context.dataset.root)
     op_type = find_definition(dataset, definition).op_type
     path = _find_folder(context, definition, language, device)
-    attempts = RunFolder(path).attempts if path.is_dir() else []
+    folder = RunFolder(path) if path.is_dir() else None
+    attempts = folder.attempts if folder else []
+    tried = write_log(attempts, folder.waiting) if folder else ""
     best = find_best(attempts, [workload.uuid for workload in dataset.load_workloads(op_type, definition)])
     chosen: Attempt | None = None
     if attempt is not None:
@@ -296,16 +298,16 @@ def get_evaluation(
             there = (
                 f"take one from 0 to {attempts[-1].number}"
                 if attempts
-                else _find_others(context, definition, language, device)
+                else tried or _find_others(context, definition, language, device)
             )
             raise RequestError(
-                f"no draft {attempt} of {definition}", where=str(path), todo=there or "nothing was tried"
+                f"no verdict on a draft {attempt} of {definition}", where=str(path), todo=there or "nothing was tried"
             )
     return EvaluationResult(
         definition=definition,
         attempts=len(attempts),
-        tried=write_log(attempts) if chosen is None else "",
-        elsewhere="" if attempts else _find_others(context, definition, language, device),
+        tried=tried if chosen is None else "",
+        elsewhere="" if tried else _find_others(context, definition, language, device),
         searches=tuple(_list_searches(context, definition)) if chosen is None else (),
         best_attempt=best.number if best else None,
         best_score=best.score if best else None,

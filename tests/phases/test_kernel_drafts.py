@@ -127,6 +127,28 @@ def test_what_the_machine_could_not_judge_is_judged_when_it_can(
     assert submit(context, HONEST, "plain", time_limit=60).status == "right"
 
 
+def test_a_draft_that_was_interrupted_is_told_of_and_judged_before_the_next(
+    context: Context, judge_by: Callable[[Verdict], None]
+) -> None:
+    def interrupt(*_: Any) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    judge_by(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        submit(context, SLOW, "slowly")
+    told = get_evaluation(context, NAME, language="python", device="cpu")
+    line = "- 0. slowly: no verdict yet; if it was interrupted, the next draft is judged after it"
+    assert (told.attempts, told.summary().lines) == (0, (line,))
+    with pytest.raises(RequestError, match="no verdict on a draft 0") as refused:
+        get_evaluation(context, NAME, attempt=0, language="python", device="cpu")
+    assert refused.value.todo == line
+    judge_by(lambda *_: {})
+    assert submit(context, HONEST, "one pass").attempt == 1
+    told = get_evaluation(context, NAME, language="python", device="cpu")
+    assert [each[: each.index(":")] for each in told.tried.splitlines()] == ["- 0. slowly", "- 1. one pass"]
+    assert "no verdict" not in told.tried
+
+
 def test_what_was_not_evaluated_at_all_is_no_duplicate(
     context: Context, judge_by: Callable[[Verdict], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,7 +326,7 @@ def test_a_brief_measures_nothing_and_says_what_comes_next(context: Context, tmp
 def test_what_is_not_there_is_refused(context: Context) -> None:
     with pytest.raises(RequestError, match="no Definition 'other'"):
         get_kernel_brief(context, "other", language="python", device="cpu")
-    with pytest.raises(RequestError, match=f"no draft 3 of {NAME}"):
+    with pytest.raises(RequestError, match=f"no verdict on a draft 3 of {NAME}"):
         get_evaluation(context, NAME, attempt=3, device="cpu")
     with pytest.raises(RequestError, match=f"did you mean {NAME}"):
         get_evaluation(context, "rmsnorm_h65", device="cpu")
