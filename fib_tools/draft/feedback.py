@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from fib_tools.draft.attempt import Attempt, Draft, ShapeResult
 from fib_tools.draft.profile import explain_time
+from fib_tools.draft.target import format_axes
 from fib_tools.evaluate.inspection.exactness import Exactness
 from fib_tools.evaluate.inspection.ncu import Profile
 from fib_tools.evaluate.inspection.ncu_report import KernelCounters
@@ -60,7 +61,7 @@ def _describe_exactness(found: Exactness) -> list[str]:
         return [_end(f"No error against FP64: {found.problem}")]
     return [
         f"{name}: max abs error vs FP64, rounded to {each.dtype}, {each.error:.2g}; the reference itself {each.reference_error:.2g};"
-        f" the bound there {each.bound:.2g} ({_spell_axes(found.axes)}, typical values)"
+        f" the bound there {each.bound:.2g} ({format_axes(found.axes)}, typical values)"
         for name, each in found.outputs.items()
     ]
 
@@ -70,7 +71,7 @@ def _describe_profile(profile: Profile) -> list[str]:
     if profile.problem:
         reason = _end(f"No counters of NCU: {profile.problem}")
         return [f"{reason} What is said of the times below follows from them alone."]
-    head = f"NCU, {_spell_axes(profile.axes)}, cold L2, {profile.launches} launches, the longest:"
+    head = f"NCU, {format_axes(profile.axes)}, cold L2, {profile.launches} launches, the longest:"
     return [head, *(f"- {kernel.name}: {_describe_kernel(kernel)}" for kernel in profile.kernels)]
 
 
@@ -91,12 +92,8 @@ def _describe_kernel(kernel: KernelCounters) -> str:
     return ", ".join(parts)
 
 
-def _spell_axes(axes: Mapping[str, int]) -> str:
-    return ", ".join(f"{name}={length}" for name, length in axes.items())
-
-
 def _write_row(result: ShapeResult) -> str:
-    axes = _spell_axes(result.axes)
+    axes = format_axes(result.axes)
     if result.milliseconds is None:
         return f"{axes}: {result.status.value}"
     low, high = (1e3 * (value or 0.0) for value in (result.low, result.high))

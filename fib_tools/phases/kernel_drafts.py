@@ -16,6 +16,7 @@ from pydantic import Field
 from fib_tools.dataset.store import Dataset
 from fib_tools.draft.attempt import Ask, AskKind, Attempt, Draft, are_apart, find_best
 from fib_tools.draft.brief import write_brief, write_contract
+from fib_tools.draft.elsewhere import list_elsewhere
 from fib_tools.draft.feedback import write_feedback, write_history, write_log
 from fib_tools.draft.machine import check_language, check_machine
 from fib_tools.draft.run_folder import RunFolder, SearchPlan
@@ -32,6 +33,7 @@ from fib_tools.model.summary import Result, Summary
 from fib_tools.phases.context import Context
 from fib_tools.phases.drafting import (
     find_definition,
+    find_elsewhere,
     find_runs,
     keep_solution,
     list_runs,
@@ -193,7 +195,7 @@ def get_kernel_brief(
         definition=definition,
         hardware=target.hardware,
         contract=write_contract(target),
-        brief=write_brief(target),
+        brief=write_brief(target, list_elsewhere(target, find_elsewhere(bench.dataset, target))),
         tried=write_history(attempts),
         failures=tuple(open_memory(context, target).recall(besides=path.name)),
         next=f"{measured}Send the whole source to fib draft; its feedback says what to change.",

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import fib_tools
 from bench_dataset import CPU, Case, make_evidence
 from bench_run import HALF_ROW, HONEST, workload, write_dataset
 from fib_tools.dataset.store import Dataset
@@ -321,6 +322,17 @@ def test_a_brief_measures_nothing_and_says_what_comes_next(context: Context, tmp
     assert "fib draft" in brief.next
     assert not (tmp_path / "work").exists()
     assert get_evaluation(context, NAME, language="python", device="cpu").attempts == 0
+
+
+def test_a_brief_says_what_was_measured_on_another_gpu(tmp_path: Path) -> None:
+    examples = Path(fib_tools.__file__).parent / "examples" / "dataset"
+    context = Context(workspace=Workspace(root=tmp_path), offline=True, dataset_override=examples)
+    brief = get_kernel_brief(context, "rmsnorm_h7168", language="python", device="cpu").brief
+    _, section = brief.split("## Measured on NVIDIA H200: ")
+    head, _, *rows = section.splitlines()
+    assert re.fullmatch(r"baseline \(.+\); best Solution \(fib-tools/.+\)", head)
+    assert [row.split(" | ")[0] for row in rows] == [f"batch_size={size}" for size in (8192, 1024, 64, 1)]
+    assert all(re.fullmatch(r"batch_size=\d+( \| [\d.]+, \d+%){2}", row) for row in rows)
 
 
 def test_what_is_not_there_is_refused(context: Context) -> None:
