@@ -6,9 +6,9 @@ for all attempts; what was tried comes last, in the question itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from fib_tools.draft.target import Shape, Target, format_us, list_gpu_facts
+from fib_tools.draft.target import Shape, Target, format_axes, format_us, list_gpu_facts
 from fib_tools.model.definition import TensorSpec
 from fib_tools.model.solution import Language
 
@@ -98,9 +98,13 @@ def write_contract(target: Target) -> str:
     return _CONTRACT.format(file=file, language=said, **place)
 
 
-def write_brief(target: Target) -> str:
-    """Describe the kernel, the device and the sizes; a long reference is cut before anything else is."""
+def write_brief(target: Target, elsewhere: Sequence[str] = ()) -> str:
+    """Describe the kernel, the device and the sizes; a long reference is cut before anything else is.
+
+    What is known from `elsewhere`, in lines, comes last.
+    """
     head, tail = _write_head(target), _write_tail(target)
+    tail += "".join(f"{line}\n" for line in ["", *elsewhere] if elsewhere)
     room = BRIEF_BYTES - len((head + tail).encode()) - len("```python\n```\n") - len(_CUT)
     return f"{head}```python\n{_cut(target.definition.reference.strip(), room)}\n```\n{tail}"
 
@@ -181,11 +185,10 @@ _HEAD = "axes | weight | MB moved | GFLOP | limit us, bound by | baseline us, % 
 
 
 def _write_shape(shape: Shape, weight: float) -> str:
-    axes = ", ".join(f"{name}={length}" for name, length in shape.axes.items())
     limit = f"{format_us(shape.limit_ms)} {shape.bound}" if shape.limit_ms else "-"
     share = f", {100 * shape.limit_ms / shape.baseline_ms:.0f}%" if shape.limit_ms and shape.baseline_ms else ""
     cells = (
-        axes,
+        format_axes(shape.axes),
         f"{weight:.1%}",
         f"{shape.bytes / 1e6:.3g}" if shape.bytes else "-",
         f"{shape.flops / 1e9:.3g}" if shape.bytes else "-",

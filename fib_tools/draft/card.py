@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fib_tools.draft.attempt import Attempt, find_best
 from fib_tools.draft.run_folder import SearchPlan
-from fib_tools.draft.target import Target, format_us
+from fib_tools.draft.target import Target, format_axes, format_us
 
 __all__ = ["write_card"]
 
@@ -53,7 +53,7 @@ def _tabulate(target: Target, best: Attempt) -> list[str]:
         before = shape.baseline_ms
         share = f"{100 * shape.limit_ms / before:.1f}" if shape.limit_ms and before else "-"
         cells = (
-            ", ".join(f"{name}={length}" for name, length in result.axes.items()),
+            format_axes(result.axes),
             f"{weights[result.workload]:.1%}",
             format_us(before),
             f"{format_us(result.milliseconds)} ({format_us(result.low)} to {format_us(result.high)})",

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from fib_tools.draft.attempt import Attempt, ShapeResult
+from fib_tools.draft.attempt import Attempt, Draft, ShapeResult
 from fib_tools.draft.profile import explain_time
+from fib_tools.draft.target import format_axes
 from fib_tools.evaluate.inspection.exactness import Exactness
 from fib_tools.evaluate.inspection.ncu import Profile
 from fib_tools.evaluate.inspection.ncu_report import KernelCounters
 from fib_tools.evaluate.rules.rules import RULES
 from fib_tools.model.trace import EvaluationStatus
 
-__all__ = ["FEEDBACK_BYTES", "write_feedback", "write_history"]
+__all__ = ["FEEDBACK_BYTES", "write_feedback", "write_history", "write_log"]
 
 FEEDBACK_BYTES = 2048
 _DETAIL = 1200
 _HISTORY = 14
 _WORD = 110
+_WAITING = "no verdict yet; if it was interrupted, the next draft is judged after it"
 
 
 def write_feedback(attempt: Attempt) -> str:
@@ -59,7 +61,7 @@ def _describe_exactness(found: Exactness) -> list[str]:
         return [_end(f"No error against FP64: {found.problem}")]
     return [
         f"{name}: max abs error vs FP64, rounded to {each.dtype}, {each.error:.2g}; the reference itself {each.reference_error:.2g};"
-        f" the bound there {each.bound:.2g} ({_spell_axes(found.axes)}, typical values)"
+        f" the bound there {each.bound:.2g} ({format_axes(found.axes)}, typical values)"
         for name, each in found.outputs.items()
     ]
 
@@ -69,7 +71,7 @@ def _describe_profile(profile: Profile) -> list[str]:
     if profile.problem:
         reason = _end(f"No counters of NCU: {profile.problem}")
         return [f"{reason} What is said of the times below follows from them alone."]
-    head = f"NCU, {_spell_axes(profile.axes)}, cold L2, {profile.launches} launches, the longest:"
+    head = f"NCU, {format_axes(profile.axes)}, cold L2, {profile.launches} launches, the longest:"
     return [head, *(f"- {kernel.name}: {_describe_kernel(kernel)}" for kernel in profile.kernels)]
 
 
@@ -90,12 +92,8 @@ def _describe_kernel(kernel: KernelCounters) -> str:
     return ", ".join(parts)
 
 
-def _spell_axes(axes: Mapping[str, int]) -> str:
-    return ", ".join(f"{name}={length}" for name, length in axes.items())
-
-
 def _write_row(result: ShapeResult) -> str:
-    axes = _spell_axes(result.axes)
+    axes = format_axes(result.axes)
     if result.milliseconds is None:
         return f"{axes}: {result.status.value}"
     low, high = (1e3 * (value or 0.0) for value in (result.low, result.high))
@@ -114,9 +112,14 @@ def _write_row(result: ShapeResult) -> str:
 
 def write_history(attempts: Sequence[Attempt]) -> str:
     """Sum up what was tried, the newest last: a line for each but repetitions, so that nothing is tried twice."""
-    tried = [attempt for attempt in attempts if not attempt.is_repeat]
-    lines = [_write_line(attempt) for attempt in tried[-_HISTORY:]]
-    left = len(tried) - len(lines)
+    return write_log([attempt for attempt in attempts if not attempt.is_repeat])
+
+
+def write_log(attempts: Sequence[Attempt], waiting: Sequence[Draft] = ()) -> str:
+    """List what was sent, the newest last, repetitions and what is `waiting` for its verdict too."""
+    lines = [_write_line(attempt) for attempt in attempts[-_HISTORY:]]
+    left = len(attempts) - len(lines)
+    lines += [f"- {draft.number}. {draft.technique}: {_WAITING}" for draft in waiting]
     return "\n".join([*([f"({left} older ones)"] if left else []), *lines])
 
 

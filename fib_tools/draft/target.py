@@ -12,7 +12,7 @@ from fib_tools.model.definition import Definition
 from fib_tools.model.solution import Language
 from fib_tools.model.weights import find_weights, is_weighted
 
-__all__ = ["Shape", "Target", "format_us", "list_gpu_facts"]
+__all__ = ["Shape", "Target", "format_axes", "format_us", "list_gpu_facts"]
 
 
 class Shape(Model):
@@ -113,6 +113,11 @@ PTX ISA 9.0 (wgmma, tcgen05, cp.async.bulk); launch costs measured on an H200 (b
 def list_gpu_facts(capability: int) -> tuple[str, ...]:
     """List what matters on a GPU of this capability; nothing for one that is not in the table."""
     return _FACTS.get(capability, ())
+
+
+def format_axes(axes: Mapping[str, int]) -> str:
+    """Write the lengths of a size."""
+    return ", ".join(f"{name}={length}" for name, length in axes.items())
 
 
 def format_us(milliseconds: float | None) -> str:

@@ -128,6 +128,11 @@ class Gpu(Model):
     capability: int = 0
     """Major times ten plus minor; 0 for a CPU."""
 
+    @property
+    def is_cpu(self) -> bool:
+        """Tell whether it is a CPU in the place of a GPU."""
+        return not self.capability and not self.uuid
+
 
 class Clocks(Model):
     """Clocks in MHz and power in watts, before and after the measurement."""

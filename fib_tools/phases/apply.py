@@ -159,6 +159,8 @@ def apply_solutions(
     loaded, _ = dataset.load_definitions()
     chosen = choose_definitions(loaded, definitions, where=str(dataset.root))
     reading = read_measurements(dataset, definitions={definition.name for definition in chosen})
+    if hardware and reading.measurements:
+        reading = reading.take_device(hardware, where=str(dataset.root))
     device = hardware or _find_hardware(reading)
     context.progress(f"choosing for {len(chosen)} Definitions", 0, len(chosen))
     candidates = [
@@ -202,8 +204,7 @@ def _find_hardware(reading: Reading) -> str:
     gpus = discover_gpus(read_gpu_settings()).visible
     if gpus:
         return gpus[0].name
-    known = sorted({measurement.device for measurement in reading.measurements})
-    said = f", one of: {', '.join(known)}" if known else ""
+    said = f", one of {reading.devices}" if reading.measurements else ""
     raise RequestError("there is no GPU here, and so no model to choose for", todo=f"pass --hardware{said}")
 
 

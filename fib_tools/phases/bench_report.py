@@ -26,7 +26,7 @@ from fib_tools.evaluate.report.report_tables import build_report
 from fib_tools.host.files import write_atomically
 from fib_tools.model.summary import Result, Summary, Table
 from fib_tools.phases.context import Context
-from fib_tools.phases.request import COMMAND_LINE_ONLY
+from fib_tools.phases.request import COMMAND_LINE_ONLY, check_definitions
 
 __all__ = ["ReportResult", "report_benchmarks"]
 
@@ -202,6 +202,10 @@ def _find_solutions(reading: Reading, compare: tuple[str, str]) -> list[tuple[st
 def _read(
     dataset: Dataset, definitions: Sequence[str] | None, op_types: Sequence[str] | None, gpu: str | None
 ) -> Reading:
+    if definitions:
+        files = dataset.files("definitions", "traces")
+        known = {file.location.definition for file in files if file.location is not None}
+        check_definitions(definitions, known, where=str(dataset.root))
     reading = read_measurements(dataset, definitions=definitions, op_types=op_types)
     if not reading.measurements:
         first = f"; the first problem: {reading.problems[0]}" if reading.problems else ""
@@ -210,19 +214,7 @@ def _read(
             where=str(dataset.root),
             todo="run: fib bench, or select less narrowly",
         )
-    if gpu is None:
-        return reading
-    kept = tuple(m for m in reading.measurements if m.device == gpu)
-    if not kept:
-        devices = ", ".join(sorted({repr(m.device) for m in reading.measurements}))
-        raise RequestError(f"nothing was measured on {gpu!r}", where=str(dataset.root), todo=f"pass one of {devices}")
-    return Reading(
-        measurements=kept,
-        axes=reading.axes,
-        evidence=reading.evidence,
-        problems=reading.problems,
-        superseded=reading.superseded,
-    )
+    return reading if gpu is None else reading.take_device(gpu, where=str(dataset.root))
 
 
 def _is_on(definition: DefinitionReport, device: DeviceReport) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from fib_tools.draft.target import Target
 from fib_tools.errors import RequestError
 from fib_tools.evaluate.engines.items import Bundle, Options
 from fib_tools.evaluate.engines.traces import write_results
+from fib_tools.evaluate.report.report_schema import Measurement
 from fib_tools.host.hardware import find_hardware
 from fib_tools.host.locks import hold_dataset
 from fib_tools.model.canonical import content_hash
@@ -28,10 +28,13 @@ from fib_tools.phases.baselines import make_baselines
 from fib_tools.phases.bench_bundles import make_bundle
 from fib_tools.phases.bench_plan import limit_time
 from fib_tools.phases.context import Context
+from fib_tools.phases.request import check_definitions
+from fib_tools.phases.trace_best import find_best
 
 __all__ = [
     "Kept",
     "find_definition",
+    "find_elsewhere",
     "find_runs",
     "keep_solution",
     "list_runs",
@@ -109,10 +112,7 @@ def find_definition(dataset: Dataset, name: str) -> Definition:
         RequestError: there is none of this name.
     """
     loaded, _ = dataset.load_definitions()
-    if name not in loaded:
-        near = difflib.get_close_matches(name, loaded, n=3)
-        todo = f"did you mean {' or '.join(near)}?" if near else "see the folder definitions"
-        raise RequestError(f"no Definition {name!r}", where=str(dataset.root), todo=todo)
+    check_definitions([name], loaded, where=str(dataset.root))
     return loaded[name]
 
 
@@ -136,6 +136,14 @@ def measure_target(bench: Bench, language: Language, *, only_known: bool = False
         bench.tell(f"measuring the baseline: {', '.join(solution.name for solution in baselines)}")
     found = bench.recall(baselines, bench.hardware) if only_known else bench.evaluate(baselines)
     return make_target(bench, language, capability=capability, baselines=baselines, found=found)
+
+
+def find_elsewhere(dataset: Dataset, target: Target) -> list[Measurement]:
+    """Find what was measured on other GPUs than the one at hand."""
+    name = target.definition.name
+    known = find_best(dataset, {name})
+    cpus = {each.gpu.name for each in known.evidence.values() if each.gpu.is_cpu}
+    return [each for each in known.measurements.get(name, ()) if each.device not in {target.hardware, *cpus}]
 
 
 class Kept(NamedTuple):

@@ -16,8 +16,9 @@ from pydantic import Field
 from fib_tools.dataset.store import Dataset
 from fib_tools.draft.attempt import Ask, AskKind, Attempt, Draft, are_apart, find_best
 from fib_tools.draft.brief import write_brief, write_contract
-from fib_tools.draft.feedback import write_feedback, write_history
-from fib_tools.draft.machine import check_machine
+from fib_tools.draft.elsewhere import list_elsewhere
+from fib_tools.draft.feedback import write_feedback, write_history, write_log
+from fib_tools.draft.machine import check_language, check_machine
 from fib_tools.draft.run_folder import RunFolder, SearchPlan
 from fib_tools.draft.solution import name_author
 from fib_tools.draft.target import Target
@@ -32,6 +33,7 @@ from fib_tools.model.summary import Result, Summary
 from fib_tools.phases.context import Context
 from fib_tools.phases.drafting import (
     find_definition,
+    find_elsewhere,
     find_runs,
     keep_solution,
     list_runs,
@@ -177,6 +179,7 @@ def get_kernel_brief(
 
     Nothing is measured: a baseline's times are those that the dataset has evidence on, from fib bench.
     """
+    check_language(Language(language), device)
     bench = make_bench(context, definition, device=device).take_first(workloads)
     target = measure_target(bench, Language(language), only_known=True)
     path = _find_folder(context, definition, language, device)
@@ -192,7 +195,7 @@ def get_kernel_brief(
         definition=definition,
         hardware=target.hardware,
         contract=write_contract(target),
-        brief=write_brief(target),
+        brief=write_brief(target, list_elsewhere(target, find_elsewhere(bench.dataset, target))),
         tried=write_history(attempts),
         failures=tuple(open_memory(context, target).recall(besides=path.name)),
         next=f"{measured}Send the whole source to fib draft; its feedback says what to change.",
@@ -286,7 +289,9 @@ def get_evaluation(
     dataset = Dataset.open(context.dataset.root)
     op_type = find_definition(dataset, definition).op_type
     path = _find_folder(context, definition, language, device)
-    attempts = RunFolder(path).attempts if path.is_dir() else []
+    folder = RunFolder(path) if path.is_dir() else None
+    attempts = folder.attempts if folder else []
+    tried = write_log(attempts, folder.waiting) if folder else ""
     best = find_best(attempts, [workload.uuid for workload in dataset.load_workloads(op_type, definition)])
     chosen: Attempt | None = None
     if attempt is not None:
@@ -295,16 +300,16 @@ def get_evaluation(
             there = (
                 f"take one from 0 to {attempts[-1].number}"
                 if attempts
-                else _find_others(context, definition, language, device)
+                else tried or _find_others(context, definition, language, device)
             )
             raise RequestError(
-                f"no draft {attempt} of {definition}", where=str(path), todo=there or "nothing was tried"
+                f"no verdict on a draft {attempt} of {definition}", where=str(path), todo=there or "nothing was tried"
             )
     return EvaluationResult(
         definition=definition,
         attempts=len(attempts),
-        tried=write_history(attempts) if chosen is None else "",
-        elsewhere="" if attempts else _find_others(context, definition, language, device),
+        tried=tried if chosen is None else "",
+        elsewhere="" if tried else _find_others(context, definition, language, device),
         searches=tuple(_list_searches(context, definition)) if chosen is None else (),
         best_attempt=best.number if best else None,
         best_score=best.score if best else None,

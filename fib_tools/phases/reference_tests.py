@@ -28,7 +28,7 @@ from fib_tools.op_types.sizes import SIZES
 from fib_tools.phases.context import Context
 from fib_tools.phases.reference_runs import Record, TestRun, has_gpu, run_tests
 from fib_tools.phases.reference_test_file import find_ground_truth, is_ours, read_conftest, write_test
-from fib_tools.phases.request import check_op_types
+from fib_tools.phases.request import check_definitions, check_op_types
 
 __all__ = ["TestEntry", "TestsResult", "make_log", "write_or_run_tests"]
 
@@ -165,9 +165,7 @@ def _select(
     broken = [
         entry for entry in broken if (not names or entry.name in names) and (not op_types or entry.op_type in op_types)
     ]
-    missing = [name for name in names or () if name not in loaded and name not in {entry.name for entry in broken}]
-    if missing:
-        raise RequestError(f"no Definition {missing[0]!r}", where=str(dataset.root), todo="check the name")
+    check_definitions(names or (), {*loaded, *(entry.name for entry in broken)}, where=str(dataset.root))
     chosen = [
         definition
         for name, definition in sorted(loaded.items())

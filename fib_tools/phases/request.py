@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +22,7 @@ __all__ = [
     "NEEDED_BY_AGENTS",
     "ModelArgument",
     "ModelOptions",
+    "check_definitions",
     "check_hardware",
     "check_op_types",
     "choose_definitions",
@@ -80,6 +82,19 @@ def check_op_types(op_types: Collection[str] | None) -> None:
             raise RequestError(f"no op_type {name!r}", todo=f"use {', '.join(known)}")
 
 
+def check_definitions(names: Collection[str], known: Collection[str], *, where: str) -> None:
+    """Refuse a name that no Definition has.
+
+    Raises:
+        RequestError: with those that are like it.
+    """
+    missing = sorted(set(names).difference(known))
+    if missing:
+        near = difflib.get_close_matches(missing[0], known)
+        todo = f"did you mean {' or '.join(near)}?" if near else "see the folder definitions"
+        raise RequestError(f"no Definition {missing[0]!r}", where=where, todo=todo)
+
+
 def choose_definitions(
     loaded: Mapping[str, Definition],
     names: Collection[str] | None,
@@ -92,9 +107,7 @@ def choose_definitions(
     Raises:
         RequestError: a name is none of theirs.
     """
-    missing = sorted(set(names or ()) - loaded.keys())
-    if missing:
-        raise RequestError(f"no Definition {missing[0]!r}", where=where, todo="check the name")
+    check_definitions(names or (), loaded, where=where)
     return [
         definition
         for name, definition in sorted(loaded.items())

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fib_tools.capture.timeline import AXIS, Span, Timeline, Value
 from fib_tools.dataset.store import Dataset
 from fib_tools.evaluate.engines.items import hash_solution
 from fib_tools.evaluate.report.report_reading import OWN_TOOL, Reading, read_measurements
 from fib_tools.evaluate.report.report_schema import Measurement
+from fib_tools.model.evidence import Evidence
 
 __all__ = ["Best", "annotate_best", "find_best"]
 
@@ -27,6 +28,8 @@ class Best:
     """By Definition: those that passed."""
     axes: Mapping[str, Mapping[str, int]]
     """By uuid of a Workload."""
+    evidence: Mapping[str, Evidence] = field(default_factory=dict)
+    """By key."""
     problems: tuple[str, ...] = ()
     """Traces and evidence that could not be read, or contradict each other."""
 
@@ -58,6 +61,7 @@ def find_best(dataset: Dataset, definitions: Collection[str], *, gpu: str | None
     return Best(
         measurements={name: tuple(of_one) for name, of_one in found.items()},
         axes=reading.axes,
+        evidence=reading.evidence,
         problems=reading.problems,
     )
 

@@ -15,7 +15,7 @@ from fib_tools.model.report import Finding, Severity
 from fib_tools.model.summary import Result, Summary, Table
 from fib_tools.phases.context import Context
 from fib_tools.phases.report_html import format_html
-from fib_tools.phases.request import COMMAND_LINE_ONLY
+from fib_tools.phases.request import COMMAND_LINE_ONLY, check_definitions
 
 if TYPE_CHECKING:
     from fib_tools.checks.view import DatasetView
@@ -117,9 +117,7 @@ def _require_selection(
         if op_type not in held:
             raise RequestError(f"nothing of op_type {op_type!r}", where=str(view.dataset.root), todo="check the name")
     known = view.definitions.keys() | view.unreadable_names
-    missing = [name for name in definitions or () if name not in known]
-    if missing:
-        raise RequestError(f"no Definition {missing[0]!r}", where=str(view.dataset.root), todo="check the name")
+    check_definitions(definitions or (), known, where=str(view.dataset.root))
 
 
 def _execute(context: Context, view: DatasetView) -> tuple[int, list[Finding]]:

@@ -9,7 +9,7 @@ from fib_tools.draft.attempt import Ask, AskKind, Attempt, ShapeResult, are_apar
 from fib_tools.draft.brief import BRIEF_BYTES, write_brief, write_contract
 from fib_tools.draft.feedback import FEEDBACK_BYTES, write_feedback, write_history
 from fib_tools.draft.memory import Memory
-from fib_tools.draft.target import Shape, Target
+from fib_tools.draft.target import Shape, Target, format_axes
 from fib_tools.evaluate.engines.items import Bound
 from fib_tools.evaluate.inspection.exactness import Exactness
 from fib_tools.evaluate.inspection.ncu import Profile
@@ -122,9 +122,12 @@ def test_the_brief_of_every_kernel_type_has_room_for_its_whole_reference(kernel:
     axes = dict.fromkeys(definition.var_axes, 123456)
     figures = {"limit_ms": 0.1234, "bound": "memory", "baseline_ms": 0.1234, "reference_ms": 1.234}
     shapes = tuple(Shape(workload=str(n), axes=axes, bytes=10**9, flops=10**12, **figures) for n in range(20))
-    brief = write_brief(target(definition=definition, shapes=shapes))
+    row = f"{format_axes(axes)} | 123.4, 56% | 123.4, 56%"
+    elsewhere = [f"## Measured on NVIDIA B200: best Solution (ana/{definition.name})", "axes | baseline", *[row] * 4]
+    brief = write_brief(target(definition=definition, shapes=shapes), elsewhere)
     assert len(brief.encode()) <= BRIEF_BYTES
     assert definition.reference.strip() in brief
+    assert brief.endswith(f"{row}\n")
 
 
 def test_an_essay_in_a_definition_of_others_is_cut() -> None:

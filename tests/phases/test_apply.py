@@ -263,9 +263,21 @@ def test_a_second_run_replaces_the_whole_folder(shelf: Shelf, norm: Definition) 
 def test_a_folder_that_works_is_not_emptied(shelf: Shelf, norm: Definition) -> None:
     shelf.add(norm, _solution(norm, "fast"), (0.005, 0.010))
     folder = Path(shelf.apply(check=False).folder)
-    with pytest.raises(RequestError, match="no Solution qualifies on NVIDIA B200; the folder stays as it is"):
-        shelf.apply(check=False, hardware="NVIDIA B200")
+    with pytest.raises(RequestError, match="no Solution qualifies on NVIDIA H200; the folder stays as it is"):
+        shelf.apply(check=False, least_ratio=9.0)
     assert [path.stem for path in folder.glob("solutions/**/*.json")] == ["fast"]
+
+
+def test_a_gpu_that_nothing_was_measured_on_is_refused_with_those_there_are(shelf: Shelf, norm: Definition) -> None:
+    shelf.add(norm, _solution(norm, "fast"), (0.005, 0.010), device="NVIDIA B200")
+    with pytest.raises(RequestError, match="nothing was measured on 'H200'") as refused:
+        shelf.apply(hardware="H200", dry_run=True)
+    assert refused.value.todo == "pass one of 'NVIDIA B200', 'NVIDIA H200'"
+
+
+def test_where_nothing_was_measured_at_all_it_is_to_be_benched(shelf: Shelf) -> None:
+    definition = shelf.define(_definition())
+    assert f"fib bench {definition.name}" in _only(shelf.apply()).reason
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,10 @@ def test_a_selection_narrows_it_and_one_of_nothing_is_refused(context: Context, 
     assert [d.device for d in only.report.devices] == ["Epyc 9654"]
     assert only.summary().tables[0].title == "leaderboard: Epyc 9654 (a CPU: no figure of a GPU), measured by fib-tools"
     with pytest.raises(RequestError, match="no Trace of an evaluation"):
-        report_benchmarks(context, definitions=("nope",))
+        report_benchmarks(context, op_types=("nope",))
+    with pytest.raises(RequestError, match="no Definition 'othre'") as caught:
+        report_benchmarks(context, definitions=("other", "othre"))
+    assert caught.value.todo == "did you mean other?"
     with pytest.raises(RequestError, match="nothing was measured on 'B200'") as caught:
         report_benchmarks(context, gpu="B200")
     assert caught.value.todo == "pass one of 'Epyc 9654', 'NVIDIA H200'"

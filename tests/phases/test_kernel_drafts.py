@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import fib_tools
 from bench_dataset import CPU, Case, make_evidence
 from bench_run import HALF_ROW, HONEST, workload, write_dataset
 from fib_tools.dataset.store import Dataset
@@ -127,6 +128,28 @@ def test_what_the_machine_could_not_judge_is_judged_when_it_can(
     assert submit(context, HONEST, "plain", time_limit=60).status == "right"
 
 
+def test_a_draft_that_was_interrupted_is_told_of_and_judged_before_the_next(
+    context: Context, judge_by: Callable[[Verdict], None]
+) -> None:
+    def interrupt(*_: Any) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    judge_by(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        submit(context, SLOW, "slowly")
+    told = get_evaluation(context, NAME, language="python", device="cpu")
+    line = "- 0. slowly: no verdict yet; if it was interrupted, the next draft is judged after it"
+    assert (told.attempts, told.summary().lines) == (0, (line,))
+    with pytest.raises(RequestError, match="no verdict on a draft 0") as refused:
+        get_evaluation(context, NAME, attempt=0, language="python", device="cpu")
+    assert refused.value.todo == line
+    judge_by(lambda *_: {})
+    assert submit(context, HONEST, "one pass").attempt == 1
+    told = get_evaluation(context, NAME, language="python", device="cpu")
+    assert [each[: each.index(":")] for each in told.tried.splitlines()] == ["- 0. slowly", "- 1. one pass"]
+    assert "no verdict" not in told.tried
+
+
 def test_what_was_not_evaluated_at_all_is_no_duplicate(
     context: Context, judge_by: Callable[[Verdict], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,6 +226,14 @@ def test_what_no_machine_here_can_judge_is_refused_at_once(
     assert not (tmp_path / "work").exists()
 
 
+def test_a_brief_for_what_no_draft_may_be_is_refused_in_the_same_words(context: Context) -> None:
+    with pytest.raises(RequestError) as of_draft:
+        submit(context, HONEST, "plain", language="triton")
+    with pytest.raises(RequestError) as of_brief:
+        get_kernel_brief(context, NAME, language="triton", device="cpu")
+    assert str(of_brief.value) == str(of_draft.value)
+
+
 def test_drafts_are_judged_kept_and_told_of(context: Context, tmp_path: Path) -> None:
     wrong = submit(context, HALF_ROW, "Half the row")
     assert (wrong.attempt, wrong.status, wrong.solution) == (0, "wrong", "")
@@ -233,8 +264,9 @@ def test_drafts_are_judged_kept_and_told_of(context: Context, tmp_path: Path) ->
     assert "us" in one.feedback
     assert "max abs error vs FP64" in one.feedback
     brief = get_kernel_brief(context, NAME, language="python", device="cpu")
-    assert brief.tried == told.tried
-    assert "does the same as" not in brief.tried
+    lines = told.tried.splitlines()
+    assert lines[2] == "- 2. plain torch: it does the same as attempt 1"
+    assert brief.tried.splitlines() == [*lines[:2], *lines[3:]], "who drafts has no use for it"
     assert brief.failures == (), "each once: it stands in what was tried"
     assert re.search(r"batch_size=3 \| 100.0% \| 0.000896 \| 0 \| - \| - \| [0-9.]+$", brief.brief, re.MULTILINE)
 
@@ -275,7 +307,7 @@ def test_drafts_in_another_language_are_told_of(context: Context, judge_by: Call
 def test_a_definition_without_workloads_names_the_file_for_them(context: Context, tmp_path: Path) -> None:
     (tmp_path / "dataset" / "workloads" / "rmsnorm" / f"{NAME}.jsonl").unlink()
     with pytest.raises(RequestError, match=f"collect some in workloads/rmsnorm/{NAME}.jsonl"):
-        get_kernel_brief(context, NAME, device="cpu")
+        get_kernel_brief(context, NAME, language="python", device="cpu")
 
 
 def test_a_brief_measures_nothing_and_says_what_comes_next(context: Context, tmp_path: Path) -> None:
@@ -292,10 +324,21 @@ def test_a_brief_measures_nothing_and_says_what_comes_next(context: Context, tmp
     assert get_evaluation(context, NAME, language="python", device="cpu").attempts == 0
 
 
+def test_a_brief_says_what_was_measured_on_another_gpu(tmp_path: Path) -> None:
+    examples = Path(fib_tools.__file__).parent / "examples" / "dataset"
+    context = Context(workspace=Workspace(root=tmp_path), offline=True, dataset_override=examples)
+    brief = get_kernel_brief(context, "rmsnorm_h7168", language="python", device="cpu").brief
+    _, section = brief.split("## Measured on NVIDIA H200: ")
+    head, _, *rows = section.splitlines()
+    assert re.fullmatch(r"baseline \(.+\); best Solution \(fib-tools/.+\)", head)
+    assert [row.split(" | ")[0] for row in rows] == [f"batch_size={size}" for size in (8192, 1024, 64, 1)]
+    assert all(re.fullmatch(r"batch_size=\d+( \| [\d.]+, \d+%){2}", row) for row in rows)
+
+
 def test_what_is_not_there_is_refused(context: Context) -> None:
     with pytest.raises(RequestError, match="no Definition 'other'"):
-        get_kernel_brief(context, "other", device="cpu")
-    with pytest.raises(RequestError, match=f"no draft 3 of {NAME}"):
+        get_kernel_brief(context, "other", language="python", device="cpu")
+    with pytest.raises(RequestError, match=f"no verdict on a draft 3 of {NAME}"):
         get_evaluation(context, NAME, attempt=3, device="cpu")
     with pytest.raises(RequestError, match=f"did you mean {NAME}"):
         get_evaluation(context, "rmsnorm_h65", device="cpu")

@@ -28,7 +28,10 @@ def test_definitions_are_chosen_by_name_and_op_type_and_a_name_has_to_be_there()
     assert choose_definitions(loaded, (), where="here") == []
     with pytest.raises(RequestError, match="no Definition 'a'") as caught:
         choose_definitions(loaded, ("b", norm.name, "a"), where="here")
-    assert (caught.value.where, caught.value.todo) == ("here", "check the name")
+    assert (caught.value.where, caught.value.todo) == ("here", "see the folder definitions")
+    with pytest.raises(RequestError, match="no Definition 'rmsnorm_h7'") as caught:
+        choose_definitions(loaded, ("rmsnorm_h7",), where="here")
+    assert caught.value.todo == "did you mean rmsnorm_h8?"
 
 
 def test_a_gpu_has_to_be_known_and_serve_the_model() -> None:

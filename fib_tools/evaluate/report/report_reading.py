@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 from fib_tools.dataset.layout import Kind, Location
 from fib_tools.dataset.store import Dataset, StoredFile
-from fib_tools.errors import FibError, FormatError, PathError
+from fib_tools.errors import FibError, FormatError, PathError, RequestError
 from fib_tools.evaluate.report.report_schema import Measurement
 from fib_tools.model.base import read_lenient
 from fib_tools.model.canonical import load_json
@@ -43,6 +43,22 @@ class Reading:
     problems: tuple[str, ...] = ()
     superseded: int = 0
     """Traces that a newer one of the same Solution, Workload and device replaces."""
+
+    @property
+    def devices(self) -> str:
+        """Name those that something was measured on."""
+        return ", ".join(sorted({repr(each.device) for each in self.measurements}))
+
+    def take_device(self, device: str, *, where: str) -> Reading:
+        """Take what was measured on one model of GPU, or CPU.
+
+        Raises:
+            RequestError: nothing was; with those that something was measured on.
+        """
+        kept = tuple(each for each in self.measurements if each.device == device)
+        if not kept:
+            raise RequestError(f"nothing was measured on {device!r}", where=where, todo=f"pass one of {self.devices}")
+        return replace(self, measurements=kept)
 
 
 @dataclass

@@ -191,7 +191,7 @@ def _report_device(
     return DeviceReport(
         device=device,
         measured_by=measured_by,
-        is_cpu=any(item.gpu.capability == 0 and not item.gpu.uuid for item in seen),
+        is_cpu=any(item.gpu.is_cpu for item in seen),
         evaluations=len(group),
         passed=sum(m.passed for m in group),
         rejected=sum(m.rule is not None for m in group),
