@@ -49,7 +49,7 @@ def test_right_solutions_pass_and_each_wrong_one_fails_for_its_own_reason(result
         "honest": {("PASSED", "")},
         "destination": {("PASSED", "")},
         "half_row": {("INCORRECT_NUMERICAL", "wrong-values")},
-        "remembers": {("INCORRECT_NUMERICAL", "wrong-values")},
+        "remembers": {("INCORRECT_NUMERICAL", "stale-result")},
         "raises": {("RUNTIME_ERROR", "")},
         "imports": {("RUNTIME_ERROR", "source-import")},
     }
