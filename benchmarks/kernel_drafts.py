@@ -31,6 +31,7 @@ from machine import describe_machine  # noqa: E402
 from fib_tools.dataset.store import Dataset  # noqa: E402
 from fib_tools.errors import FormatError  # noqa: E402
 from fib_tools.evaluate.judge.statistics import ratio_interval  # noqa: E402
+from fib_tools.host.hardware import find_hardware  # noqa: E402
 from fib_tools.model.definition import Definition  # noqa: E402
 from fib_tools.model.solution import BuildSpec, Language, Solution, SourceFile  # noqa: E402
 from fib_tools.model.trace import Trace  # noqa: E402
@@ -123,7 +124,7 @@ def make_solution(definition: Definition, draft: str) -> Solution:
     source = SourceFile(path="main.py", content=content)
     spec = BuildSpec(
         language=Language.TRITON,
-        target_hardware=("cuda",),
+        target_hardware=(f"sm{find_hardware('cuda')[1]}",),  # where it is measured: that is all that is shown
         entry_point="main.py::run",
         destination_passing_style=True,
     )

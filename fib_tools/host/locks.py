@@ -15,9 +15,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from filelock import BaseFileLock
+
 __all__ = ["hold", "hold_dataset"]
 
 _HOLDER_BYTES = 4096
+_POLL_SECONDS = 0.02
+_MOMENT_SECONDS = 0.5
+"""Between taking a lock and saying who did, or the other way round at its end."""
 
 
 @contextmanager
@@ -34,7 +39,7 @@ def hold(path: Path, *, purpose: str, wait_seconds: float = 0) -> Iterator[None]
     holder = path.with_name(path.name + ".holder")
     with storage_errors(path):
         try:
-            lock.acquire(poll_interval=0.02)
+            _acquire(lock, holder)
         except filelock.Timeout as error:  # an OSError, but none of the disk
             what = f"{purpose} must wait: {_describe(holder)}"
             raise LockedError(
@@ -47,6 +52,18 @@ def hold(path: Path, *, purpose: str, wait_seconds: float = 0) -> Iterator[None]
         with suppress(OSError):
             holder.unlink(missing_ok=True)
         lock.release()
+
+
+def _acquire(lock: BaseFileLock, holder: Path) -> None:
+    """Take a lock, in its time; a holder who does not say so has just begun or is about to end, and is waited for."""
+    import filelock
+
+    try:
+        lock.acquire(poll_interval=_POLL_SECONDS)
+    except filelock.Timeout:
+        if holder.exists():
+            raise
+        lock.acquire(_MOMENT_SECONDS, poll_interval=_POLL_SECONDS)
 
 
 _DATASET_SECONDS = 60.0

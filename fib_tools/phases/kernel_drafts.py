@@ -216,7 +216,9 @@ def submit_solution(
     device: _Device = "cuda",
     workloads: _Workloads = None,
     gpus: Annotated[int, Field(ge=1, le=64, description="How many GPUs evaluate.")] = 1,
-    time_limit: Annotated[float, Field(ge=1, le=3600, description="Seconds for its calls on one Workload.")] = 30,
+    time_limit: Annotated[
+        float, Field(ge=1, le=3600, description="Seconds for its calls on one Workload; four times that for the first.")
+    ] = 30,
     author: Annotated[
         str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$", description="Who drafted it: a folder in the dataset.")
     ] = "agent",

@@ -39,7 +39,7 @@ class SearchOptions(Model):
     gpus: Annotated[int, Field(ge=1, le=64)] = 1
     """How many GPUs evaluate."""
     time_limit: Annotated[float, Field(ge=1, le=3600)] = 30
-    """Seconds for a Solution's calls on one Workload."""
+    """Seconds for a Solution's calls on one Workload; four times that for the first."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of the strategy's own choices."""
 

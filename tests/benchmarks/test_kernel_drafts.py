@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from bench_run import norm
 from fib_tools.evaluate.rules.source_python import check_python
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -46,3 +47,12 @@ def test_every_draft_is_measured_and_keeps_the_rules(kernel_drafts: Any) -> None
     assert {draft for names, _ in kernel_drafts.PLAN.values() for draft in names.split()} == set(drafts)
     for name, text in drafts.items():
         assert check_python(name, text, own_modules=frozenset(), may_use_library=False) == []
+
+
+def test_a_draft_is_for_the_gpu_that_it_is_measured_on_and_no_other(
+    kernel_drafts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel_drafts, "find_hardware", {"cuda": ("NVIDIA H200", 90)}.__getitem__)
+    spec = kernel_drafts.make_solution(norm(), "rmsnorm_wide").spec
+    assert spec.target_hardware == ["sm90"]
+    assert (spec.fits(90), spec.fits(100), spec.fits_cpu) == (True, False, False)

@@ -49,7 +49,7 @@ def test_right_solutions_pass_and_each_wrong_one_fails_for_its_own_reason(result
         "honest": {("PASSED", "")},
         "destination": {("PASSED", "")},
         "half_row": {("INCORRECT_NUMERICAL", "wrong-values")},
-        "remembers": {("INCORRECT_NUMERICAL", "wrong-values")},
+        "remembers": {("INCORRECT_NUMERICAL", "stale-result")},
         "raises": {("RUNTIME_ERROR", "")},
         "imports": {("RUNTIME_ERROR", "source-import")},
     }
@@ -259,6 +259,15 @@ def test_a_solution_that_hangs_is_given_up_after_two_workloads(tmp_path: Path) -
     rows = benchmark_kernels(context(tmp_path), device="cpu", time_limit=0.5).evaluations
     assert [row.status for row in rows] == ["TIMEOUT"] * 3
     assert sum("not tried again" in row.detail for row in rows) == 1
+    late = "its first call, which may compile and so has longer than others, did not end within 2 s"
+    assert all(row.detail.startswith(late) for row in rows)
+
+
+def test_a_solution_that_hangs_later_is_told_how_long_its_calls_had(tmp_path: Path) -> None:
+    hangs = "weight):\n    CALLS.append(0)\n    while len(CALLS) > 1:\n        pass\n"
+    write_dataset(tmp_path / "dataset", {"stuck": "CALLS = []\n" + HONEST.replace("weight):\n", hangs, 1)}, sizes=(3,))
+    (row,) = benchmark_kernels(context(tmp_path), device="cpu", time_limit=0.5).evaluations
+    assert row.detail == "its first calls on this Workload, of which one may compile, did not end within 3.5 s"
 
 
 def test_a_workload_that_is_not_the_definitions_is_refused_before_anything_runs(tmp_path: Path) -> None:

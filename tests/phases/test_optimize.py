@@ -84,7 +84,7 @@ def test_a_search_ends_with_the_good_one_and_names_the_cheat(optimize: Optimize,
     verdicts = [(row.technique, row.status, row.rule) for row in result.attempts]
     assert verdicts == [
         ("half the row", "INCORRECT_NUMERICAL", "wrong-values"),
-        ("cached output", "INCORRECT_NUMERICAL", "wrong-values"),
+        ("cached output", "INCORRECT_NUMERICAL", "stale-result"),
         ("plain torch", "PASSED", ""),
         ("unnamed", "NOT EVALUATED", ""),
         ("plain torch", "NOT EVALUATED", ""),
@@ -362,7 +362,7 @@ def test_a_wide_beam_of_batches_ends_with_the_good_one_and_names_the_cheats(
     rules = {row.technique: row.rule for row in result.attempts if row.rule}
     assert rules == {
         "way 1": "wrong-values",
-        "way 2": "wrong-values",
+        "way 2": "stale-result",
         "way 3": "source-import",
         "way 4": "inputs-changed",
     }

@@ -68,7 +68,7 @@ class Entrant:
         """Give up on a Solution that hung at the first call twice: a long compilation would have ended by then."""
         self.timeouts = self.timeouts + 1 if refusal.rule == "timeout" else 0
         if self.timeouts >= _MOST_TIMEOUTS:
-            detail = f"{refusal.detail}, at its first call, {self.timeouts} times: it was not tried again"
+            detail = f"{refusal.detail}, {self.timeouts} times: it was not tried again"
             self.refusal = replace(refusal, detail=detail)
 
 

@@ -243,7 +243,8 @@ class _Hearing:
         poison = self._outputs.poison()
         checks = self._scene.checks
         self._open(runner, *checks)
-        runner.ask(call(*checks), (_FIRST_CALL + len(checks) - 1) * self._seconds)
+        late = "its first calls on this Workload, of which one may compile, did not end"
+        runner.ask(call(*checks), (_FIRST_CALL + len(checks) - 1) * self._seconds, late=late)
         self._outputs.compare_checks(trial, checks, poison=poison)
         if self._draws is not None:
             self._draws.judge(self._contest.reference, runner, self._outputs.want, self._outputs.got)

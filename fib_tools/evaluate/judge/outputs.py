@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,7 +23,7 @@ from fib_tools.op_types.tolerance import Tolerance
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Copy", "Outputs", "count_same", "join_calls", "rehearse_comparisons"]
+__all__ = ["Copy", "Outputs", "count_same", "has_stale", "join_calls", "rehearse_comparisons"]
 
 _KEPT_SHARE = 16
 """Outputs that were found right are kept while they take at most this part of the free memory, all together."""
@@ -63,18 +65,19 @@ class Outputs:
         counts = [len(batch.slots) for batch in checks]
         ours, theirs = (_slots(checks[0], arena, 0, sum(counts)) for arena in (self.got, self.want))
         verdicts = compare_parts(ours, theirs, self._tolerances, counts)
-        for number, (batch, verdict) in enumerate(zip(checks, verdicts, strict=True)):
-            name = str(batch.staging.message["distribution"])
-            rule = "wrong-distribution" if number else "wrong-values"
-            calls = slice(batch.slots[0], batch.slots[-1] + 1)
-            pair = [{output: value[calls] for output, value in side.items()} for side in (ours, theirs)]
-            try:
-                _take_verdict(trial, verdict, *pair, poison=poison, rule=rule)
-            except RefusedError as error:
-                if number == 0:
-                    raise
-                raise error.at(f"on {name} inputs") from error
-            trial.distributions.append(name)
+        with _name_stale(ours, theirs):
+            for number, (batch, verdict) in enumerate(zip(checks, verdicts, strict=True)):
+                name = str(batch.staging.message["distribution"])
+                rule = "wrong-distribution" if number else "wrong-values"
+                calls = slice(batch.slots[0], batch.slots[-1] + 1)
+                pair = [{output: value[calls] for output, value in side.items()} for side in (ours, theirs)]
+                try:
+                    _take_verdict(trial, verdict, *pair, poison=poison, rule=rule)
+                except RefusedError as error:
+                    if number == 0:
+                        raise
+                    raise error.at(f"on {name} inputs") from error
+                trial.distributions.append(name)
 
     def compare(self, trial: Trial, batch: Batch, want: Copy, *, poison: int, rule: str) -> None:
         """Compare the outputs of a batch with a copy of the reference's.
@@ -109,7 +112,8 @@ class Outputs:
         rest = batch.part(same, len(batch.slots))
         theirs = _slots(rest, self.want, rest.slots[0], len(rest.slots))
         verdict = compare_outputs(left, theirs, self._tolerances)
-        _take_verdict(trial, verdict, left, theirs, poison=poison, rule="wrong-values")
+        with _name_stale(left, theirs):
+            _take_verdict(trial, verdict, left, theirs, poison=poison, rule="wrong-values")
         if keeps:
             self._right[id(trial)] = join_calls(known, left) if same else left
 
@@ -149,6 +153,22 @@ def _take_verdict(
     raise RefusedError(EvaluationStatus.INCORRECT_NUMERICAL, verdict.detail, rule=rule)
 
 
+@contextmanager
+def _name_stale(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Say of a wrong output, if that is why, that a call gave another's.
+
+    Raises:
+        RefusedError: the block raised one.
+    """
+    try:
+        yield
+    except RefusedError as error:
+        if error.refusal.rule == "unwritten" or not has_stale(ours, theirs):
+            raise
+        said = "two calls gave the same outputs, bit for bit, though the contents of their inputs differ"
+        raise error.at(said, rule="stale-result") from error
+
+
 def _slots(batch: Batch, memory: Arena | Copy, first: int, count: int) -> dict[str, torch.Tensor]:
     stacked = batch.staging.layout.stack(memory.memory, first + count)
     return {name: value[first:] for name, value in stacked.items()}
@@ -161,6 +181,24 @@ def count_same(got: Mapping[str, torch.Tensor], known: Mapping[str, torch.Tensor
     count = min((min(len(value), len(got[name])) for name, value in known.items()), default=0)
     same = all(torch.equal(_bits(got[name][:count]), _bits(value[:count])) for name, value in known.items())
     return count if same else 0
+
+
+def has_stale(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> bool:
+    """Tell whether two calls have the same outputs where the reference's differ; one value throughout tells nothing."""
+    calls = range(max(map(len, ours.values()), default=0))
+    mine, wanted = (
+        [{name: value[call, None] for name, value in side.items()} for call in calls] for side in (ours, theirs)
+    )
+    return any(
+        count_same(mine[one], mine[other]) and not count_same(wanted[one], wanted[other]) and _varies(mine[one])
+        for one, other in itertools.combinations(calls, 2)
+    )
+
+
+def _varies(outputs: Mapping[str, torch.Tensor]) -> bool:
+    """Tell whether an output has more than one value."""
+    flat = [_bits(value).flatten() for value in outputs.values()]
+    return any(bool((value != value[:1]).any()) for value in flat)
 
 
 def join_calls(known: Mapping[str, torch.Tensor], left: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

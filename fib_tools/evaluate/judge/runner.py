@@ -40,6 +40,7 @@ _WORD_LENGTH, _MOST_LIBS = 60, 20
 _OWN_SHARE = 0.5
 """Of the time of a build, or of a first call, that is left at its turn, at least: before, it had the machine together with
 others."""
+_LATE = "it did not answer"
 _PART_SECONDS = 10.0
 """For the rest of a message whose beginning has come."""
 _MEMORY_BYTES = 32 << 30
@@ -192,7 +193,9 @@ class Runner:
         """
         if self._owes == "warm":
             self._owes = ""
-            spent = self._receive(_find_left(seconds, since=self._owes_since), limit=seconds).get("seconds")
+            left = _find_left(seconds, since=self._owes_since)
+            late = "its first call, which may compile and so has longer than others, did not end"
+            spent = self._receive(left, limit=seconds, late=late).get("seconds")
             self.first_call_seconds = float(spent) if isinstance(spent, float) and 0 <= spent < math.inf else 0.0
 
     def take(self, arena: Arena) -> None:
@@ -226,15 +229,15 @@ class Runner:
         if not self.is_dead:
             self.ask({"do": "rest"}, seconds)
 
-    def ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """Have it do something, and wait for the answer; it must not be stopped.
+    def ask(self, message: dict[str, Any], seconds: float, *, late: str = _LATE) -> dict[str, Any]:
+        """Have it do something, and wait for the answer; it must not be stopped. `late` says what took too long.
 
         Raises:
             RefusedError: it raised, crashed, hung, or broke a rule.
         """
         self.resume()
         self._send(message)
-        return self._receive(seconds)
+        return self._receive(seconds, late=late)
 
     def time(self, message: dict[str, Any], seconds: float) -> tuple[dict[str, Any], float]:
         """Do the same, and take the time with this process's own clock, in seconds."""
@@ -302,13 +305,14 @@ class Runner:
         failed: EvaluationStatus = EvaluationStatus.RUNTIME_ERROR,
         *,
         limit: float | None = None,
+        late: str = _LATE,
     ) -> dict[str, Any]:
         """Wait for an answer; `limit` is what is said to be its time, if that began before."""
         try:
             answer = self._channel.receive(seconds)
         except ChildTimeoutError:
             self.is_dead = True
-            detail = f"it did not answer within {limit or seconds:g} s"
+            detail = f"{late} within {limit or seconds:g} s"
             raise RefusedError(EvaluationStatus.TIMEOUT, detail, rule="timeout") from None
         except ChildCrashedError:
             raise self._crash() from None

@@ -64,6 +64,7 @@ _CHILD = {
 _JUDGE = {
     "unwritten": "Leaves parts of an output unwritten.",
     "wrong-values": "Gives values that the reference does not give for these inputs.",
+    "stale-result": "Gives for new contents of its inputs what it gave for others: a result that it kept, or memory that it did not write.",
     "wrong-distribution": "Is right on the usual inputs only: wrong on another distribution or on a held-out shape.",
     "too-fast": "Claims less time than this GPU needs to move the bytes or to do the arithmetic.",
     "stopwatch": "Claims less time than passes on a clock outside its process.",

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from fib_tools.evaluate.calibration.calibration import find_tolerances
 from fib_tools.evaluate.judge.device import Device
-from fib_tools.evaluate.judge.outputs import count_same, join_calls, rehearse_comparisons
+from fib_tools.evaluate.judge.outputs import count_same, has_stale, join_calls, rehearse_comparisons
 from fib_tools.op_types.registry import get_kernel_type
 from kernel_examples import KERNEL_EXAMPLES
 
@@ -39,3 +41,26 @@ def test_comparing_can_be_rehearsed_for_every_kernel(kernel_id: str) -> None:
     kernel = get_kernel_type(kernel_id)
     definition = kernel.build(KERNEL_EXAMPLES[kernel_id])
     rehearse_comparisons(Device("cpu"), definition, find_tolerances(definition, kernel, None))
+
+
+WANT = torch.arange(12.0).view(3, 4)
+
+
+@pytest.mark.parametrize("calls", [[0, 1, 1], [2, 1, 2], [0, 0, 0]])
+def test_a_result_is_stale_if_another_call_gave_the_same_bits(calls: list[int]) -> None:
+    assert has_stale({"y": WANT[calls]}, {"y": WANT})
+
+
+@pytest.mark.parametrize("got", [WANT, WANT + 1, torch.zeros(3, 4), torch.full((3, 4), math.nan)])
+def test_other_results_or_one_value_throughout_are_not_stale(got: torch.Tensor) -> None:
+    assert not has_stale({"y": got}, {"y": WANT})
+
+
+def test_calls_that_ask_for_the_same_may_give_the_same() -> None:
+    assert not has_stale({"y": WANT[[1, 1]] + 1}, {"y": WANT[[0, 0]]})
+
+
+def test_of_several_outputs_each_must_be_the_same() -> None:
+    got = {"y": WANT[[0, 0, 2]], "z": WANT[[0, 1, 2]]}
+    assert not has_stale(got, {"y": WANT, "z": WANT})
+    assert has_stale({**got, "z": torch.zeros(3, 1)}, {"y": WANT, "z": WANT})

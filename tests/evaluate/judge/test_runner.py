@@ -146,10 +146,15 @@ def test_a_first_call_that_hung_while_others_were_measured_has_half_of_its_time_
     sandbox.answer(ok={})
     runner.advance()
     clock.now = 1e6
-    with pytest.raises(RefusedError, match=r"it did not answer within 0\.2 s") as caught:
+    with pytest.raises(RefusedError, match=r"its first call, .* did not end within 0\.2 s") as caught:
         runner.finish_first_call(0.2)
     assert caught.value.refusal.status is EvaluationStatus.TIMEOUT
     assert runner.is_dead
+
+
+def test_what_did_not_come_in_time_is_called_what_it_is(runner: Runner) -> None:
+    with pytest.raises(RefusedError, match=r"^its check did not end within 0\.01 s$"):
+        runner.ask({"do": "call"}, 0.01, late="its check did not end")
 
 
 def test_a_build_that_failed_while_others_were_measured_is_told_at_its_turn(runner: Runner, sandbox: Sandbox) -> None:
