@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from typing import Any
 
 import triton
 import triton.language as tl
@@ -15,19 +14,23 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.driver import CudaUtils
 from triton.compiler import ASTSource
 
-__all__ = ["warm_triton"]
+__all__ = ["warm_compiler", "warm_launcher"]
 
 _CACHE = "TRITON_CACHE_DIR"
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # it has no types
-def _copy(source: Any, target: Any) -> None:
+@triton.jit
+def _copy(source, target):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202  # Triton reads types itself
     tl.store(target, tl.load(source))
 
 
-def warm_triton() -> None:
-    """Load the C module that every process would compile anew, and compile a kernel; no device is needed for either."""
+def warm_launcher() -> None:
+    """Load the C module that every process would compile anew; the driver must be there."""
     CudaUtils()
+
+
+def warm_compiler() -> None:
+    """Compile a kernel, for which no device is needed."""
     before = os.environ.get(_CACHE)
     with tempfile.TemporaryDirectory() as folder:
         os.environ[_CACHE] = folder  # where it finds nothing, so that it does compile
