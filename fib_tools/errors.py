@@ -84,15 +84,15 @@ class RequestError(FibError):
 
 
 class UnknownModelError(RequestError):
-    """No source knows the model's name."""
+    """No source knows the model's name; `files` are what can be passed in its place."""
 
-    def __init__(self, name: str, nearest: tuple[str, ...] = ()) -> None:
+    def __init__(self, name: str, nearest: tuple[str, ...] = (), *, files: str = "--config FILE") -> None:
         self.name = name
         self.nearest = nearest
         known = f"did you mean {', '.join(nearest)}? " if nearest else ""
         super().__init__(
             f"unknown model {name!r}",
-            todo=f"{known}pass a known name, a Hugging Face repository (org/name) or --config FILE",
+            todo=f"{known}pass a known name, a Hugging Face repository (org/name) or {files}",
         )
 
 

@@ -56,8 +56,10 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         StorageError: the disk is read-only, full, or not ours to write.
     """
-    temporary = temporary_sibling(path)
     with storage_errors(path):
+        if not path.name:  # . or /
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        temporary = temporary_sibling(path)
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
             with os.fdopen(descriptor, "wb") as stream:

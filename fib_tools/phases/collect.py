@@ -247,7 +247,7 @@ def settle_workloads(
     *,
     origin: Origin,
     dry_run: bool,
-    adds: bool = False,
+    adds: bool,
 ) -> list[CollectEntry]:
     """Choose, execute and write the Workloads of every Definition; `adds` says that nobody can read these calls again."""
     drafts = {

@@ -108,7 +108,7 @@ def _settle(root: Path, watch: Watch) -> None:
     collected, missing, unmapped = match_calls(dataset, watch.tallies, _SAMPLES)
     context = Context(workspace=Workspace(root=root.resolve().parent), dataset_override=root)
     # weights and prompts are the script's own affair: whether they are real, nobody here knows
-    entries = settle_workloads(context, dataset, collected, origin="synthetic", dry_run=False)
+    entries = settle_workloads(context, dataset, collected, origin="synthetic", dry_run=False, adds=True)
     calls = sum(tally.count for tally in watch.tallies)
     written = sum(entry.workloads for entry in entries)
     _tell(f"{calls} calls; {written} Workloads of {len(entries)} Definitions in {root}")

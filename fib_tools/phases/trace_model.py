@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -185,7 +185,7 @@ def trace_model(
         seconds=round(seconds, 3),
         calls=calls,
         matched=calls - sum(each.calls for each in missing) - sum(each.calls for each in unmapped),
-        entries=tuple(settle_workloads(context, dataset, collected, origin=origin, dry_run=dry_run)),
+        entries=tuple(settle_workloads(context, dataset, collected, origin=origin, dry_run=dry_run, adds=True)),
         created=created,
         would_create=would_create,
         missing=tuple(each for each in missing if each not in would_create),
@@ -226,7 +226,8 @@ def _load(
     except ConfigError:  # it has no such attention, or is not one that transformers knows: then this says so
         loaded, _ = load_weights(context, model, replace(how, attention="eager"))
     text = loaded.config.get_text_config()
-    _check_layers(text)
+    if how.layers is not None:
+        _check_layers(text)
     origin: Origin = "dummy" if how.is_dummy else "synthetic"
     if lines is not None:
         inputs = inputs or _tokenize(model, lines)
@@ -245,7 +246,7 @@ def _check_positions(config: Any, longest: int, more: int, *, where: str) -> Non
 
 
 def _check_layers(config: Any) -> None:
-    """Refuse to generate with linear attention alone: transformers counts tokens by what attention keeps of them."""
+    """Refuse to generate with the linear attention of a model that has both: transformers counts tokens by what attention keeps."""
     kinds = set(getattr(config, "layer_types", None) or ())
     if kinds == {"linear_attention"}:
         todo = "pass more --layers, until there is one with attention, or none for all of them"
@@ -327,7 +328,7 @@ def match_calls(
             name = match.target.definition.name
             collected.setdefault(name, Collected(target=match.target, limit=limit)).add(match, tally.count)
         if not matches:
-            name, reason = _name_missing(tally.call)
+            name, reason = _name_missing(tally.call, loaded)
             known = missing.get(name, MissingDefinition(name=name, kernel=tally.call.kernel, calls=0, reason=reason))
             missing[name] = known.model_copy(update={"calls": known.calls + tally.count})
     return collected, tuple(missing.values()), tuple(unmapped.values())
@@ -359,12 +360,21 @@ def _build(call: Call) -> tuple[Definition, str]:
     return kernel.define(parameters), parameters.qualifier() or parameters.plain_qualifier()
 
 
-def _name_missing(call: Call) -> tuple[str, str]:
+def _name_missing(call: Call, loaded: Mapping[str, Definition]) -> tuple[str, str]:
+    """Name the Definition that a call would be of, and say why it cannot be created; nothing if it can."""
+    from fib_tools.gate.identity import compare
+
     try:
-        return _build(call)[0].name, ""
+        definition, _ = _build(call)
     except (ValueError, FibError) as error:
         what = "how experts are chosen is not seen in the call; fib define has it from the config"
         return call.kernel, what if call.kernel.startswith("moe") else str(error).splitlines()[0]
+    known = loaded.get(definition.name)
+    found = compare(definition, known) if known is not None else None
+    if found is None or not found.same_kernel:
+        return definition.name, ""
+    todo = "run the model as that is, or take another dataset"
+    return definition.name, f"the dataset's is called differently: {'; '.join(found.differences)}; {todo}"
 
 
 def _create(context: Context, dataset: Dataset, tallies: Sequence[Tally]) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -9,7 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field
 
 from fib_tools.architecture.quirks import find_quirk
-from fib_tools.errors import RequestError
+from fib_tools.errors import RequestError, UnknownModelError
 from fib_tools.host.env import read_settings
 from fib_tools.phases.context import Context
 from fib_tools.sources.huggingface import Hub, load_config
@@ -77,15 +79,26 @@ def load_weights(context: Context, model: str, how: Loading) -> Loaded:
     options: dict[str, Any] = {"device": how.device, "attention": how.attention}
     if how.is_dummy:
         require_transformers()
-        fields, where = _find_config(context, model)
+        with _say_weights():
+            fields, where = _find_config(context, model)
         config = make_config(fields, where=where)
         layers, dtype = _count_layers(how, config), parse_dtype(how.dtype)
         return Loaded(make_dummy(config, where=where, layers=layers, dtype=dtype, **options), "dummy")
-    checkpoint = open_checkpoint(_find(context, model))
+    with _say_weights():
+        checkpoint = open_checkpoint(_find(context, model))
     layers = _count_layers(how, checkpoint.config)
     spread = None if how.device_map is None else context.workspace.root
     loaded = load_model(checkpoint, layers=layers, dtype=how.dtype, spread=spread, **options)
     return Loaded(loaded, checkpoint.format)
+
+
+@contextmanager
+def _say_weights() -> Iterator[None]:
+    """Have an error about an unknown name offer what this command takes."""
+    try:
+        yield
+    except UnknownModelError as error:
+        raise UnknownModelError(error.name, error.nearest, files="a folder or file of weights") from error
 
 
 def find_device(model: Any) -> Any:

@@ -62,6 +62,12 @@ def test_an_interrupt_leaves_no_temporary(tmp_path: Path, monkeypatch: pytest.Mo
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("path", [".", "/"])
+def test_a_path_without_a_name_is_a_folder(path: str) -> None:
+    with pytest.raises(StorageError, match="a folder has this one"):
+        write_atomically(Path(path), b"x")
+
+
 def test_a_missing_folder_is_a_storage_error_that_says_so(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="create the folder first"):
         write_atomically(tmp_path / "missing" / "a", b"")

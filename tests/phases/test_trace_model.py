@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fib_tools.errors import RequestError
+from fib_tools.errors import RequestError, UnknownModelError
 from fib_tools.phases.context import Context
 from fib_tools.phases.trace_block import trace_block
 from fib_tools.phases.trace_model import trace_model
@@ -33,7 +33,9 @@ def test_a_model_that_runs_gives_workloads_of_all_that_it_calls(context: Context
     assert sorted((each.axes["num_kv_indices"], each.count) for each in found) == [(16, 3), (18, 3)]
     assert {each.origin for each in found} == {"synthetic"}
     again = trace_model(context, llama, max_new_tokens=3, lengths=(9, 5))
-    assert {entry.status for entry in again.entries} == {"unchanged"}
+    added = dataset.load_workloads("gqa_paged", decode.definition)
+    assert tuple(each.model_copy(update={"count": 3}) for each in added) == found
+    assert [each.count for each in added] == [6, 6], "calls of a later run are other calls"
     assert [(entry.definition, entry.calls) for entry in again.entries] == [
         (entry.definition, entry.calls) for entry in result.entries
     ]
@@ -48,6 +50,27 @@ def test_what_the_dataset_has_not_got_is_listed_with_the_option_that_creates_it(
     assert (missing.kernel, missing.calls, missing.reason) == ("rope", 3, "")
     assert {entry.status for entry in result.entries} == {"would write"}
     assert result.summary().lines[-1] == "to create what is missing, run it again with --create-missing"
+
+
+def test_a_definition_that_is_called_differently_is_no_missing_one(context: Context, llama: str) -> None:
+    trace_model(context, llama, max_new_tokens=1, lengths=(4,), create_missing=True)
+    result = trace_model(context, llama, max_new_tokens=1, lengths=(4,), dtype="float32", create_missing=True)
+    (rope,) = [each for each in result.missing if each.kernel == "rope"]
+    assert "the dataset's is called differently: q has the dtypes float32 and bfloat16" in rope.reason
+    assert "--create-missing" not in result.summary().lines[-1]
+
+
+def test_a_model_of_state_spaces_alone_is_watched(context: Context, tmp_path: Path) -> None:
+    make_model("mamba").save_pretrained(tmp_path / "mamba")
+    result = trace_model(context, str(tmp_path / "mamba"), max_new_tokens=2, lengths=(9, 5), create_missing=True)
+    assert result.matched
+    assert "mamba_selective_scan" in {each.what for each in result.unmapped}
+
+
+def test_what_is_no_model_may_be_a_folder_of_weights(context: Context) -> None:
+    for is_dummy in (False, True):
+        with pytest.raises(UnknownModelError, match=r"pass a known name.* or a folder or file of weights$"):
+            trace_model(context, "./no-such-folder", dummy_weights=is_dummy, create_missing=True)
 
 
 def test_a_dry_run_says_what_would_be_created(context: Context, llama: str) -> None:
