@@ -98,14 +98,20 @@ def collect_workloads(  # the options of the command
             "engine chose, which with made-up weights means nothing; such Workloads are synthetic.",
         ),
     ] = None,
-    consume: Annotated[bool, Field(description="Remove the calls when their Workloads are written.")] = False,
+    consume: Annotated[
+        bool,
+        Field(
+            description="Remove the calls that became Workloads, and their plans, when those are written; what was "
+            "refused, cannot be read or is of no wanted Definition stays."
+        ),
+    ] = False,
     follow: Annotated[
         float | None,
         Field(
             gt=0,
             le=86_400,
-            description="Read while an engine writes, removing calls as they are read, until none has come for so "
-            "many seconds.",
+            description="Read while an engine writes, removing calls as they are read, whatever became of them, until "
+            "none has come for so many seconds.",
         ),
     ] = None,
     dry_run: Annotated[bool, Field(description="Say what would be written; nothing is written or removed.")] = False,
@@ -131,16 +137,17 @@ def collect_workloads(  # the options of the command
         )
     dataset = Dataset.open(context.dataset.root)
     targets = _find_targets(context, dataset, definitions, options.op_types)
-    collector = Collector(targets=targets, limit=num_samples, expert_skew=expert_skew)
+    remembers = consume and follow is None
+    collector = Collector(targets=targets, limit=num_samples, expert_skew=expert_skew, remembers=remembers)
     if isinstance(source, str):
         reading = _serve(context, source, options, serving, collector, dry_run=dry_run)
     else:
         reading = _read(context, collector, *source, follow=follow)
     adds = consume or follow is not None or isinstance(source, str)
     entries = settle_workloads(context, dataset, collector.tallies, origin=reading.origin, dry_run=dry_run, adds=adds)
-    for path in reading.read if consume else ():
-        remove_call(path)
-    return _report(dataset, reading, entries=entries)
+    _remove_plans(collector)
+    staying = sum(path.exists() for path in reading.read) if consume else 0
+    return _report(dataset, reading, entries=entries, staying=staying)
 
 
 def _choose_source(model: str | None, from_dir: Path | None, origin: Origin | None) -> str | tuple[Path, Origin]:
@@ -240,6 +247,13 @@ def _read(context: Context, collector: Collector, folder: Path, origin: Origin, 
     return _Reading(collector=collector, folder=folder, origin=origin, seconds=seconds, read=read)
 
 
+def _remove_plans(collector: Collector) -> None:
+    """Remove each plan() that no call is left to run with; one that none ever ran with is kept."""
+    for plan, runs in collector.runs.items():
+        if not any(path.exists() for path in runs):
+            remove_call(plan)
+
+
 def settle_workloads(
     context: Context,
     dataset: Dataset,
@@ -249,7 +263,10 @@ def settle_workloads(
     dry_run: bool,
     adds: bool = False,
 ) -> list[CollectEntry]:
-    """Choose, execute and write the Workloads of every Definition; `adds` says that nobody can read these calls again."""
+    """Choose, execute and write the Workloads of every Definition; `adds` says that nobody can read these calls again.
+
+    The calls that the collector was to remember are removed when they are counted.
+    """
     drafts = {
         name: [
             make_draft(tally.target.definition, item, "synthetic" if tally.is_made_up else origin)
@@ -325,6 +342,8 @@ def _write(
     if dry_run or not accepted:
         return entry
     written, blobs = write_drafts(dataset, definition, accepted, adds=adds)
+    for path in (path for draft in accepted for path in draft.folders):
+        remove_call(path)
     status = "unchanged" if written is Written.UNCHANGED else "written"
     return entry.model_copy(update={"status": status, "blobs": len(blobs)})
 
@@ -333,7 +352,7 @@ def _count_experts(definition: Definition) -> int:
     return definition.const_axes.get("num_experts") or definition.const_axes["num_local_experts"]
 
 
-def _report(dataset: Dataset, reading: _Reading, *, entries: Sequence[CollectEntry]) -> CollectResult:
+def _report(dataset: Dataset, reading: _Reading, *, entries: Sequence[CollectEntry], staying: int) -> CollectResult:
     collector = reading.collector
     refused = [
         Refusal(function=function, reason=reason, calls=calls)
@@ -348,6 +367,7 @@ def _report(dataset: Dataset, reading: _Reading, *, entries: Sequence[CollectEnt
         plans=collector.plans,
         reading_seconds=round(reading.seconds, 3),
         most_bytes=reading.most_bytes,
+        staying=staying,
         entries=tuple(entries),
         refused=tuple(refused),
         others=dict(collector.others.most_common()),

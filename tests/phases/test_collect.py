@@ -110,9 +110,46 @@ def test_a_dry_run_writes_and_removes_nothing(ready: Context, folder: Path) -> N
 
 
 def test_calls_are_removed_when_their_workloads_are_written(ready: Context, folder: Path) -> None:
-    collect(ready, folder, consume=True)
-    assert list(folder.iterdir()) == []
+    (other,) = sorted(folder.iterdir())[-1:]
+    result = collect(ready, folder, consume=True)
+    assert list(folder.iterdir()) == [other]
     assert len(lines(ready, DECODE)) == 3
+    assert f"calls that are part of no Workload, and stay in {folder}: 1" in result.summary().lines
+
+
+def test_calls_that_became_no_workload_stay_with_their_plans(ready: Context, tmp_path: Path) -> None:
+    recording = Recording(tmp_path / "mixed")
+    recording.plan_decode([3])
+    recording.run_decode(1)
+    plan = recording.plan_decode([4])
+    recording.run_decode(1)
+    refused = recording.run_decode(1, heads=8)
+    unread = recording.rmsnorm(2)
+    (unread / "metadata.jsonl").write_text("half a li\n", encoding="utf-8")
+    unused = recording.plan_decode([5], self_id=2)
+    other = recording.call("gelu", "(x)", torch.ones(1), module="flashinfer.activation")
+    staying = sorted([plan, refused, unread, unused, other])
+    assert collect(ready, recording.folder, consume=True).staying == 5
+    assert sorted(recording.folder.iterdir()) == staying
+    again = collect(ready, recording.folder, consume=True)
+    assert (again.entries, sorted(recording.folder.iterdir())) == ((), staying)
+
+
+def test_calls_whose_workload_the_reference_fails_on_stay(ready: Context, folder: Path) -> None:
+    broken = NORM.model_copy(
+        update={"reference": NORM.reference.replace("x = hidden", "assert hidden_states.shape[0] < 5\n    x = hidden")}
+    )
+    other = replace(ready, dataset_override=ready.workspace.root / "other")
+    other.dataset.write_definition(broken)
+    first, second, *_ = sorted(folder.iterdir())
+    collect(other, folder, consume=True, op_types=("rmsnorm",))
+    assert {first, second} < set(folder.iterdir())
+    assert [item["count"] for item in lines(other, NORM)] == [3]
+
+
+def test_what_is_followed_is_removed_whatever_became_of_it(ready: Context, folder: Path) -> None:
+    assert collect(ready, folder, follow=0.1, consume=True).staying == 0
+    assert list(folder.iterdir()) == []
 
 
 def test_a_workload_that_the_reference_fails_on_is_not_written(ready: Context, folder: Path) -> None:

@@ -40,7 +40,11 @@ class Collector:
     """Calls of a known kernel that became no Workload, by function and reason."""
     others: Counter[str] = field(default_factory=Counter)
     """Calls of functions that are of no kernel type, or of none that Workloads are wanted of."""
-    _plans: OrderedDict[tuple[int, str, int | None], Plan | str] = field(default_factory=OrderedDict)
+    remembers: bool = False
+    """Where the calls lie is kept, for whoever removes those that became Workloads: memory grows with their number."""
+    runs: dict[Path, list[Path]] = field(default_factory=dict)
+    """By plan(): the calls that ran with it, where they lie."""
+    _plans: OrderedDict[tuple[int, str, int | None], tuple[Path, Plan | str]] = field(default_factory=OrderedDict)
 
     def take(self, call: Call) -> None:
         """Take in the next call of the run."""
@@ -59,7 +63,8 @@ class Collector:
             self.refuse(call.function, error.what)
             return
         name = match.target.definition.name
-        self.tallies.setdefault(name, Tally(target=match.target, limit=self.limit)).add(match)
+        tally = self.tallies.setdefault(name, Tally(target=match.target, limit=self.limit))
+        tally.add(match, folders=[call.folder] if self.remembers else [])
 
     def refuse(self, function: str, reason: str) -> None:
         """Count a call that became no Workload."""
@@ -70,9 +75,9 @@ class Collector:
     def _remember(self, call: Call) -> None:
         """Keep a plan() for the calls of the same object until the next; one that cannot be read voids the last."""
         try:
-            self._plans[call.owner] = read_plan(call)
+            self._plans[call.owner] = call.folder, read_plan(call)
         except FormatError as error:
-            self._plans[call.owner] = error.what
+            self._plans[call.owner] = call.folder, error.what
         self._plans.move_to_end(call.owner)
         if len(self._plans) > _MOST_PLANS:
             self._plans.popitem(last=False)
@@ -80,7 +85,9 @@ class Collector:
     def _find_plan(self, call: Call) -> Plan | None:
         if not needs_plan(call):
             return None
-        plan = self._plans.get(call.owner)
+        folder, plan = self._plans.get(call.owner, (None, None))
+        if folder is not None and self.remembers:
+            self.runs.setdefault(folder, []).append(call.folder)
         if isinstance(plan, str):
             raise FormatError(f"its plan() cannot be read: {plan}", where=call.folder.name)
         return plan

@@ -38,6 +38,8 @@ class Draft:
     at: Location | None = None
     """Where its blob goes; None when it keeps no tensor."""
     blob: bytes = b""
+    folders: Sequence[Path] = ()
+    """Of the calls that it counts, where they are to be removed."""
 
 
 def make_draft(definition: Definition, candidate: Candidate, origin: Origin) -> Draft:
@@ -53,7 +55,7 @@ def make_draft(definition: Definition, candidate: Candidate, origin: Origin) -> 
         origin=origin,
         scales=dict(candidate.scales),
     )
-    return Draft(workload=workload, at=at, blob=_pack(candidate.tensors) if at else b"")
+    return Draft(workload=workload, at=at, blob=_pack(candidate.tensors) if at else b"", folders=candidate.folders)
 
 
 def _make_input(name: str, candidate: Candidate, path: str) -> InputSpec:
