@@ -21,6 +21,7 @@ from fib_tools.capture.collection.collector import Collector, remove_call, take_
 from fib_tools.capture.collection.documents import Draft, make_draft, write_drafts
 from fib_tools.capture.collection.following import follow_calls
 from fib_tools.capture.collection.matching import Target
+from fib_tools.capture.collection.receipt import settle_receipt
 from fib_tools.capture.runs import NotCovered
 from fib_tools.dataset.store import Dataset, Written
 from fib_tools.errors import RequestError
@@ -142,7 +143,7 @@ def collect_workloads(  # the options of the command
     if isinstance(source, str):
         reading = _serve(context, source, options, serving, collector, dry_run=dry_run)
     else:
-        reading = _read(context, collector, *source, follow=follow)
+        reading = _read(context, collector, *source, follow=follow, dry_run=dry_run)
     adds = consume or follow is not None or isinstance(source, str)
     entries = settle_workloads(context, dataset, collector.tallies, origin=reading.origin, dry_run=dry_run, adds=adds)
     _remove_plans(collector)
@@ -228,9 +229,12 @@ def _serve(
     )
 
 
-def _read(context: Context, collector: Collector, folder: Path, origin: Origin, *, follow: float | None) -> _Reading:
+def _read(
+    context: Context, collector: Collector, folder: Path, origin: Origin, *, follow: float | None, dry_run: bool
+) -> _Reading:
     """Read what another engine wrote, or writes."""
     folder = context.check_readable(folder)
+    _settle_killed_run(context, dry_run=dry_run)
 
     def report(done: int, total: int) -> None:
         context.progress("reading calls", done, total)
@@ -245,6 +249,18 @@ def _read(context: Context, collector: Collector, folder: Path, origin: Origin, 
     read = take_calls(folder, collector, report=report)
     seconds = time.monotonic() - start
     return _Reading(collector=collector, folder=folder, origin=origin, seconds=seconds, read=read)
+
+
+def _receipt(context: Context) -> Path:
+    """Name the file that says which calls are being counted; who holds the workspace's lock writes it."""
+    return context.workspace.root / ".counted.json"
+
+
+def _settle_killed_run(context: Context, *, dry_run: bool) -> None:
+    """Remove what a killed run has counted before it is read again."""
+    if not dry_run and _receipt(context).exists():
+        with hold(workspace_lock(context), purpose="removing calls that were counted"):
+            settle_receipt(_receipt(context))
 
 
 def _remove_plans(collector: Collector) -> None:
@@ -275,9 +291,12 @@ def settle_workloads(
         for name, tally in sorted(tallies.items())
     }
     reasons = _execute(context, tallies, drafts)
+    receipt = None if dry_run else _receipt(context)
     with hold(workspace_lock(context), purpose="writing Workloads"):
+        if receipt is not None:
+            settle_receipt(receipt)
         return [
-            _write(dataset, tallies[name], _accept(items, reasons), dry_run=dry_run, adds=adds)
+            _write(dataset, tallies[name], _accept(items, reasons), receipt=receipt, adds=adds)
             for name, items in drafts.items()
         ]
 
@@ -320,7 +339,7 @@ def _accept(drafts: Sequence[Draft], reasons: Mapping[str, str]) -> tuple[list[D
 
 
 def _write(
-    dataset: Dataset, tally: Tally, judged: tuple[list[Draft], tuple[str, ...]], *, dry_run: bool, adds: bool
+    dataset: Dataset, tally: Tally, judged: tuple[list[Draft], tuple[str, ...]], *, receipt: Path | None, adds: bool
 ) -> CollectEntry:
     definition = tally.target.definition
     accepted, rejected = judged
@@ -339,11 +358,9 @@ def _write(
         notes=tuple(tally.notes),
         rejected=rejected,
     )
-    if dry_run or not accepted:
+    if receipt is None or not accepted:
         return entry
-    written, blobs = write_drafts(dataset, definition, accepted, adds=adds)
-    for path in (path for draft in accepted for path in draft.folders):
-        remove_call(path)
+    written, blobs = write_drafts(dataset, definition, accepted, adds=adds, receipt=receipt)
     status = "unchanged" if written is Written.UNCHANGED else "written"
     return entry.model_copy(update={"status": status, "blobs": len(blobs)})
 

@@ -1,20 +1,26 @@
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from fib_tools.capture.collection import receipt
 from fib_tools.capture.collection.dumps import list_call_folders
+from fib_tools.dataset import store
 from fib_tools.dataset.store import Dataset
 from fib_tools.errors import FormatError, RequestError
 from fib_tools.model.definition import Definition
 from fib_tools.op_types.registry import get_kernel_type
 from fib_tools.operations import get_operation
+from fib_tools.phases import collect as collecting
 from fib_tools.phases.collect_result import CollectResult
 from fib_tools.phases.context import Context
 from fib_tools.phases.validate import validate_dataset
@@ -150,6 +156,66 @@ def test_calls_whose_workload_the_reference_fails_on_stay(ready: Context, folder
 def test_what_is_followed_is_removed_whatever_became_of_it(ready: Context, folder: Path) -> None:
     assert collect(ready, folder, follow=0.1, consume=True).staying == 0
     assert list(folder.iterdir()) == []
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def kill_at(patch: pytest.MonkeyPatch, step: int) -> None:
+    """End the process before a change to the disk, or in the middle of removing a call."""
+    steps = itertools.count()
+    changes = ((receipt, "write_atomically"), (store, "write_atomically"), (receipt, "remove_call"))
+    for module, name in (*changes, (collecting, "remove_call"), (receipt, "storage_errors")):
+        patch.setattr(module, name, partial(_change_unless_killed, getattr(module, name), steps, step))
+
+
+def _change_unless_killed(do: Any, steps: Iterator[int], last: int, path: Path, *rest: Any) -> Any:
+    if next(steps) != last:
+        return do(path, *rest)
+    if path.is_dir():
+        (path / "metadata.jsonl").unlink()
+    raise Killed
+
+
+def copy_calls(tmp_path: Path, name: str) -> Path:
+    """Copy what one plan() ran, and a norm."""
+    recording = Recording(tmp_path / name)
+    recording.plan_decode([4, 5])
+    recording.run_decode(2)
+    recording.run_decode(2)
+    recording.rmsnorm(2)
+    return recording.folder
+
+
+def test_a_kill_at_any_point_neither_loses_a_call_nor_counts_one_twice(
+    ready: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collecting, "_execute", lambda *_: {})
+    for step in itertools.count():
+        folder = copy_calls(tmp_path, f"dumps-{step}")
+        try:
+            with monkeypatch.context() as patch:
+                kill_at(patch, step)
+                collect(ready, folder, consume=True)
+            break
+        except Killed:
+            collect(ready, copy_calls(tmp_path, f"others-{step}"), consume=True)
+            collect(ready, folder, consume=True)
+        counted = [item["count"] for definition in (DECODE, NORM) for item in lines(ready, definition)]
+        assert (step, counted) == (step, [4 * (step + 1), 2 * (step + 1)])
+        assert not [path for path in folder.iterdir() if "plan" not in path.name]
+        assert not (ready.workspace.root / ".counted.json").exists()
+    assert step == 10
+
+
+def test_a_receipt_removes_nothing_but_calls(ready: Context, folder: Path) -> None:
+    ready.workspace.create()
+    (folder / "mine").mkdir()
+    note = {"dataset": str(ready.dataset.root), "op_type": "rmsnorm", "definition": NORM.name, "workloads": []}
+    (ready.workspace.root / ".counted.json").write_text(json.dumps({**note, "calls": [str(folder / "mine")]}))
+    collect(ready, folder, consume=True)
+    assert (folder / "mine").is_dir()
 
 
 def test_a_workload_that_the_reference_fails_on_is_not_written(ready: Context, folder: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fib_tools.capture.collection.candidates import Candidate, hash_tensors
+from fib_tools.capture.collection.receipt import counting
 from fib_tools.dataset.layout import Kind, Location
 from fib_tools.dataset.store import Dataset, Written
 from fib_tools.model.definition import Definition
@@ -83,12 +85,18 @@ def _pack(tensors: Mapping[str, torch.Tensor]) -> bytes:
 
 
 def write_drafts(
-    dataset: Dataset, definition: Definition, drafts: Sequence[Draft], *, adds: bool = False
+    dataset: Dataset,
+    definition: Definition,
+    drafts: Sequence[Draft],
+    *,
+    adds: bool = False,
+    receipt: Path | None = None,
 ) -> tuple[Written, list[Path]]:
     """Write Workloads beside those that stand; one that stands is described as it is now.
 
     Its count is the new one, or with `adds` the sum: then these are other calls than those that it was counted by.
     Calls of another origin are not added, since they are no more of the same traffic.
+    With a `receipt`, the calls that are to be removed are, and are not counted again if the process ends before.
 
     Blobs come first, so that no Workload names one that is not there; those of a write that fails are taken back.
     Returns what became of the file, and the blobs that are new.
@@ -98,17 +106,20 @@ def write_drafts(
         StorageError: the disk refuses.
     """
     standing = {item.uuid: item for item in dataset.load_workloads(definition.op_type, definition.name)}
-    fresh = (_add(draft.workload, standing.get(draft.workload.uuid)) if adds else draft.workload for draft in drafts)
+    fresh = [_add(draft.workload, standing.get(draft.workload.uuid)) if adds else draft.workload for draft in drafts]
     merged = {**standing, **{workload.uuid: workload for workload in fresh}}
-    made: list[Path] = []
-    try:
-        made.extend(path for path in (_write_blob(dataset, draft) for draft in drafts) if path is not None)
-        traces = [Trace(definition=definition.name, workload=workload) for workload in merged.values()]
-        return dataset.write_workloads(definition.op_type, traces), made
-    except BaseException:
-        for path in made:
-            path.unlink(missing_ok=True)
-        raise
+    traces = [Trace(definition=definition.name, workload=workload) for workload in merged.values()]
+    calls = [folder for draft in drafts for folder in draft.folders]
+    place = definition.op_type, definition.name
+    with counting(receipt, dataset, place, fresh, calls) if receipt and calls else nullcontext():
+        made: list[Path] = []
+        try:
+            made.extend(path for path in (_write_blob(dataset, draft) for draft in drafts) if path is not None)
+            return dataset.write_workloads(definition.op_type, traces), made
+        except BaseException:
+            for path in made:
+                path.unlink(missing_ok=True)
+            raise
 
 
 def _add(workload: Workload, standing: Workload | None) -> Workload:
