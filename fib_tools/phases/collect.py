@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -111,7 +112,7 @@ def collect_workloads(  # the options of the command
         Field(
             gt=0,
             le=86_400,
-            description="Read while an engine writes, removing calls as they are read, whatever became of them, until "
+            description="Read while an engine writes, removing calls in steps, whatever became of them, until "
             "none has come for so many seconds.",
         ),
     ] = None,
@@ -138,15 +139,22 @@ def collect_workloads(  # the options of the command
         )
     dataset = Dataset.open(context.dataset.root)
     targets = _find_targets(context, dataset, definitions, options.op_types)
-    remembers = consume and follow is None
+    remembers = consume or follow is not None
     collector = Collector(targets=targets, limit=num_samples, expert_skew=expert_skew, remembers=remembers)
     if isinstance(source, str):
         reading = _serve(context, source, options, serving, collector, dry_run=dry_run)
     else:
-        reading = _read(context, collector, *source, follow=follow, dry_run=dry_run)
+        _settle_killed_run(context, dry_run=dry_run)
+        count = partial(
+            settle_workloads, context, dataset, collector.tallies, origin=source[1], dry_run=False, adds=True
+        )
+        reading = _read(context, collector, *source, follow=follow, count=count)
     adds = consume or follow is not None or isinstance(source, str)
     entries = settle_workloads(context, dataset, collector.tallies, origin=reading.origin, dry_run=dry_run, adds=adds)
     _remove_plans(collector)
+    for path in reading.read if follow is not None else ():
+        if path.exists():
+            remove_call(path)
     staying = sum(path.exists() for path in reading.read) if consume else 0
     return _report(dataset, reading, entries=entries, staying=staying)
 
@@ -230,11 +238,16 @@ def _serve(
 
 
 def _read(
-    context: Context, collector: Collector, folder: Path, origin: Origin, *, follow: float | None, dry_run: bool
+    context: Context,
+    collector: Collector,
+    folder: Path,
+    origin: Origin,
+    *,
+    follow: float | None,
+    count: Callable[[], object],
 ) -> _Reading:
     """Read what another engine wrote, or writes."""
     folder = context.check_readable(folder)
-    _settle_killed_run(context, dry_run=dry_run)
 
     def report(done: int, total: int) -> None:
         context.progress("reading calls", done, total)
@@ -243,9 +256,10 @@ def _read(
 
     start = time.monotonic()
     if follow is not None:
-        most = follow_calls(folder, collector, idle_seconds=follow, report=report)
-        seconds = time.monotonic() - start
-        return _Reading(collector=collector, folder=folder, origin=origin, seconds=seconds, most_bytes=most)
+        follower = follow_calls(folder, collector, idle_seconds=follow, count=count, report=report)
+        seconds, most = time.monotonic() - start, follower.most_bytes
+        read = [*follower.held]
+        return _Reading(collector=collector, folder=folder, origin=origin, seconds=seconds, read=read, most_bytes=most)
     read = take_calls(folder, collector, report=report)
     seconds = time.monotonic() - start
     return _Reading(collector=collector, folder=folder, origin=origin, seconds=seconds, read=read)
@@ -266,7 +280,7 @@ def _settle_killed_run(context: Context, *, dry_run: bool) -> None:
 def _remove_plans(collector: Collector) -> None:
     """Remove each plan() that no call is left to run with; one that none ever ran with is kept."""
     for plan, runs in collector.runs.items():
-        if not any(path.exists() for path in runs):
+        if plan.exists() and not any(path.exists() for path in runs):
             remove_call(plan)
 
 
@@ -303,15 +317,22 @@ def settle_workloads(
 
 def _execute(context: Context, tallies: Mapping[str, Tally], drafts: dict[str, list[Draft]]) -> dict[str, str]:
     """Run the reference with every Workload; return why it did not accept some, by uuid."""
-    listed = [(name, draft) for name, items in drafts.items() for draft in items]
+    listed = [
+        (name, draft)
+        for name, items in drafts.items()
+        for draft in items
+        if draft.workload.uuid not in tallies[name].share.reasons
+    ]
     with _stage(context, [draft for _, draft in listed]) as root:
         given = ((tallies[name].target.definition, draft.workload) for name, draft in listed)
         reasons: dict[str, str] = {}
         for done, (uuid, execution) in enumerate(execute_workloads(given, root=root), start=1):
             context.progress("executing Workloads", done, len(listed))
-            if not execution.executed:
-                reasons[uuid] = execution.reason or "the reference did not run"
-    return reasons
+            reasons[uuid] = "" if execution.executed else execution.reason or "the reference did not run"
+    for name, draft in listed:
+        tallies[name].share.reasons[draft.workload.uuid] = reasons[draft.workload.uuid]
+    known = (reason for tally in tallies.values() for reason in tally.share.reasons.items())
+    return {uuid: reason for uuid, reason in known if reason}
 
 
 @contextmanager
@@ -360,9 +381,10 @@ def _write(
     )
     if receipt is None or not accepted:
         return entry
-    written, blobs = write_drafts(dataset, definition, accepted, adds=adds, receipt=receipt)
-    status = "unchanged" if written is Written.UNCHANGED else "written"
-    return entry.model_copy(update={"status": status, "blobs": len(blobs)})
+    is_first = not tally.share.counts
+    written, _ = write_drafts(dataset, definition, accepted, adds=adds, receipt=receipt, share=tally.share)
+    status = "unchanged" if written is Written.UNCHANGED and is_first else "written"
+    return entry.model_copy(update={"status": status, "blobs": len(tally.share.blobs)})
 
 
 def _count_experts(definition: Definition) -> int:

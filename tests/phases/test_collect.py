@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from fib_tools.capture.collection import receipt
+from fib_tools.capture.collection import collector, following, receipt
 from fib_tools.capture.collection.dumps import list_call_folders
 from fib_tools.dataset import store
 from fib_tools.dataset.store import Dataset
@@ -166,7 +166,12 @@ def kill_at(patch: pytest.MonkeyPatch, step: int) -> None:
     """End the process before a change to the disk, or in the middle of removing a call."""
     steps = itertools.count()
     changes = ((receipt, "write_atomically"), (store, "write_atomically"), (receipt, "remove_call"))
-    for module, name in (*changes, (collecting, "remove_call"), (receipt, "storage_errors")):
+    for module, name in (
+        *changes,
+        (collecting, "remove_call"),
+        (following, "remove_call"),
+        (receipt, "storage_errors"),
+    ):
         patch.setattr(module, name, partial(_change_unless_killed, getattr(module, name), steps, step))
 
 
@@ -183,30 +188,59 @@ def copy_calls(tmp_path: Path, name: str) -> Path:
     recording = Recording(tmp_path / name)
     recording.plan_decode([4, 5])
     recording.run_decode(2)
-    recording.run_decode(2)
     recording.rmsnorm(2)
+    recording.run_decode(2)
     return recording.folder
 
 
+def follow_in_steps(patch: pytest.MonkeyPatch, calls: int) -> None:
+    """Have so many calls lie there at one time, and counted when two of them are new."""
+    patch.setattr(collector, "list_call_folders", lambda folder: list_call_folders(folder)[:calls])
+    patch.setattr(following, "_STEP_CALLS", 2)
+    patch.setattr(following, "_PAUSE_SECONDS", 0.001)
+
+
+@pytest.mark.parametrize(("options", "steps"), [({"consume": True}, 10), ({"follow": 0.01}, 13)])
 def test_a_kill_at_any_point_neither_loses_a_call_nor_counts_one_twice(
-    ready: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ready: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], steps: int
 ) -> None:
     monkeypatch.setattr(collecting, "_execute", lambda *_: {})
+    if "follow" in options:
+        follow_in_steps(monkeypatch, calls=3)
     for step in itertools.count():
         folder = copy_calls(tmp_path, f"dumps-{step}")
         try:
             with monkeypatch.context() as patch:
                 kill_at(patch, step)
-                collect(ready, folder, consume=True)
+                collect(ready, folder, **options)
             break
         except Killed:
-            collect(ready, copy_calls(tmp_path, f"others-{step}"), consume=True)
-            collect(ready, folder, consume=True)
+            collect(ready, copy_calls(tmp_path, f"others-{step}"), **options)
+            collect(ready, folder, **options)
         counted = [item["count"] for definition in (DECODE, NORM) for item in lines(ready, definition)]
         assert (step, counted) == (step, [4 * (step + 1), 2 * (step + 1)])
         assert not [path for path in folder.iterdir() if "plan" not in path.name]
         assert not (ready.workspace.root / ".counted.json").exists()
-    assert step == 10
+    assert step == steps
+
+
+def test_what_is_counted_in_steps_is_chosen_as_a_whole(
+    ready: Context, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folder, tmp_path / "again")
+    whole = replace(ready, dataset_override=ready.workspace.root / "other")
+    whole.dataset.write_definition(DECODE)
+    collect(whole, tmp_path / "again", consume=True, num_samples=1)
+    follow_in_steps(monkeypatch, calls=4)
+    result = collect(ready, folder, follow=0.01, num_samples=1)
+    assert [(item.status, item.calls, item.workloads, item.blobs) for item in result.entries] == [
+        ("written", 6, 1, 1),
+        ("written", 5, 1, 0),
+    ]
+    assert lines(ready, DECODE) == lines(whole, DECODE)
+    (blob,) = (ready.dataset.root / "blob").rglob("*.safetensors")
+    assert str(blob).endswith(lines(ready, DECODE)[0]["inputs"]["kv_indptr"]["path"])
+    assert list(folder.iterdir()) == []
 
 
 def test_a_receipt_removes_nothing_but_calls(ready: Context, folder: Path) -> None:

@@ -18,7 +18,7 @@ from fib_tools.errors import FormatError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Candidate", "Tally", "choose_diverse", "hash_tensors"]
+__all__ = ["Candidate", "Share", "Tally", "choose_diverse", "hash_tensors"]
 
 _SPARE = 4
 """Candidates that are held for each one that is wanted: memory is bounded, whatever the length of the run."""
@@ -44,6 +44,18 @@ class Candidate:
 
 
 @dataclass(kw_only=True)
+class Share:
+    """What of a tally was judged and written before, where it is written in steps."""
+
+    reasons: dict[str, str] = field(default_factory=dict)
+    """By uuid: why the reference did not accept it; empty where it did."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """By uuid: the calls that are in the dataset's count."""
+    blobs: set[Path] = field(default_factory=set)
+    """Those that were new."""
+
+
+@dataclass(kw_only=True)
 class Tally:
     """The calls of one Definition."""
 
@@ -61,6 +73,7 @@ class Tally:
     """Tokens that each expert got, over all calls."""
     is_made_up: bool = False
     """Something of the calls is not what the engine did."""
+    share: Share = field(default_factory=Share)
 
     def add(self, match: Match, calls: int = 1, *, folders: Sequence[Path] = ()) -> None:
         """Take in calls that say the same; their folders, if they are to be removed."""
@@ -85,6 +98,11 @@ class Tally:
     def choose(self) -> list[Candidate]:
         """Choose the Workloads to keep; every call is counted with one of them."""
         return list(choose_diverse(self.held, self.limit).values())
+
+    def forget_folders(self) -> None:
+        """Take note that the calls are gone."""
+        for candidate in self.held.values():
+            candidate.folders.clear()
 
     def _thin(self) -> None:
         self.held = choose_diverse(self.held, max(1, _SPARE * self.limit // 2))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,6 +72,10 @@ class Collector:
         known = key in self.refused or len(self.refused) < _MOST_REASONS
         self.refused[key if known else (function, "other reasons")] += 1
 
+    def list_plans(self) -> set[Path]:
+        """List where each plan() lies that calls may yet come to run with."""
+        return {folder for folder, _ in self._plans.values()}
+
     def _remember(self, call: Call) -> None:
         """Keep a plan() for the calls of the same object until the next; one that cannot be read voids the last."""
         try:
@@ -99,9 +103,10 @@ def take_calls(
     *,
     consume: bool = False,
     is_over: bool = True,
+    known: Collection[Path] = (),
     report: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> list[Path]:
-    """Take in the calls of a folder, and remove each that was read if told to; return those that were read.
+    """Take in the calls of a folder but those that are known, and remove each that was read if told to; return them.
 
     While the engine still writes (`is_over` False), calls that have not come to their end are left for the next time.
     Nothing waits for them: one that raised never comes to its end, and one that calls others ends after them.
@@ -112,7 +117,7 @@ def take_calls(
     """
     if not folder.is_dir():
         raise SourceError("this is no folder", where=str(folder), todo="name the folder of FLASHINFER_DUMP_DIR")
-    found = list_call_folders(folder)
+    found = [path for path in list_call_folders(folder) if path not in known]
     read: list[Path] = []
     for done, path in enumerate(found):
         report(done, len(found))
