@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,6 +22,7 @@ from fib_tools.capture.collection.collector import Collector, remove_call, take_
 from fib_tools.capture.collection.documents import Draft, make_draft, write_drafts
 from fib_tools.capture.collection.following import follow_calls
 from fib_tools.capture.collection.matching import Target
+from fib_tools.capture.collection.receipt import settle_receipt
 from fib_tools.capture.runs import NotCovered
 from fib_tools.dataset.store import Dataset, Written
 from fib_tools.errors import RequestError
@@ -98,14 +100,20 @@ def collect_workloads(  # the options of the command
             "engine chose, which with made-up weights means nothing; such Workloads are synthetic.",
         ),
     ] = None,
-    consume: Annotated[bool, Field(description="Remove the calls when their Workloads are written.")] = False,
+    consume: Annotated[
+        bool,
+        Field(
+            description="Remove the calls that became Workloads, and their plans, when those are written; what was "
+            "refused, cannot be read or is of no wanted Definition stays."
+        ),
+    ] = False,
     follow: Annotated[
         float | None,
         Field(
             gt=0,
             le=86_400,
-            description="Read while an engine writes, removing calls as they are read, until none has come for so "
-            "many seconds.",
+            description="Read while an engine writes, removing calls in steps, whatever became of them, until "
+            "none has come for so many seconds.",
         ),
     ] = None,
     dry_run: Annotated[bool, Field(description="Say what would be written; nothing is written or removed.")] = False,
@@ -131,16 +139,24 @@ def collect_workloads(  # the options of the command
         )
     dataset = Dataset.open(context.dataset.root)
     targets = _find_targets(context, dataset, definitions, options.op_types)
-    collector = Collector(targets=targets, limit=num_samples, expert_skew=expert_skew)
+    remembers = consume or follow is not None
+    collector = Collector(targets=targets, limit=num_samples, expert_skew=expert_skew, remembers=remembers)
     if isinstance(source, str):
         reading = _serve(context, source, options, serving, collector, dry_run=dry_run)
     else:
-        reading = _read(context, collector, *source, follow=follow)
+        _settle_killed_run(context, dry_run=dry_run)
+        count = partial(
+            settle_workloads, context, dataset, collector.tallies, origin=source[1], dry_run=False, adds=True
+        )
+        reading = _read(context, collector, *source, follow=follow, count=count)
     adds = consume or follow is not None or isinstance(source, str)
     entries = settle_workloads(context, dataset, collector.tallies, origin=reading.origin, dry_run=dry_run, adds=adds)
-    for path in reading.read if consume else ():
-        remove_call(path)
-    return _report(dataset, reading, entries=entries)
+    _remove_plans(collector)
+    for path in reading.read if follow is not None else ():
+        if path.exists():
+            remove_call(path)
+    staying = sum(path.exists() for path in reading.read) if consume else 0
+    return _report(dataset, reading, entries=entries, staying=staying)
 
 
 def _choose_source(model: str | None, from_dir: Path | None, origin: Origin | None) -> str | tuple[Path, Origin]:
@@ -221,7 +237,15 @@ def _serve(
     )
 
 
-def _read(context: Context, collector: Collector, folder: Path, origin: Origin, *, follow: float | None) -> _Reading:
+def _read(
+    context: Context,
+    collector: Collector,
+    folder: Path,
+    origin: Origin,
+    *,
+    follow: float | None,
+    count: Callable[[], object],
+) -> _Reading:
     """Read what another engine wrote, or writes."""
     folder = context.check_readable(folder)
 
@@ -232,12 +256,32 @@ def _read(context: Context, collector: Collector, folder: Path, origin: Origin, 
 
     start = time.monotonic()
     if follow is not None:
-        most = follow_calls(folder, collector, idle_seconds=follow, report=report)
-        seconds = time.monotonic() - start
-        return _Reading(collector=collector, folder=folder, origin=origin, seconds=seconds, most_bytes=most)
+        follower = follow_calls(folder, collector, idle_seconds=follow, count=count, report=report)
+        seconds, most = time.monotonic() - start, follower.most_bytes
+        read = [*follower.held]
+        return _Reading(collector=collector, folder=folder, origin=origin, seconds=seconds, read=read, most_bytes=most)
     read = take_calls(folder, collector, report=report)
     seconds = time.monotonic() - start
     return _Reading(collector=collector, folder=folder, origin=origin, seconds=seconds, read=read)
+
+
+def _receipt(context: Context) -> Path:
+    """Name the file that says which calls are being counted; who holds the workspace's lock writes it."""
+    return context.workspace.root / ".counted.json"
+
+
+def _settle_killed_run(context: Context, *, dry_run: bool) -> None:
+    """Remove what a killed run has counted before it is read again."""
+    if not dry_run and _receipt(context).exists():
+        with hold(workspace_lock(context), purpose="removing calls that were counted"):
+            settle_receipt(_receipt(context))
+
+
+def _remove_plans(collector: Collector) -> None:
+    """Remove each plan() that no call is left to run with; one that none ever ran with is kept."""
+    for plan, runs in collector.runs.items():
+        if plan.exists() and not any(path.exists() for path in runs):
+            remove_call(plan)
 
 
 def settle_workloads(
@@ -249,7 +293,10 @@ def settle_workloads(
     dry_run: bool,
     adds: bool,
 ) -> list[CollectEntry]:
-    """Choose, execute and write the Workloads of every Definition; `adds` says that nobody can read these calls again."""
+    """Choose, execute and write the Workloads of every Definition; `adds` says that nobody can read these calls again.
+
+    The calls that the collector was to remember are removed when they are counted.
+    """
     drafts = {
         name: [
             make_draft(tally.target.definition, item, "synthetic" if tally.is_made_up else origin)
@@ -258,24 +305,34 @@ def settle_workloads(
         for name, tally in sorted(tallies.items())
     }
     reasons = _execute(context, tallies, drafts)
+    receipt = None if dry_run else _receipt(context)
     with hold(workspace_lock(context), purpose="writing Workloads"):
+        if receipt is not None:
+            settle_receipt(receipt)
         return [
-            _write(dataset, tallies[name], _accept(items, reasons), dry_run=dry_run, adds=adds)
+            _write(dataset, tallies[name], _accept(items, reasons), receipt=receipt, adds=adds)
             for name, items in drafts.items()
         ]
 
 
 def _execute(context: Context, tallies: Mapping[str, Tally], drafts: dict[str, list[Draft]]) -> dict[str, str]:
     """Run the reference with every Workload; return why it did not accept some, by uuid."""
-    listed = [(name, draft) for name, items in drafts.items() for draft in items]
+    listed = [
+        (name, draft)
+        for name, items in drafts.items()
+        for draft in items
+        if draft.workload.uuid not in tallies[name].share.reasons
+    ]
     with _stage(context, [draft for _, draft in listed]) as root:
         given = ((tallies[name].target.definition, draft.workload) for name, draft in listed)
         reasons: dict[str, str] = {}
         for done, (uuid, execution) in enumerate(execute_workloads(given, root=root), start=1):
             context.progress("executing Workloads", done, len(listed))
-            if not execution.executed:
-                reasons[uuid] = execution.reason or "the reference did not run"
-    return reasons
+            reasons[uuid] = "" if execution.executed else execution.reason or "the reference did not run"
+    for name, draft in listed:
+        tallies[name].share.reasons[draft.workload.uuid] = reasons[draft.workload.uuid]
+    known = (reason for tally in tallies.values() for reason in tally.share.reasons.items())
+    return {uuid: reason for uuid, reason in known if reason}
 
 
 @contextmanager
@@ -303,7 +360,7 @@ def _accept(drafts: Sequence[Draft], reasons: Mapping[str, str]) -> tuple[list[D
 
 
 def _write(
-    dataset: Dataset, tally: Tally, judged: tuple[list[Draft], tuple[str, ...]], *, dry_run: bool, adds: bool
+    dataset: Dataset, tally: Tally, judged: tuple[list[Draft], tuple[str, ...]], *, receipt: Path | None, adds: bool
 ) -> CollectEntry:
     definition = tally.target.definition
     accepted, rejected = judged
@@ -322,18 +379,19 @@ def _write(
         notes=tuple(tally.notes),
         rejected=rejected,
     )
-    if dry_run or not accepted:
+    if receipt is None or not accepted:
         return entry
-    written, blobs = write_drafts(dataset, definition, accepted, adds=adds)
-    status = "unchanged" if written is Written.UNCHANGED else "written"
-    return entry.model_copy(update={"status": status, "blobs": len(blobs)})
+    is_first = not tally.share.counts
+    written, _ = write_drafts(dataset, definition, accepted, adds=adds, receipt=receipt, share=tally.share)
+    status = "unchanged" if written is Written.UNCHANGED and is_first else "written"
+    return entry.model_copy(update={"status": status, "blobs": len(tally.share.blobs)})
 
 
 def _count_experts(definition: Definition) -> int:
     return definition.const_axes.get("num_experts") or definition.const_axes["num_local_experts"]
 
 
-def _report(dataset: Dataset, reading: _Reading, *, entries: Sequence[CollectEntry]) -> CollectResult:
+def _report(dataset: Dataset, reading: _Reading, *, entries: Sequence[CollectEntry], staying: int) -> CollectResult:
     collector = reading.collector
     refused = [
         Refusal(function=function, reason=reason, calls=calls)
@@ -348,6 +406,7 @@ def _report(dataset: Dataset, reading: _Reading, *, entries: Sequence[CollectEnt
         plans=collector.plans,
         reading_seconds=round(reading.seconds, 3),
         most_bytes=reading.most_bytes,
+        staying=staying,
         entries=tuple(entries),
         refused=tuple(refused),
         others=dict(collector.others.most_common()),

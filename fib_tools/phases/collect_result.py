@@ -109,6 +109,8 @@ class CollectResult(Result):
     """Of reading and matching alone."""
     most_bytes: int | None = None
     """The most that lay in the folder at one time, where calls were removed as they came."""
+    staying: int = 0
+    """Calls that became no Workload and were left in the folder, where the others were removed."""
     entries: tuple[CollectEntry, ...] = ()
     refused: tuple[Refusal, ...] = ()
     others: dict[str, int]
@@ -163,6 +165,8 @@ class CollectResult(Result):
             f"{self.calls} calls ({self.plans} of them plan()) read in {self.reading_seconds:.2f} s, "
             f"{each:.2f} s for 1,000; {total} Workloads of {len(self.entries)} Definitions"
         )
+        if self.staying:
+            lines.append(f"calls that are part of no Workload, and stay in {self.folder}: {self.staying}")
         return Summary(tables=tuple(tables), lines=(*lines, *self._say_empty(), self.dataset))
 
     def _say_empty(self) -> Iterator[str]:

@@ -1,20 +1,26 @@
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from fib_tools.capture.collection import collector, following, receipt
 from fib_tools.capture.collection.dumps import list_call_folders
+from fib_tools.dataset import store
 from fib_tools.dataset.store import Dataset
 from fib_tools.errors import FormatError, RequestError
 from fib_tools.model.definition import Definition
 from fib_tools.op_types.registry import get_kernel_type
 from fib_tools.operations import get_operation
+from fib_tools.phases import collect as collecting
 from fib_tools.phases.collect_result import CollectResult
 from fib_tools.phases.context import Context
 from fib_tools.phases.validate import validate_dataset
@@ -110,9 +116,140 @@ def test_a_dry_run_writes_and_removes_nothing(ready: Context, folder: Path) -> N
 
 
 def test_calls_are_removed_when_their_workloads_are_written(ready: Context, folder: Path) -> None:
-    collect(ready, folder, consume=True)
-    assert list(folder.iterdir()) == []
+    (other,) = sorted(folder.iterdir())[-1:]
+    result = collect(ready, folder, consume=True)
+    assert list(folder.iterdir()) == [other]
     assert len(lines(ready, DECODE)) == 3
+    assert f"calls that are part of no Workload, and stay in {folder}: 1" in result.summary().lines
+
+
+def test_calls_that_became_no_workload_stay_with_their_plans(ready: Context, tmp_path: Path) -> None:
+    recording = Recording(tmp_path / "mixed")
+    recording.plan_decode([3])
+    recording.run_decode(1)
+    plan = recording.plan_decode([4])
+    recording.run_decode(1)
+    refused = recording.run_decode(1, heads=8)
+    unread = recording.rmsnorm(2)
+    (unread / "metadata.jsonl").write_text("half a li\n", encoding="utf-8")
+    unused = recording.plan_decode([5], self_id=2)
+    other = recording.call("gelu", "(x)", torch.ones(1), module="flashinfer.activation")
+    staying = sorted([plan, refused, unread, unused, other])
+    assert collect(ready, recording.folder, consume=True).staying == 5
+    assert sorted(recording.folder.iterdir()) == staying
+    again = collect(ready, recording.folder, consume=True)
+    assert (again.entries, sorted(recording.folder.iterdir())) == ((), staying)
+
+
+def test_calls_whose_workload_the_reference_fails_on_stay(ready: Context, folder: Path) -> None:
+    broken = NORM.model_copy(
+        update={"reference": NORM.reference.replace("x = hidden", "assert hidden_states.shape[0] < 5\n    x = hidden")}
+    )
+    other = replace(ready, dataset_override=ready.workspace.root / "other")
+    other.dataset.write_definition(broken)
+    first, second, *_ = sorted(folder.iterdir())
+    collect(other, folder, consume=True, op_types=("rmsnorm",))
+    assert {first, second} < set(folder.iterdir())
+    assert [item["count"] for item in lines(other, NORM)] == [3]
+
+
+def test_what_is_followed_is_removed_whatever_became_of_it(ready: Context, folder: Path) -> None:
+    assert collect(ready, folder, follow=0.1, consume=True).staying == 0
+    assert list(folder.iterdir()) == []
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def kill_at(patch: pytest.MonkeyPatch, step: int) -> None:
+    """End the process before a change to the disk, or in the middle of removing a call."""
+    steps = itertools.count()
+    changes = ((receipt, "write_atomically"), (store, "write_atomically"), (receipt, "remove_call"))
+    for module, name in (
+        *changes,
+        (collecting, "remove_call"),
+        (following, "remove_call"),
+        (receipt, "storage_errors"),
+    ):
+        patch.setattr(module, name, partial(_change_unless_killed, getattr(module, name), steps, step))
+
+
+def _change_unless_killed(do: Any, steps: Iterator[int], last: int, path: Path, *rest: Any) -> Any:
+    if next(steps) != last:
+        return do(path, *rest)
+    if path.is_dir():
+        (path / "metadata.jsonl").unlink()
+    raise Killed
+
+
+def copy_calls(tmp_path: Path, name: str) -> Path:
+    """Copy what one plan() ran, and a norm."""
+    recording = Recording(tmp_path / name)
+    recording.plan_decode([4, 5])
+    recording.run_decode(2)
+    recording.rmsnorm(2)
+    recording.run_decode(2)
+    return recording.folder
+
+
+def follow_in_steps(patch: pytest.MonkeyPatch, calls: int) -> None:
+    """Have so many calls lie there at one time, and counted when two of them are new."""
+    patch.setattr(collector, "list_call_folders", lambda folder: list_call_folders(folder)[:calls])
+    patch.setattr(following, "_STEP_CALLS", 2)
+    patch.setattr(following, "_PAUSE_SECONDS", 0.001)
+
+
+@pytest.mark.parametrize(("options", "steps"), [({"consume": True}, 10), ({"follow": 0.01}, 13)])
+def test_a_kill_at_any_point_neither_loses_a_call_nor_counts_one_twice(
+    ready: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], steps: int
+) -> None:
+    monkeypatch.setattr(collecting, "_execute", lambda *_: {})
+    if "follow" in options:
+        follow_in_steps(monkeypatch, calls=3)
+    for step in itertools.count():
+        folder = copy_calls(tmp_path, f"dumps-{step}")
+        try:
+            with monkeypatch.context() as patch:
+                kill_at(patch, step)
+                collect(ready, folder, **options)
+            break
+        except Killed:
+            collect(ready, copy_calls(tmp_path, f"others-{step}"), **options)
+            collect(ready, folder, **options)
+        counted = [item["count"] for definition in (DECODE, NORM) for item in lines(ready, definition)]
+        assert (step, counted) == (step, [4 * (step + 1), 2 * (step + 1)])
+        assert not [path for path in folder.iterdir() if "plan" not in path.name]
+        assert not (ready.workspace.root / ".counted.json").exists()
+    assert step == steps
+
+
+def test_what_is_counted_in_steps_is_chosen_as_a_whole(
+    ready: Context, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folder, tmp_path / "again")
+    whole = replace(ready, dataset_override=ready.workspace.root / "other")
+    whole.dataset.write_definition(DECODE)
+    collect(whole, tmp_path / "again", consume=True, num_samples=1)
+    follow_in_steps(monkeypatch, calls=4)
+    result = collect(ready, folder, follow=0.01, num_samples=1)
+    assert [(item.status, item.calls, item.workloads, item.blobs) for item in result.entries] == [
+        ("written", 6, 1, 1),
+        ("written", 5, 1, 0),
+    ]
+    assert lines(ready, DECODE) == lines(whole, DECODE)
+    (blob,) = (ready.dataset.root / "blob").rglob("*.safetensors")
+    assert str(blob).endswith(lines(ready, DECODE)[0]["inputs"]["kv_indptr"]["path"])
+    assert list(folder.iterdir()) == []
+
+
+def test_a_receipt_removes_nothing_but_calls(ready: Context, folder: Path) -> None:
+    ready.workspace.create()
+    (folder / "mine").mkdir()
+    note = {"dataset": str(ready.dataset.root), "op_type": "rmsnorm", "definition": NORM.name, "workloads": []}
+    (ready.workspace.root / ".counted.json").write_text(json.dumps({**note, "calls": [str(folder / "mine")]}))
+    collect(ready, folder, consume=True)
+    assert (folder / "mine").is_dir()
 
 
 def test_a_workload_that_the_reference_fails_on_is_not_written(ready: Context, folder: Path) -> None:

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fib_tools.capture.collection.dumps import read_rows
@@ -17,7 +18,7 @@ from fib_tools.errors import FormatError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Candidate", "Tally", "choose_diverse", "hash_tensors"]
+__all__ = ["Candidate", "Share", "Tally", "choose_diverse", "hash_tensors"]
 
 _SPARE = 4
 """Candidates that are held for each one that is wanted: memory is bounded, whatever the length of the run."""
@@ -38,6 +39,20 @@ class Candidate:
     """Its sizes as logarithms, and its head-room: what makes Workloads different to a kernel."""
     count: int = 1
     """Calls that it stands for: those that say the same, and those of the Workloads that were dropped for it."""
+    folders: list[Path] = field(default_factory=list)
+    """Of these calls, where they are to be removed."""
+
+
+@dataclass(kw_only=True)
+class Share:
+    """What of a tally was judged and written before, where it is written in steps."""
+
+    reasons: dict[str, str] = field(default_factory=dict)
+    """By uuid: why the reference did not accept it; empty where it did."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """By uuid: the calls that are in the dataset's count."""
+    blobs: set[Path] = field(default_factory=set)
+    """Those that were new."""
 
 
 @dataclass(kw_only=True)
@@ -58,9 +73,10 @@ class Tally:
     """Tokens that each expert got, over all calls."""
     is_made_up: bool = False
     """Something of the calls is not what the engine did."""
+    share: Share = field(default_factory=Share)
 
-    def add(self, match: Match, calls: int = 1) -> None:
-        """Take in calls that say the same."""
+    def add(self, match: Match, calls: int = 1, *, folders: Sequence[Path] = ()) -> None:
+        """Take in calls that say the same; their folders, if they are to be removed."""
         self.calls += calls
         self.notes |= dict.fromkeys(match.notes)
         for name, length in match.axes.items():
@@ -72,15 +88,21 @@ class Tally:
         key = _identify(match)
         if key in self.held:
             self.held[key].count += calls
+            self.held[key].folders.extend(folders)
             return
         self.distinct += 1
-        self.held[key] = replace(_make_candidate(match), count=calls)
+        self.held[key] = replace(_make_candidate(match), count=calls, folders=list(folders))
         if len(self.held) > _SPARE * self.limit:
             self._thin()
 
     def choose(self) -> list[Candidate]:
         """Choose the Workloads to keep; every call is counted with one of them."""
         return list(choose_diverse(self.held, self.limit).values())
+
+    def forget_folders(self) -> None:
+        """Take note that the calls are gone."""
+        for candidate in self.held.values():
+            candidate.folders.clear()
 
     def _thin(self) -> None:
         self.held = choose_diverse(self.held, max(1, _SPARE * self.limit // 2))
@@ -153,10 +175,15 @@ def choose_diverse(candidates: Mapping[str, Candidate], limit: int) -> dict[str,
     if len(ordered) <= limit:
         return {key: candidates[key] for key in ordered}
     chosen, nearest = _spread([candidates[key].features for key in ordered], limit)
-    counts = Counter(dict.fromkeys(chosen, 0))
+    groups: dict[int, list[Candidate]] = {place: [] for place in chosen}
     for place, key in enumerate(ordered):
-        counts[place if place in counts else nearest[place]] += candidates[key].count
-    return {ordered[place]: replace(candidates[ordered[place]], count=counts[place]) for place in chosen}
+        groups[place if place in groups else nearest[place]].append(candidates[key])
+    return {ordered[place]: _stand_for(candidates[ordered[place]], groups[place]) for place in chosen}
+
+
+def _stand_for(chosen: Candidate, group: Sequence[Candidate]) -> Candidate:
+    folders = [folder for item in group for folder in item.folders]
+    return replace(chosen, count=sum(item.count for item in group), folders=folders)
 
 
 def _spread(features: Sequence[tuple[float, ...]], limit: int) -> tuple[list[int], list[int]]:

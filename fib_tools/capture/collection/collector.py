@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,7 +40,11 @@ class Collector:
     """Calls of a known kernel that became no Workload, by function and reason."""
     others: Counter[str] = field(default_factory=Counter)
     """Calls of functions that are of no kernel type, or of none that Workloads are wanted of."""
-    _plans: OrderedDict[tuple[int, str, int | None], Plan | str] = field(default_factory=OrderedDict)
+    remembers: bool = False
+    """Where the calls lie is kept, for whoever removes those that became Workloads: memory grows with their number."""
+    runs: dict[Path, list[Path]] = field(default_factory=dict)
+    """By plan(): the calls that ran with it, where they lie."""
+    _plans: OrderedDict[tuple[int, str, int | None], tuple[Path, Plan | str]] = field(default_factory=OrderedDict)
 
     def take(self, call: Call) -> None:
         """Take in the next call of the run."""
@@ -59,7 +63,8 @@ class Collector:
             self.refuse(call.function, error.what)
             return
         name = match.target.definition.name
-        self.tallies.setdefault(name, Tally(target=match.target, limit=self.limit)).add(match)
+        tally = self.tallies.setdefault(name, Tally(target=match.target, limit=self.limit))
+        tally.add(match, folders=[call.folder] if self.remembers else [])
 
     def refuse(self, function: str, reason: str) -> None:
         """Count a call that became no Workload."""
@@ -67,12 +72,16 @@ class Collector:
         known = key in self.refused or len(self.refused) < _MOST_REASONS
         self.refused[key if known else (function, "other reasons")] += 1
 
+    def list_plans(self) -> set[Path]:
+        """List where each plan() lies that calls may yet come to run with."""
+        return {folder for folder, _ in self._plans.values()}
+
     def _remember(self, call: Call) -> None:
         """Keep a plan() for the calls of the same object until the next; one that cannot be read voids the last."""
         try:
-            self._plans[call.owner] = read_plan(call)
+            self._plans[call.owner] = call.folder, read_plan(call)
         except FormatError as error:
-            self._plans[call.owner] = error.what
+            self._plans[call.owner] = call.folder, error.what
         self._plans.move_to_end(call.owner)
         if len(self._plans) > _MOST_PLANS:
             self._plans.popitem(last=False)
@@ -80,7 +89,9 @@ class Collector:
     def _find_plan(self, call: Call) -> Plan | None:
         if not needs_plan(call):
             return None
-        plan = self._plans.get(call.owner)
+        folder, plan = self._plans.get(call.owner, (None, None))
+        if folder is not None and self.remembers:
+            self.runs.setdefault(folder, []).append(call.folder)
         if isinstance(plan, str):
             raise FormatError(f"its plan() cannot be read: {plan}", where=call.folder.name)
         return plan
@@ -92,9 +103,10 @@ def take_calls(
     *,
     consume: bool = False,
     is_over: bool = True,
+    known: Collection[Path] = (),
     report: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> list[Path]:
-    """Take in the calls of a folder, and remove each that was read if told to; return those that were read.
+    """Take in the calls of a folder but those that are known, and remove each that was read if told to; return them.
 
     While the engine still writes (`is_over` False), calls that have not come to their end are left for the next time.
     Nothing waits for them: one that raised never comes to its end, and one that calls others ends after them.
@@ -105,7 +117,7 @@ def take_calls(
     """
     if not folder.is_dir():
         raise SourceError("this is no folder", where=str(folder), todo="name the folder of FLASHINFER_DUMP_DIR")
-    found = list_call_folders(folder)
+    found = [path for path in list_call_folders(folder) if path not in known]
     read: list[Path] = []
     for done, path in enumerate(found):
         report(done, len(found))

@@ -27,7 +27,16 @@ from fib_tools.model.canonical import load_json
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Call", "OpaqueValue", "TensorFacts", "list_call_folders", "load_call", "read_integers", "read_rows"]
+__all__ = [
+    "Call",
+    "OpaqueValue",
+    "TensorFacts",
+    "is_call_folder",
+    "list_call_folders",
+    "load_call",
+    "read_integers",
+    "read_rows",
+]
 
 _NAME = re.compile(
     r"(?P<time>[0-9]{8}_[0-9]{6}_[0-9]{3})_pid(?P<pid>[0-9]{1,10})_(?P<function>[\w.<>]{1,150})_call[0-9]+"
@@ -90,10 +99,13 @@ class Call:
 
 def list_call_folders(folder: Path) -> list[Path]:
     """List the folders of calls in the order of the calls; of one millisecond, in the order of their writing."""
-    found = [
-        path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
-    ]
+    found = filter(is_call_folder, folder.iterdir())
     return sorted(found, key=lambda path: (path.name[:19], _written(path), path.name))
+
+
+def is_call_folder(path: Path) -> bool:
+    """Tell whether this is the folder of a call, and no link to one."""
+    return _NAME.fullmatch(path.name) is not None and path.is_dir() and not path.is_symlink()
 
 
 def _written(folder: Path) -> int:
