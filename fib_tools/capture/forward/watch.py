@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, wraps
 from threading import get_ident
 from types import BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType
 from typing import TYPE_CHECKING, Any
@@ -181,6 +181,7 @@ class Watch:
         known: dict[Hashable, _Seen] = {}
         find = known.get
 
+        @wraps(original)  # torch's compiler tells functions apart by their names
         def watched(*inputs: Any, **options: Any) -> Any:
             if is_compiling() or (inside and get_ident() in inside):
                 return original(*inputs, **options)
@@ -210,6 +211,7 @@ class Watch:
         find = known.get
         callers = _Callers(operator.tell_caller)
 
+        @wraps(original)  # torch's compiler tells functions apart by their names
         def watched(*inputs: Any, **options: Any) -> Any:
             times = self._shared.get(inputs[0], 1) if self._shared else 1
             if times == 0 or is_compiling():
@@ -294,6 +296,7 @@ class Watch:
 
         inside, sums, is_compiling, tensor = self._inside, self._sums, self._is_compiling, torch.Tensor
 
+        @wraps(original)
         def add(self: torch.Tensor, other: Any) -> Any:
             total = original(self, other)
             if isinstance(other, tensor) and not is_compiling() and not (inside and get_ident() in inside):
