@@ -329,11 +329,21 @@ def test_a_product_that_calls_another_is_one(kind: type[torch.Tensor]) -> None:
     assert counts(watch)["gemm"] == 1
 
 
-def test_a_function_that_a_module_took_from_torch_is_seen() -> None:
-    model = make_model("llama", hidden_act="gelu")
+@pytest.mark.parametrize(("act", "kernel"), [("gelu", "gelu"), ("gelu_pytorch_tanh", "gelu_tanh")])
+def test_a_function_that_a_module_took_from_torch_is_seen(act: str, kernel: str) -> None:
+    model = make_model("llama", hidden_act=act)
+    taken = vars(model.get_submodule("model.layers.0.mlp.act_fn"))["act"]
     with observe(model) as watch:
         generate(model, make_prompt((4,)), tokens=1)
-    assert counts(watch)["gelu"] == 2
+    assert counts(watch)[kernel] == 2
+    assert vars(model.get_submodule("model.layers.0.mlp.act_fn"))["act"] is taken
+
+
+def test_the_activation_of_gemma2_is_seen() -> None:
+    model = make_model("gemma2")
+    with observe(model) as watch:
+        generate(model, make_prompt((4,)), tokens=1)
+    assert counts(watch)["gelu_tanh"] == 2
 
 
 def test_a_mask_that_changes_in_place_is_another_mask() -> None:
