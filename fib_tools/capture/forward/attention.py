@@ -150,13 +150,13 @@ def _make_direct(masks: Masks, page_size: int) -> Operator:
 def _describe_attention(key: _Key, latent: Mapping[str, int] | None, page_size: int) -> Call | Unmapped:
     """Describe it by its lengths; what is none of a kernel type is told with its shapes."""
     found = _describe_lengths(key, latent, page_size)
-    if isinstance(found, Unmapped):
-        return replace(found, shapes=(tuple(key.query), tuple(key.key)))
     batch, _, queries, _ = key.query
     lengths = _read_lengths(key)
     starts = {(batch, queries): _sum_up(lengths.queries)}
     if latent is not None:  # what is cached is expanded before each call
         starts.setdefault((batch, key.key[2]), _sum_up(lengths.keys))
+    if isinstance(found, Unmapped):
+        return replace(found, shapes=(tuple(key.query), tuple(key.key)), starts=starts)
     return replace(found, rows=(batch, queries), starts=starts)
 
 

@@ -42,6 +42,8 @@ class Unmapped:
     """The id of the kernel type that it would be one of, if there is one."""
     shapes: tuple[tuple[int, ...], ...] = ()
     """Of the tensors that it takes."""
+    starts: Mapping[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
+    """Of attention, as a `Call` has it."""
 
 
 Described = Call | Unmapped | Callable[[], Call | Unmapped] | None

@@ -27,9 +27,9 @@ def leave_padding_out(calls: Sequence[Counted]) -> Iterator[Counted]:
     """Count rows as attention does; calls that it does not tell about stay as they are, with `rows` if it had padding."""
     starts = _list_starts(calls)
     for call, count in calls:
-        if isinstance(call, Unmapped) or not call.rows:
-            yield call, count
-        elif call.starts:
+        if isinstance(call, Unmapped):
+            yield replace(call, starts={}), count
+        elif call.starts or not call.rows:
             yield _strip(call), count
         elif _SEQUENCES & call.given.keys():
             yield from _share_sequences(call, count, starts)
@@ -45,7 +45,7 @@ def tell_starts(calls: Iterable[Counted]) -> Hashable:
 def _list_starts(calls: Iterable[Counted]) -> _Starts:
     found: dict[tuple[int, ...], Counter[tuple[int, ...]]] = {}
     for call, count in calls:
-        for batch, starts in call.starts.items() if isinstance(call, Call) else ():
+        for batch, starts in call.starts.items():
             found.setdefault(batch, Counter())[starts] += count
     return found
 
@@ -102,6 +102,7 @@ def _find_batch(rows: tuple[int, ...], starts: _Starts) -> tuple[int, ...] | Non
 
 
 def _may_be_padded(call: Call, starts: _Starts) -> bool:
-    """Tell whether any attention had padding, and rows are not one of each sequence."""
+    """Tell whether attention over as many sequences had padding, and rows are not one of each; flat rows may be of any."""
     padded = {batch[0] for batch, known in starts.items() if any(each[-1] < math.prod(batch) for each in known)}
-    return bool(padded) and math.prod(call.rows) not in padded
+    is_flat = len(call.rows) == 1
+    return bool(padded) and math.prod(call.rows) not in padded and (is_flat or call.rows[0] in padded)

@@ -44,6 +44,19 @@ def test_padding_is_no_row_of_anything(kind: str) -> None:
         assert length == 3 if "qo_indptr" in tally.call.given else length % 20 == 0, tally.call
 
 
+def test_attention_that_is_no_kernel_tells_of_padding_too() -> None:
+    model: Any = make_model("llama")
+    prompt = make_prompt((12, 8))
+    padded = prompt["attention_mask"].bool()[:, None, None, :]
+    mask = padded & torch.ones(12, 12, dtype=torch.bool).tril()
+    mask[:, :, 11, 9] = False
+    with observe(model) as watch, torch.no_grad():
+        model(input_ids=prompt["input_ids"], attention_mask=mask)
+    (missed,) = [tally.call for tally in watch.tallies if isinstance(tally.call, Unmapped)]
+    assert (missed.what, missed.starts) == ("attention", {})
+    assert list_rows(watch, "silu") == [(20, 2)]
+
+
 def test_batches_of_one_size_are_told_apart_as_attention_does() -> None:
     watch = run("llama", (12, 8), (12, 4), (12, 8), (12, 12))
     # in each of two layers
@@ -76,12 +89,13 @@ def test_rows_that_may_be_padding_say_so() -> None:
     odd = Call(kernel="gemm", parameters={}, axes={"M": 24}, rows=(2, 12))
     part = Call(kernel="gemm", parameters={}, axes={"M": 7}, rows=(7,))
     last = Call(kernel="gemm", parameters={}, axes={"M": 2}, rows=(2, 1))
+    image = Call(kernel="gemm", parameters={}, axes={"M": 48}, rows=(3, 16))
 
     def keep(*calls: tuple[Call, int]) -> list[tuple[int, ...]]:
         return [call.rows for call, _ in leave_padding_out(calls) if isinstance(call, Call)]
 
     assert keep((attention, 1), (longer, 1), (odd, 3)) == [(), (), (2, 12)]
-    assert keep((attention, 1), (part, 1), (last, 1)) == [(), (7,), ()]
+    assert keep((attention, 1), (part, 1), (last, 1), (image, 1)) == [(), (7,), (), ()]
     assert keep((longer, 1), (part, 1), (last, 1)) == [(), (), ()]
 
 
