@@ -102,16 +102,19 @@ def _settle(root: Path, watch: Watch) -> None:
     from fib_tools.dataset.store import Dataset
     from fib_tools.phases.collect import settle_workloads
     from fib_tools.phases.context import Context, Workspace
-    from fib_tools.phases.trace_model import match_calls
+    from fib_tools.phases.trace_model import count_padded, match_calls
 
     dataset = Dataset.open(root)
-    collected, missing, unmapped = match_calls(dataset, watch.tallies, _SAMPLES)
+    tallies = watch.tallies
+    collected, missing, unmapped = match_calls(dataset, tallies, _SAMPLES)
     context = Context(workspace=Workspace(root=root.resolve().parent), dataset_override=root)
     # weights and prompts are the script's own affair: whether they are real, nobody here knows
     entries = settle_workloads(context, dataset, collected, origin="synthetic", dry_run=False, adds=True)
-    calls = sum(tally.count for tally in watch.tallies)
+    calls = sum(tally.count for tally in tallies)
     written = sum(entry.workloads for entry in entries)
     _tell(f"{calls} calls; {written} Workloads of {len(entries)} Definitions in {root}")
+    if padded := count_padded(tallies):
+        _tell(f"{padded} calls are of rows that may count padding")
     for each in missing:
         _tell(f"no Definition {each.name} ({each.calls} calls){': ' if each.reason else ''}{each.reason}")
     for other in unmapped:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fib_tools.capture.forward.call import Call, Unmapped
     from fib_tools.capture.forward.watch import Tally, Watch
 
-__all__ = ["MissingDefinition", "TraceModelResult", "UnmappedCall", "match_calls", "trace_model"]
+__all__ = ["MissingDefinition", "TraceModelResult", "UnmappedCall", "count_padded", "match_calls", "trace_model"]
 
 _SEED = 0
 _SHOWN = 40
@@ -80,6 +80,8 @@ class TraceModelResult(Result):
     unmapped: tuple[UnmappedCall, ...] = ()
     doubtful_passes: int = 0
     """Whose calls were counted as those of the pass before, and that may have made others."""
+    padded_calls: int = 0
+    """Whose rows may count padding, since it is not known which sequences they are of."""
 
     @property
     def has_errors(self) -> bool:
@@ -121,6 +123,8 @@ class TraceModelResult(Result):
             yield f"would be created: {len(self.would_create)} Definitions, of {count} more calls"
         if self.doubtful_passes:
             yield f"{self.doubtful_passes} passes were counted like the one before them, and may have made other calls"
+        if self.padded_calls:
+            yield f"{self.padded_calls} calls are of rows that may count padding"
         if any(not each.reason for each in self.missing):
             yield "to create what is missing, run it again with --create-missing"
 
@@ -191,7 +195,13 @@ def trace_model(
         missing=tuple(each for each in missing if each not in would_create),
         unmapped=unmapped,
         doubtful_passes=watch.doubtful,
+        padded_calls=count_padded(tallies),
     )
+
+
+def count_padded(tallies: Iterable[Tally]) -> int:
+    """Count calls whose rows may count padding: they kept what their rows are made of."""
+    return sum(tally.count for tally in tallies if getattr(tally.call, "rows", ()))
 
 
 def _open_dataset(context: Context) -> Dataset:

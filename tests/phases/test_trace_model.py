@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 
+from fib_tools.capture.forward.call import Call, Unmapped
+from fib_tools.capture.forward.watch import Tally
 from fib_tools.errors import RequestError, UnknownModelError
 from fib_tools.phases.context import Context
 from fib_tools.phases.trace_block import trace_block
-from fib_tools.phases.trace_model import trace_model
+from fib_tools.phases.trace_model import TraceModelResult, count_padded, trace_model
 from fib_tools.phases.validate import validate_dataset
 from tiny_checkpoints import make_llama, write_safetensors
 from tiny_forward import make_model
@@ -159,3 +161,15 @@ def test_what_ran_and_is_no_call_of_a_kernel_type_is_counted_with_its_shapes(con
     missing, missed = (sum(each.calls for each in items) for items in (result.missing, result.unmapped))
     wanted = f"calls seen: {result.calls}, matched: {result.matched}, without a Definition: {missing}, missed: {missed}"
     assert wanted in summary.lines
+
+
+def test_calls_whose_rows_may_count_padding_are_told() -> None:
+    padded = Call(kernel="gemm", parameters={}, axes={"M": 24}, rows=(2, 12))
+    plain = Call(kernel="gemm", parameters={}, axes={"M": 20})
+    missed = Unmapped(what="relu", reason="")
+    calls = count_padded([Tally(padded, 3), Tally(plain, 5), Tally(missed, 7)])
+    assert calls == 3
+    result = TraceModelResult(
+        model="m", dataset="d", origin="synthetic", seconds=1.0, calls=15, matched=8, entries=(), padded_calls=calls
+    )
+    assert "3 calls are of rows that may count padding" in result.summary().lines

@@ -150,15 +150,23 @@ def _make_direct(masks: Masks, page_size: int) -> Operator:
 def _describe_attention(key: _Key, latent: Mapping[str, int] | None, page_size: int) -> Call | Unmapped:
     """Describe it by its lengths; what is none of a kernel type is told with its shapes."""
     found = _describe_lengths(key, latent, page_size)
+    batch, _, queries, _ = key.query
+    lengths = _read_lengths(key)
+    starts = {(batch, queries): _sum_up(lengths.queries)}
+    if latent is not None:  # what is cached is expanded before each call
+        starts.setdefault((batch, key.key[2]), _sum_up(lengths.keys))
     if isinstance(found, Unmapped):
-        return replace(found, shapes=(tuple(key.query), tuple(key.key)))
-    return replace(found, rows=(key.query[0], key.query[2]))
+        return replace(found, shapes=(tuple(key.query), tuple(key.key)), starts=starts)
+    return replace(found, rows=(batch, queries), starts=starts)
+
+
+def _read_lengths(key: _Key) -> Lengths:
+    return key.mask.lengths if key.mask else read_shapes(key.query[0], key.query[2], key.key[2], causal=key.causal)
 
 
 def _describe_lengths(key: _Key, latent: Mapping[str, int] | None, page_size: int) -> Call | Unmapped:
-    batch, heads, queries, dim = key.query
-    kv_heads, keys = key.key[1:3]
-    lengths = key.mask.lengths if key.mask else read_shapes(batch, queries, keys, causal=key.causal)
+    _, heads, _, dim = key.query
+    kv_heads, lengths = key.key[1], _read_lengths(key)
     if lengths.is_biased or key.is_biased:
         kernel = "gqa_paged_decode" if lengths.is_decode else "gqa_ragged_prefill"
         return Unmapped(what="attention", kernel=kernel, reason="a bias is added to its scores, as ALiBi and T5 do")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Call", "Unmapped"]
+__all__ = ["Call", "Described", "Unmapped"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +24,12 @@ class Call:
     scalars: Mapping[str, float] = field(default_factory=dict)
     """Scalar inputs, by name."""
     rows: tuple[int, ...] = ()
-    """What its first axis is made of: sequences, then tokens with padding, and heads beside them; or how many rows in all."""
+    """What its first axis is made of: sequences, then tokens with padding, and heads beside them; or how many rows in all.
+
+    Of a call that is told when the run is over: empty, unless rows of padding may be among them.
+    """
+    starts: Mapping[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
+    """Of attention, by such sequences and tokens: where sequences begin without padding, and the total."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,3 +42,9 @@ class Unmapped:
     """The id of the kernel type that it would be one of, if there is one."""
     shapes: tuple[tuple[int, ...], ...] = ()
     """Of the tensors that it takes."""
+    starts: Mapping[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
+    """Of attention, as a `Call` has it."""
+
+
+Described = Call | Unmapped | Callable[[], Call | Unmapped] | None
+"""What a call is, or how to find out when the run is over; None is not worth counting."""

@@ -55,14 +55,21 @@ def patch_choices(patches: Patches, watch: Watch) -> None:
 
 def patch_activations(patches: Patches, watch: Watch, modules: Iterable[torch.nn.Module]) -> None:
     """Watch functions that modules took from torch when they were made: transformers' activations do."""
-    import torch
-
     for module in modules:
+        for attribute, value in [*vars(module).items()]:
+            if callable(value):
+                _patch_taken(patches, module, attribute, value)
         name = _BY_HAND.get(type(module).__name__)
-        if vars(module).get("act") is torch._C._nn.gelu:  # noqa: SLF001  # torch.nn.functional.gelu, unwatched
-            patches.wrap(module, "act", partial(watch.wrap, _make_activation(watch, "gelu")))
-        elif name is not None:
+        if name is not None:
             patches.wrap(module, "forward", partial(watch.wrap, _make_activation(watch, name)))
+
+
+def _patch_taken(patches: Patches, module: torch.nn.Module, attribute: str, taken: Any) -> None:
+    """Have a module call what is watched instead of the function that it holds, or of which it holds some arguments."""
+    watched = patches.find_replacement(taken.func if isinstance(taken, partial) else taken)
+    if watched is not None:
+        own = partial(watched, *taken.args, **taken.keywords) if isinstance(taken, partial) else watched
+        patches.wrap(module, attribute, lambda _: own)
 
 
 def name_dtype(dtype: torch.dtype) -> str:

@@ -7,7 +7,7 @@ that was launched before, so that a small mask is copied, and read when the run 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 if TYPE_CHECKING:
@@ -96,13 +96,15 @@ class Masks:
     def note(self, mask: torch.Tensor, batch: int, queries: int, keys: int, *, by_pair: bool = False) -> Mask:
         """Find a mask, or keep it; `by_pair` says that one of two axes is of queries and keys, not of sequences."""
         sizes = (batch, queries, keys)
-        version = -1 if mask.is_inference() else mask._version  # noqa: SLF001  # torch has no public name for it
+        is_block = hasattr(mask, "mask_mod")
+        version = -1 if is_block or mask.is_inference() else mask._version  # noqa: SLF001  # torch has no public name for it
         known = self._known.get(id(mask))
         if known is not None and known.tensor() is mask and (known.version, known.sizes) == (version, sizes):
             return known.mask
         if len(self._known) >= _MOST_KNOWN:
             self._known.clear()
-        found = Mask(mask, batch, queries, keys, by_pair=by_pair)
+        tensor = _spell_out(mask, *sizes) if is_block else mask
+        found = Mask(tensor, batch, queries, keys, by_pair=by_pair)
         self._known[id(mask)] = _Known(ref(mask), version, sizes, found)
         self._held.append(found)
         self._bytes += found.bytes
@@ -119,6 +121,13 @@ def read_shapes(batch: int, queries: int, keys: int, *, causal: bool) -> Lengths
         keys = queries  # torch aligns such a mask at the first key: what is beyond is a cache's free room
     pairs = sum(range(keys - queries + 1, keys + 1)) if causal else queries * keys
     return Lengths(queries=(queries,) * batch, keys=(keys,) * batch, pairs=batch * pairs)
+
+
+def _spell_out(mask: Any, batch: int, queries: int, keys: int) -> torch.Tensor:
+    """Give flex_attention's mask, which is a function of places, as the tensor that other attention takes."""
+    from torch.nn.attention.flex_attention import create_mask
+
+    return create_mask(mask.mask_mod, batch, 1, queries, keys, device=mask.kv_indices.device)
 
 
 def _read_mask(mask: torch.Tensor, batch: int, queries: int, keys: int) -> Lengths:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fib_tools.capture.forward.attention import patch_attention
@@ -60,11 +61,15 @@ def watch_model(
         patch_products(patches, watch)
         for model in models:
             _patch_modules(patches, watch, model)
-            if witness is not None:
-                always.wrap(model, "forward", Passes(watch, attention, direct, patches, witness).wrap)
+            passes = None if witness is None else Passes(watch, attention, direct, patches, witness)
+            always.wrap(model, "forward", partial(_wrap_pass, watch, passes))
         if new_ones:
             _patch_models_to_come(patches, watch)
         yield
+
+
+def _wrap_pass(watch: Watch, passes: Passes | None, original: Callable[..., Any]) -> Callable[..., Any]:
+    return watch.wrap_pass(original if passes is None else passes.wrap(original))
 
 
 def _is_plain(model: torch.nn.Module) -> bool:
@@ -97,6 +102,7 @@ def _patch_models_to_come(patches: Patches, watch: Watch) -> None:
         def post_init(self: Any) -> None:
             original(self)
             _patch_modules(patches, watch, self)
+            patches.wrap(type(self), "forward", watch.wrap_pass)  # a copy of the model has its own
 
         return post_init
 

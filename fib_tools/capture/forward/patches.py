@@ -30,6 +30,8 @@ class Patches:
     def __init__(self) -> None:
         self._places: list[_Place] = []
         self._wrapped: set[int] = set()
+        self._replacements: dict[int, Any] = {}
+        """By the identity of what each replaces, which a place keeps."""
         self._is_in = True
 
     def wrap(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
@@ -40,8 +42,13 @@ class Patches:
         self.put_in()
         replacement = make(original)
         self._wrapped.add(id(replacement))
+        self._replacements[id(original)] = replacement
         self._places.append(_Place(owner, name, original, replacement, name in vars(owner)))
         setattr(owner, name, replacement)
+
+    def find_replacement(self, original: Any) -> Any | None:
+        """Find what stands for a function or another attribute, wherever that was."""
+        return self._replacements.get(id(original))
 
     def take_out(self) -> None:
         """Put everything back for a while, the last first."""

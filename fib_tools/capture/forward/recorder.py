@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from fib_tools.capture.forward.call import Unmapped
@@ -115,6 +116,7 @@ class Recorder(Watch):
     def wrap(self, operator: Operator, original: Callable[..., Any]) -> Callable[..., Any]:
         """Have every call of a function recorded: each has a span of its own, also one that is like another."""
 
+        @wraps(original)
         def recorded(*inputs: Any, **options: Any) -> Any:
             if self.is_blind or not self.is_on:
                 return original(*inputs, **options)

@@ -8,25 +8,24 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, wraps
 from threading import get_ident
 from types import BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-from fib_tools.capture.forward.call import Call, Unmapped
-from fib_tools.capture.forward.padding import Counted, leave_padding_out
+from fib_tools.capture.forward.call import Call, Described, Unmapped
+from fib_tools.capture.forward.ledger import Ledger, Seen
+from fib_tools.capture.forward.padding import Counted, leave_padding_out, tell_starts
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["Counts", "Described", "Noted", "Operator", "Tally", "Watch", "Widths", "settle"]
 
-Described = Call | Unmapped | Callable[[], Call | Unmapped] | None
-"""What a call is, or how to find out when the run is over; None is not worth counting."""
 _OF_C = (BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType)
 Counts = Mapping[int, int]
 """How often calls were made, by the number of their kind."""
@@ -55,15 +54,6 @@ class Tally:
     """One kind of call, and how often it was made."""
 
     call: Call | Unmapped
-    count: int = 0
-
-
-@dataclass(slots=True)
-class _Seen:
-    """One key of an operator."""
-
-    what: Described
-    is_growing: bool
     count: int = 0
 
 
@@ -138,7 +128,7 @@ class Watch:
         """No tensor of what is watched has methods of its own, so that none of torch's C functions calls another function."""
         self.doubtful = 0
         """Passes that were counted like others, and may have made other calls."""
-        self._seen: list[_Seen] = []
+        self._ledger = Ledger()
         self._inside: set[int] = set()
         """Threads that are in a call which stands for all that it makes; it takes half the time of a `threading.local`."""
         self._sums: dict[int, ref[torch.Tensor]] = {}
@@ -178,9 +168,10 @@ class Watch:
         inside, key, is_compiling = self._inside, operator.key, self._is_compiling
         is_whole = operator.is_whole and not (self.is_plain and isinstance(original, _OF_C))
         enter, leave = inside.add, inside.discard
-        known: dict[Hashable, _Seen] = {}
-        find = known.get
+        known: dict[Hashable, Seen] = {}
+        find, note = known.get, self._ledger.open.append
 
+        @wraps(original)  # torch's compiler tells functions apart by their names
         def watched(*inputs: Any, **options: Any) -> Any:
             if is_compiling() or (inside and get_ident() in inside):
                 return original(*inputs, **options)
@@ -198,6 +189,8 @@ class Watch:
             if seen is None:
                 seen = self._learn(known, kind, partial(_describe, operator, kind, result, inputs, options), operator)
             seen.count += 1
+            if seen.count == 1:
+                note(seen)
             return result
 
         return watched
@@ -206,10 +199,11 @@ class Watch:
         """Have every call counted, also in passes whose other calls are known."""
         inside, growing, known_passes, key = self._inside, self._growing, self._known, operator.key
         is_compiling = self._is_compiling
-        known: dict[Hashable, _Seen] = {}
+        known: dict[Hashable, Seen] = {}
         find = known.get
         callers = _Callers(operator.tell_caller)
 
+        @wraps(original)  # torch's compiler tells functions apart by their names
         def watched(*inputs: Any, **options: Any) -> Any:
             times = self._shared.get(inputs[0], 1) if self._shared else 1
             if times == 0 or is_compiling():
@@ -234,7 +228,7 @@ class Watch:
             seen = find(kind)
             if seen is None:
                 seen = self._learn(known, kind, partial(_describe, operator, kind, result, inputs, options), operator)
-            seen.count += times
+            self._ledger.add(seen, times)
             self.grown += times
             if self._noted is not None:
                 self._noted.add_growing(kind, inputs[0], callers.find(inputs[0]))
@@ -242,19 +236,36 @@ class Watch:
 
         return watched
 
+    def wrap_pass(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Have what a model's forward calls kept apart from what others call: it may have padding of its own."""
+        ledger, is_compiling = self._ledger, self._is_compiling
+
+        @wraps(original)  # generate() asks for its parameters
+        def forward(*inputs: Any, **options: Any) -> Any:
+            if is_compiling():
+                return original(*inputs, **options)
+            ledger.begin_pass()
+            try:
+                return original(*inputs, **options)
+            finally:
+                ledger.end_pass()
+
+        return forward
+
     @contextmanager
     def note_counts(self) -> Iterator[Noted]:
         """Note what is counted meanwhile."""
-        before, noted = [seen.count for seen in self._seen], Noted()
+        kinds, noted = self._ledger.seen, Noted()
+        before = [seen.count for seen in kinds]
         self._noted = noted
         try:
             yield noted
         finally:
             self._noted = None
-        before += [0] * (len(self._seen) - len(before))
+        before += [0] * (len(kinds) - len(before))
         made = [
             (place, seen, seen.count - count)
-            for place, (count, seen) in enumerate(zip(before, self._seen, strict=True))
+            for place, (count, seen) in enumerate(zip(before, kinds, strict=True))
             if seen.count != count and not seen.is_growing
         ]
         noted.counts = {place: count for place, _, count in made}
@@ -275,17 +286,16 @@ class Watch:
             self._inside.discard(thread)
             self._known.discard(thread)
         for place, count in before.counts.items():
-            self._seen[place].count += count
+            self._ledger.add(self._ledger.seen[place], count)
         return result
 
     def _learn(
-        self, known: dict[Hashable, _Seen], kind: Hashable, describe: Callable[[], Described], operator: Operator
-    ) -> _Seen:
+        self, known: dict[Hashable, Seen], kind: Hashable, describe: Callable[[], Described], operator: Operator
+    ) -> Seen:
         """Describe a kind of call, unless another thread was first; what is computed for that is no part of a gradient."""
         with self._learning, self._no_grad():
             if kind not in known:
-                known[kind] = _Seen(self.call_inside(describe), operator.is_growing)
-                self._seen.append(known[kind])
+                known[kind] = self._ledger.learn(self.call_inside(describe), is_growing=operator.is_growing)
             return known[kind]
 
     def wrap_sum(self, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -294,6 +304,7 @@ class Watch:
 
         inside, sums, is_compiling, tensor = self._inside, self._sums, self._is_compiling, torch.Tensor
 
+        @wraps(original)
         def add(self: torch.Tensor, other: Any) -> Any:
             total = original(self, other)
             if isinstance(other, tensor) and not is_compiling() and not (inside and get_ident() in inside):
@@ -326,15 +337,31 @@ class Watch:
     @property
     def tallies(self) -> tuple[Tally, ...]:
         """Every kind of call, in the order in which they came first; the same ones under several keys once, and no padding."""
-        calls: list[Counted] = []
-        for seen in tuple(self._seen):
-            call = seen.what = self.call_inside(settle, seen.what)
-            if call is not None:
-                calls.append((call, seen.count))
+        for seen in tuple(self._ledger.seen):
+            seen.what = self.call_inside(settle, seen.what)
         found: dict[str, Tally] = {}
-        for call, count in leave_padding_out(calls):
-            found.setdefault(repr(call), Tally(call)).count += count
+        for calls in self._gather():
+            for call, count in leave_padding_out(calls):
+                found.setdefault(repr(call), Tally(call)).count += count
         return tuple(found.values())
+
+    def _gather(self) -> Iterator[list[Counted]]:
+        """Put stretches together that made the same calls with the same padding."""
+        for others, growing in self._ledger.list_stretches():
+            alike: dict[Hashable, tuple[Counter[Seen], int]] = {}
+            for stretch, times in growing.items():
+                kind = tell_starts(_list_calls(stretch))
+                seen, total = alike.get(kind, (Counter[Seen](), 0))
+                seen.update({each: count * times for each, count in stretch})
+                alike[kind] = seen, total + times
+            for seen, total in alike.values():
+                made = [*((each, count * total) for each, count in others), *seen.items()]
+                yield _list_calls(sorted(made, key=lambda each: each[0].place))
+
+
+def _list_calls(stretch: Iterable[tuple[Seen, int]]) -> list[Counted]:
+    """List the calls of what is settled."""
+    return [(seen.what, count) for seen, count in stretch if isinstance(seen.what, (Call, Unmapped))]
 
 
 def settle(what: Described) -> Call | Unmapped | None:

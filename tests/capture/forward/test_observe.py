@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention import flex_attention
 
 from fib_tools.capture.forward import masks
 from fib_tools.capture.forward.call import Call, Unmapped
@@ -298,6 +299,13 @@ def test_code_that_torch_compiles_runs_as_it_would() -> None:
             assert torch.equal(compiled(**prompt).logits, before)
 
 
+def test_what_is_watched_keeps_its_name_by_which_compilers_know_it() -> None:
+    model, functional = make_model("llama"), torch.nn.functional
+    places = [(torch, "mm"), (torch, "bmm"), (functional, "scaled_dot_product_attention"), (torch.Tensor, "__add__")]
+    with observe(model):
+        assert [getattr(owner, name).__name__ for owner, name in places] == [name for _, name in places]
+
+
 class Packed(torch.Tensor):
     """Has a product of its own, which calls torch's with what it unpacks."""
 
@@ -321,11 +329,21 @@ def test_a_product_that_calls_another_is_one(kind: type[torch.Tensor]) -> None:
     assert counts(watch)["gemm"] == 1
 
 
-def test_a_function_that_a_module_took_from_torch_is_seen() -> None:
-    model = make_model("llama", hidden_act="gelu")
+@pytest.mark.parametrize(("act", "kernel"), [("gelu", "gelu"), ("gelu_pytorch_tanh", "gelu_tanh")])
+def test_a_function_that_a_module_took_from_torch_is_seen(act: str, kernel: str) -> None:
+    model = make_model("llama", hidden_act=act)
+    taken = vars(model.get_submodule("model.layers.0.mlp.act_fn"))["act"]
     with observe(model) as watch:
         generate(model, make_prompt((4,)), tokens=1)
-    assert counts(watch)["gelu"] == 2
+    assert counts(watch)[kernel] == 2
+    assert vars(model.get_submodule("model.layers.0.mlp.act_fn"))["act"] is taken
+
+
+def test_the_activation_of_gemma2_is_seen() -> None:
+    model = make_model("gemma2")
+    with observe(model) as watch:
+        generate(model, make_prompt((4,)), tokens=1)
+    assert counts(watch)["gelu_tanh"] == 2
 
 
 def test_a_mask_that_changes_in_place_is_another_mask() -> None:
@@ -337,6 +355,19 @@ def test_a_mask_that_changes_in_place_is_another_mask() -> None:
         model(input_ids=prompt["input_ids"], attention_mask=mask)
         mask.zero_()
     assert [call.given["qo_indptr"] for call in calls(watch, "gqa_ragged_prefill")] == [(0, 6, 12), (0, 6, 10)]
+
+
+def test_a_mask_that_is_a_function_of_places_is_read_as_any_other() -> None:
+    padded = torch.ones(2, 6, dtype=torch.bool)
+    padded[1, :2] = False
+
+    def allow(batch: torch.Tensor, _: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return padded[batch, key] & (query >= key)
+
+    mask = flex_attention.create_block_mask(allow, 2, None, 6, 6, device="cpu")
+    lengths = masks.Masks().note(mask, 2, 6, 6).lengths
+    assert (lengths.queries, lengths.keys) == ((6, 4), (6, 4))
+    assert lengths.pairs == lengths.count_pairs(None, causal=True)
 
 
 def test_masks_are_read_when_the_run_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
