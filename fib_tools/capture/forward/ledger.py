@@ -70,15 +70,15 @@ class Ledger:
                 self._end_stretch()
 
     def _end_stretch(self) -> None:
-        made: list[tuple[Seen, int]] = []
-        while self.open:
-            seen = self.open.pop()
-            count, seen.count = seen.count, 0
-            made.append((seen, count))
+        made = self.open[:]
+        del self.open[: len(made)]
+        others: list[tuple[Seen, int]] = []
+        growing: list[tuple[Seen, int]] = []
+        for seen in made:
+            (growing if seen.is_growing else others).append((seen, seen.count))
+            seen.count = 0
         if made:
-            others = frozenset(each for each in made if not each[0].is_growing)
-            growing = tuple(each for each in made if each[0].is_growing)
-            self._ended.setdefault(others, Counter())[growing] += 1
+            self._ended.setdefault(frozenset(others), Counter())[tuple(growing)] += 1
 
     def list_stretches(self) -> Iterator[tuple[Stretch, Counter[Stretch]]]:
         """List what stretches had that does not grow, each with what they had besides, and how many had that."""
