@@ -63,6 +63,8 @@ class Rounds:
         self._master, self._limits, self._settle = master, limits, settle
         self._seconds = limits.evaluation_seconds
         self._is_cpu = device.kind == "cpu"
+        self._fitting: dict[int, bool] = {}
+        """Whether so many sets of inputs fit, as it was found first: what is compared has to be timed alike."""
         self._is_apart = False
         """Each call of a graph has a flush of its own, however small it is."""
 
@@ -101,7 +103,9 @@ class Rounds:
 
     def _fits(self, sets: int) -> bool:
         """Tell whether the inputs of so many calls fit into memory together."""
-        return self._task.input_bytes * sets <= self._device.free_bytes // _GRAPH_SHARE
+        if sets not in self._fitting:
+            self._fitting[sets] = self._task.input_bytes * sets <= self._device.free_bytes // _GRAPH_SHARE
+        return self._fitting[sets]
 
     def _capture(self, trial: Trial, runner: Runner) -> bool:
         """Have a graph made on contents that are not timed."""

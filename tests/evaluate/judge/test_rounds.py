@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -78,16 +78,36 @@ class Runner:
         pass
 
 
-def test_calls_that_are_faster_behind_one_flush_get_one_each_and_so_do_those_of_all_other_solutions(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def make_gpu() -> Any:
+    return SimpleNamespace(kind="cuda", clocks=lambda *_: Clocks(), free_bytes=1 << 40)
+
+
+def make_rounds(gpu: Any) -> Rounds:
     slots = list(range(12))
     batch: Any = SimpleNamespace(slots=slots, seeds=slots, staging=SimpleNamespace(name="timed"), part=lambda *_: batch)
     batch.anew = lambda _number: batch
     scene: Any = SimpleNamespace(timed=batch, typical=None)
-    gpu: Any = SimpleNamespace(kind="cuda", clocks=lambda *_: Clocks(), free_bytes=1 << 40)
     task: Any = SimpleNamespace(input_bytes=1, is_large=False, workload=SimpleNamespace(uuid="w"))
     outputs: Any = SimpleNamespace(forget=lambda _trial: None)
+    return Rounds(gpu, task, scene, outputs, master=1, limits=Limits(), settle=lambda: None)
+
+
+def test_all_solutions_are_timed_alike_also_where_memory_becomes_scarce_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Rounds, "_replay", lambda *_: None)
+    monkeypatch.setattr(Rounds, "_time_eager", lambda *_: [1.0])
+    gpu, entrant = make_gpu(), cast("Any", SimpleNamespace())
+    rounds, trials = make_rounds(gpu), [Trial(entrant=entrant), Trial(entrant=entrant)]
+    for trial in trials:
+        rounds.time(trial, Runner())  # type: ignore[arg-type]
+        gpu.free_bytes = 0
+    assert [trial.is_captured for trial in trials] == [True, True]
+
+
+def test_calls_that_are_faster_behind_one_flush_get_one_each_and_so_do_those_of_all_other_solutions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     alone = 0.040  # of each call of both Solutions, in milliseconds; in groups the second one's take half as long
 
     def replay(_rounds: Rounds, trial: Trial, runner: Any, _batch: Any) -> None:
@@ -101,7 +121,7 @@ def test_calls_that_are_faster_behind_one_flush_get_one_each_and_so_do_those_of_
     first, second, reference = Runner(), Runner(), Reference(answers=100)
     entrant: Any = SimpleNamespace()
     trials = [Trial(entrant=entrant), Trial(entrant=entrant)]
-    rounds = Rounds(gpu, task, scene, outputs, master=1, limits=Limits(), settle=lambda: None)
+    rounds = make_rounds(make_gpu())
     for trial, runner in zip(trials, (first, second), strict=True):
         rounds.time(trial, runner)  # type: ignore[arg-type]
     for trial, runner in zip(trials, (first, second), strict=True):
