@@ -216,7 +216,7 @@ def tabulate(found: dict[tuple[str, str], list[dict[str, Any]]]) -> list[str]:
             f"{name:46}{size:>8}{1e3 * pair[1]['milliseconds']:>10.4g}{1e3 * pair[0]['milliseconds']:>10.4g}{ratio:>8.3f}"
             f"{interval:>16}{limits:>22}{warm:>18}{eager:>18}  {base['subject']['solution']}"
             + (f" and {copies} copies" if copies else "")
-            + ("" if pair[1]["launch"] == base["series"][0]["launch"] else ", both eager")
+            + ("" if pair == [base["series"][0], ours["series"][0]] else ", both eager")
         )
     lines.append("")
     for name, values in sorted(ratios.items()):
