@@ -63,6 +63,8 @@ class Draft(Model):
     source: str = ""
     problem: str = ""
     """Why there is nothing to run."""
+    time_limit: float = 0.0
+    """Seconds for its calls on one Workload, also where an interrupt leaves its verdict to another command; 0 for that one's."""
     tokens: Usage = Usage()
 
 

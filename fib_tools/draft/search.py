@@ -133,8 +133,9 @@ class Search:
     def _keep(self, ask: Ask, reply: Reply) -> None:
         number = len(self._folder.drafts)
         text = reply.message.text
-        words = {"technique": extract_technique(text), "why": extract_why(text)}
-        draft = Draft(number=number, ask=ask, **words, tokens=reply.usage)
+        draft = Draft(
+            number=number, ask=ask, technique=extract_technique(text), why=extract_why(text), tokens=reply.usage
+        )
         self._folder.charge(draft)
         try:
             draft = draft.model_copy(update={"source": extract_source(text)})

@@ -237,17 +237,19 @@ def submit_solution(
     folder = _open_folder(context, definition, language, device, lambda: measure_target(whole, Language(language)))
     with hold(folder.path / "lock", purpose=f"a draft of {definition}"):
         folder = RunFolder(folder.path)
-        judging = open_judging(context, bench, folder, bench.tell)
-        judging.judge(folder.waiting)
+        for waiting in folder.waiting:
+            own = make_bench(context, definition, device=device, gpus=gpus, time_limit=waiting.time_limit or time_limit)
+            open_judging(context, own.take_first(workloads), folder, own.tell).judge([waiting])
         draft = Draft(
             number=len(folder.drafts),
             ask=Ask(kind=AskKind.FIRST),
             author=author,
             technique=" ".join(technique.split()),
             source=text,
+            time_limit=time_limit,
         )
         folder.keep_draft(draft)
-        judging.judge([draft])
+        open_judging(context, bench, folder, bench.tell).judge([draft])
         attempt = folder.attempts[-1]
         leader = find_best(folder.attempts, whole.workloads)
         kept = (

@@ -14,6 +14,7 @@ from bench_dataset import CPU, Case, make_evidence
 from bench_run import HALF_ROW, HONEST, workload, write_dataset
 from fib_tools.dataset.store import Dataset
 from fib_tools.draft.bench import Bench
+from fib_tools.draft.run_folder import RunFolder
 from fib_tools.errors import ChildCrashedError, FibError, LockedError, RequestError
 from fib_tools.evaluate.engines.items import hash_solution
 from fib_tools.host.locks import hold
@@ -136,7 +137,7 @@ def test_a_draft_that_was_interrupted_is_told_of_and_judged_before_the_next(
 
     judge_by(interrupt)
     with pytest.raises(KeyboardInterrupt):
-        submit(context, SLOW, "slowly")
+        submit(context, SLOW, "slowly", time_limit=5)
     told = get_evaluation(context, NAME, language="python", device="cpu")
     line = "- 0. slowly: no verdict yet; if it was interrupted, the next draft is judged after it"
     assert (told.attempts, told.summary().lines) == (0, (line,))
@@ -144,7 +145,11 @@ def test_a_draft_that_was_interrupted_is_told_of_and_judged_before_the_next(
         get_evaluation(context, NAME, attempt=0, language="python", device="cpu")
     assert refused.value.todo == line
     judge_by(lambda *_: {})
-    assert submit(context, HONEST, "one pass").attempt == 1
+    assert submit(context, HONEST, "one pass", time_limit=2).attempt == 1
+    (place,) = context.workspace.root.rglob("attempts.jsonl")
+    assert [each.time_limit for each in RunFolder(place.parent).attempts] == [5, 2], (
+        "each has the time that it was given"
+    )
     told = get_evaluation(context, NAME, language="python", device="cpu")
     assert [each[: each.index(":")] for each in told.tried.splitlines()] == ["- 0. slowly", "- 1. one pass"]
     assert "no verdict" not in told.tried
