@@ -173,7 +173,7 @@ def pair_series(*pair: dict[str, Any]) -> list[dict[str, Any]]:
     figures = [one["series"][0] for one in pair]
     if len({figure["launch"] for figure in figures}) == 1:
         return figures
-    return [next(each for each in one["series"] if (each["launch"], each["l2"]) == ("eager", "cold")) for one in pair]
+    return [found for one in pair if (found := find_series(one, "eager", "cold"))]
 
 
 def tabulate(found: dict[tuple[str, str], list[dict[str, Any]]]) -> list[str]:

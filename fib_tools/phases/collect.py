@@ -149,7 +149,7 @@ def collect_workloads(  # the options of the command
             settle_workloads, context, dataset, collector.tallies, origin=source[1], dry_run=False, adds=True
         )
         reading = _read(context, collector, *source, follow=follow, count=count)
-    adds = consume or follow is not None or isinstance(source, str)
+    adds = remembers or isinstance(source, str)
     entries = settle_workloads(context, dataset, collector.tallies, origin=reading.origin, dry_run=dry_run, adds=adds)
     _remove_plans(collector)
     for path in reading.read if follow is not None else ():
